@@ -1,0 +1,87 @@
+/**
+ * The io queue for plain async code (mount, replay, destage, resync, logins): one promise per operation.
+ * Not for the per-request path. Ownership of ranges is as in {@link IoQueue}.
+ */
+
+import { assert } from '../base/assert.ts'
+import { columns, i32 } from '../base/columns.ts'
+import type { Handle, IoQueue, Tag } from './ioqueue.ts'
+
+/** Async operations under way at one time on a reactor. */
+const ASYNC_OPS_MAX = 4096
+
+export class AsyncIo {
+  readonly queue: IoQueue
+  readonly #ops = columns('async io', ASYNC_OPS_MAX, { spare: i32 })
+  readonly #resolve: Array<((result: number) => void) | undefined> = []
+  readonly #tag: Tag
+
+  constructor(queue: IoQueue) {
+    this.queue = queue
+    this.#tag = queue.register('async', (row, result) => {
+      const resolve = this.#resolve[row]
+      assert(resolve !== undefined, `async io: completion of unknown operation ${row}`)
+      this.#resolve[row] = undefined
+      this.#ops.free(row)
+      queue.asyncPending = true
+      resolve(result)
+    })
+  }
+
+  /** Bytes read (maybe short) or -errno. */
+  read(file: Handle, offsetBytes: number, page: number, deltaBytes: number, lengthBytes: number, crcIndex = -1): Promise<number> {
+    return this.#start((row) => this.queue.read(file, offsetBytes, page, deltaBytes, lengthBytes, crcIndex, this.#tag, row))
+  }
+
+  write(file: Handle, offsetBytes: number, page: number, deltaBytes: number, lengthBytes: number): Promise<number> {
+    return this.#start((row) => this.queue.write(file, offsetBytes, page, deltaBytes, lengthBytes, this.#tag, row))
+  }
+
+  /** Takes the segments listed on the queue just before this call. */
+  writeSegments(file: Handle, offsetBytes: number): Promise<number> {
+    return this.#start((row) => this.queue.writeSegments(file, offsetBytes, this.#tag, row))
+  }
+
+  fdatasync(file: Handle): Promise<number> {
+    return this.#start((row) => this.queue.fdatasync(file, this.#tag, row))
+  }
+
+  /** Resolves after at least `delayMs`. */
+  async sleep(delayMs: number): Promise<void> {
+    await this.#start((row) => this.queue.timeout(delayMs, this.#tag, row))
+  }
+
+  close(handle: Handle): Promise<number> {
+    return this.#start((row) => this.queue.close(handle, this.#tag, row))
+  }
+
+  /** Bytes received, 0 = closed by the peer, or -errno. */
+  recv(socket: Handle, page: number, deltaBytes: number, lengthBytes: number, waitAll = false): Promise<number> {
+    return this.#start((row) => this.queue.recv(socket, page, deltaBytes, lengthBytes, waitAll, this.#tag, row))
+  }
+
+  send(socket: Handle, page: number, deltaBytes: number, lengthBytes: number): Promise<number> {
+    return this.#start((row) => this.queue.send(socket, page, deltaBytes, lengthBytes, this.#tag, row))
+  }
+
+  accept(listener: Handle): Promise<number> {
+    return this.#start((row) => this.queue.accept(listener, this.#tag, row))
+  }
+
+  async connectTcp(options: { host: string; port: number }): Promise<{ handle: Handle; result: number }> {
+    let handle!: Handle
+    const result = await this.#start((row) => {
+      handle = this.queue.connectTcp(options, this.#tag, row)
+    })
+    return { handle, result }
+  }
+
+  #start(prepare: (row: number) => void): Promise<number> {
+    const row = this.#ops.alloc()
+    assert(row >= 0, `more than ${ASYNC_OPS_MAX} async operations under way`)
+    return new Promise((resolve) => {
+      this.#resolve[row] = resolve
+      prepare(row)
+    })
+  }
+}
