@@ -1,0 +1,3 @@
+//! The thin JavaScript skin over `xsan-io` and `xsan-raft`: argument checks and nothing else.
+
+mod raft;

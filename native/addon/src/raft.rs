@@ -1,0 +1,1 @@
+//! JavaScript skin of xsan-raft.

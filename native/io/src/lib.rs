@@ -1,0 +1,1 @@
+//! The io queue and the payload arena.
