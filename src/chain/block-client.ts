@@ -1,0 +1,49 @@
+/**
+ * What the volume layer sees of replication: reads, writes, zeroes and flushes of one block at a time, done for good or failed for good.
+ * Implemented by `client.ts` (routing, channels, retries, cancels); a plain in-memory one serves the tests of the layers above.
+ *
+ * Each call takes (done, row): `done(row, status)` is called exactly once, never inside the call.
+ * Success of a write: applied exactly once, on every replica in the acknowledgement path, durable there if the volume is `syncWhenWrite`.
+ * Failure of a write: known not to take effect ever (cancelled through the log itself, protocol 16), or the client's connection to it is already closed.
+ */
+import type { VolumeNumber } from '../base/ids.ts'
+
+export type Done = (row: number, status: number) => void
+
+export const WriteFlag = {
+  NONE: 0,
+  /** Durable on every replica before success, whatever the volume's mode. */
+  FUA: 1,
+} as const
+
+export interface BlockClient {
+  /**
+   * Whole pages [firstPage, firstPage + pageCount) of block `index`, at most CHAIN_OP_PAGES_MAX, into arena pages from `bufferPage` on.
+   * Never-written pages read as zeros. Status: SUCCESS, or after the retry budget BLOCK_CORRUPTED, VOLUME_UNAVAILABLE, VOLUME_NOT_FOUND, STOPPING.
+   */
+  read(volume: VolumeNumber, index: number, firstPage: number, pageCount: number, bufferPage: number, done: Done, row: number): void
+  /**
+   * Bytes [offsetBytes, offsetBytes + lengthBytes) within block `index`; multiples of 512; the touched pages span at most CHAIN_OP_PAGES_MAX.
+   * The payload lies in the arena so that the first touched page starts at `bufferPage`: byte i of the operation is at
+   * bufferPage * 4096 + offsetBytes % 4096 + i. The rest of the first and last page is scratch: the head merges into it.
+   * The buffer belongs to the chain layer until `done`.
+   */
+  write(volume: VolumeNumber, index: number, offsetBytes: number, lengthBytes: number, bufferPage: number, flags: number, done: Done, row: number): void
+  /** Whole pages become zeros (NBD TRIM and WRITE_ZEROES, SCSI UNMAP); a whole block may give its space back. At most PAGES_PER_BLOCK pages. */
+  zero(volume: VolumeNumber, index: number, firstPage: number, pageCount: number, flags: number, done: Done, row: number): void
+  /** Every write of the volume acknowledged before this call, on any connection of any node, is durable. At once when the volume is `syncWhenWrite`. */
+  flush(volume: VolumeNumber, done: Done, row: number): void
+  /**
+   * The client that waits for (done, row) has gone (connection lost): the write is retried for `writeLifeMs` more at most, then cancelled; `done` still follows.
+   */
+  orphan(done: Done, row: number): void
+  /** The volume as the table has it, or undefined. */
+  volumeByName(
+    name: string,
+  ): { readonly volume: VolumeNumber; readonly sizeBytes: number; readonly readOnly: boolean; readonly syncWhenWrite: boolean } | undefined
+  /** Size now (resizes are seen without reconnecting); -1 when the volume is gone. */
+  sizeBytes(volume: VolumeNumber): number
+  volumeNames(): readonly string[]
+  /** May this node serve I/O at all now (lease, table)? For readiness only; operations wait for it by themselves. */
+  readonly ready: boolean
+}
