@@ -153,6 +153,12 @@ export interface IoQueue {
   /** Called (in a turn) when another thread called this queue's wake function. One per queue. */
   onWake(handler: () => void): void
 
+  /**
+   * `handler` is called at the end of every turn, after all its completions were dispatched: the place to send what has gathered
+   * (one gathered send per socket and turn). Several handlers are called in the order they were added.
+   */
+  onTurnEnd(handler: () => void): void
+
   /** Submit, wait up to `timeoutMs` (0 = do not wait) for at least one completion, dispatch. Returns how many were dispatched. Throws what a handler throws. */
   turn(timeoutMs: number): number
   /**
