@@ -1,0 +1,100 @@
+/**
+ * One JSON line per event on stderr:
+ *   {"ts":"2026-01-31T12:00:00.000Z","level":"WARN","code":"XSAN-204","node":"node-1",...,"file":"src/x.ts:12","func":"f","msg":"..."}
+ * `file` and `func` cost a stack trace, so they are taken at WARN and worse, and at every level once DEBUG is switched on.
+ */
+import { relative } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import pino from 'pino'
+import { XsanError } from '../../base/errors.ts'
+import { type Log, LogLevel, type LogLevelName } from '../control.ts'
+
+const ROOT = fileURLToPath(new URL('../../..', import.meta.url))
+const METHODS = { FATAL: 'fatal', ERROR: 'error', WARN: 'warn', INFO: 'info', DEBUG: 'debug', TRACE: 'trace' } as const
+
+type Fields = Readonly<Record<string, unknown>>
+
+export interface NodeLogOptions {
+  readonly level: LogLevelName
+  /** Fields of every line. */
+  readonly fields?: Fields
+  /** Gets each line with its newline; default: stderr, written at once so that nothing is lost when the process ends. */
+  readonly write?: (line: string) => void
+}
+
+export class NodeLog implements Log {
+  readonly #pino: pino.Logger
+  readonly #shared: { level: LogLevelName }
+
+  constructor(options: NodeLogOptions, derived?: { pino: pino.Logger; shared: { level: LogLevelName } }) {
+    this.#shared = derived?.shared ?? { level: options.level }
+    this.#pino =
+      derived?.pino ??
+      pino(
+        {
+          level: 'trace',
+          base: options.fields ?? {},
+          timestamp: () => `,"ts":"${new Date().toISOString()}"`,
+          formatters: { level: (label) => ({ level: label.toUpperCase() }) },
+        },
+        options.write ? { write: options.write } : pino.destination({ fd: 2, sync: true }),
+      )
+  }
+
+  get level(): LogLevelName {
+    return this.#shared.level
+  }
+
+  /** Also of every logger made from this one. */
+  set level(level: LogLevelName) {
+    this.#shared.level = level
+  }
+
+  log(level: LogLevelName, message: string, fields: Fields = {}): void {
+    const chosen = LogLevel[this.#shared.level]
+    if (LogLevel[level] > chosen) return
+    const place = LogLevel[level] <= LogLevel.WARN || chosen >= LogLevel.DEBUG ? placeOfCaller() : {}
+    this.#pino[METHODS[level]]({ ...place, ...plain(fields) }, message)
+  }
+
+  child(fields: Fields): NodeLog {
+    return new NodeLog({ level: this.#shared.level }, { pino: this.#pino.child(plain(fields)), shared: this.#shared })
+  }
+}
+
+/** Errors become text (with `code` for one of ours, with the stack for a bug); bytes become hex, at most 64 of them. */
+function plain(fields: Fields): Record<string, unknown> {
+  const out: Record<string, unknown> = {}
+  for (const [key, value] of Object.entries(fields)) {
+    if (value instanceof XsanError) {
+      out['code'] ??= `XSAN-${String(value.code).padStart(3, '0')}`
+      out[key] = `${value.status}: ${value.message}`
+      if (value.nextStep) out['next_step'] = value.nextStep
+      if (value.cause instanceof Error) out['cause'] = value.cause.message
+    } else if (value instanceof Error) {
+      out[key] = value.message
+      out['stack'] = value.stack
+    } else if (value instanceof Uint8Array) {
+      out[key] = Buffer.from(value.subarray(0, 64)).toString('hex')
+    } else {
+      out[key] = value
+    }
+  }
+  return out
+}
+
+/** Of the first frame outside this file. */
+function placeOfCaller(): { file?: string; func?: string } {
+  const holder: { stack?: string } = {}
+  const limit = Error.stackTraceLimit
+  Error.stackTraceLimit = 6
+  Error.captureStackTrace(holder, placeOfCaller)
+  Error.stackTraceLimit = limit
+  for (const line of (holder.stack ?? '').split('\n').slice(1)) {
+    const match = /^\s+at (?:(?:async )?(.+?) \()?(?:file:\/\/)?(.+?):(\d+):\d+\)?$/.exec(line)
+    if (match?.[2] === undefined || match[2].endsWith('/env/node/log.ts')) continue
+    const func = match[1]?.replace(/^Object\./, '')
+    return { file: `${relative(ROOT, match[2])}:${match[3]}`, ...(func ? { func } : {}) }
+  }
+  return {}
+}

@@ -1,0 +1,39 @@
+/** Who holds a TCP port of this host: for the error that says a port is taken. Best effort; needs /proc. */
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
+
+const LISTEN = '0A'
+
+/** "PID 123 (xsand)", or undefined when it cannot be found out (another user's process). */
+export function portHolder(port: number): string | undefined {
+  const inodes = new Set(['/proc/net/tcp', '/proc/net/tcp6'].flatMap((path) => listeningInodes(path, port)))
+  if (inodes.size === 0) return undefined
+  for (const pid of entries('/proc')) {
+    if (!/^\d+$/.test(pid)) continue
+    for (const fd of entries(`/proc/${pid}/fd`)) {
+      const inode = /^socket:\[(\d+)\]$/.exec(attempt(() => readlinkSync(`/proc/${pid}/fd/${fd}`)) ?? '')?.[1]
+      if (inode !== undefined && inodes.has(inode)) return `PID ${pid} (${attempt(() => readFileSync(`/proc/${pid}/comm`, 'utf8').trim()) ?? 'unknown'})`
+    }
+  }
+  return undefined
+}
+
+/** Columns of /proc/net/tcp: sl, local address:port in hex, remote, state, ..., inode as the 10th. */
+function listeningInodes(path: string, port: number): string[] {
+  const lines = (attempt(() => readFileSync(path, 'utf8')) ?? '').split('\n').slice(1)
+  return lines
+    .map((line) => line.trim().split(/\s+/))
+    .filter((columns) => columns[3] === LISTEN && Number.parseInt(columns[1]?.split(':')[1] ?? '', 16) === port)
+    .map((columns) => columns[9] ?? '')
+}
+
+function entries(path: string): string[] {
+  return attempt(() => readdirSync(path)) ?? []
+}
+
+function attempt<T>(fn: () => T): T | undefined {
+  try {
+    return fn()
+  } catch {
+    return undefined
+  }
+}

@@ -1,0 +1,242 @@
+/**
+ * Rpc over gRPC (HTTP/2, no TLS yet) with the services of proto/. One server, one kept-alive connection per address called.
+ *
+ * Invariants:
+ * - Every call has a deadline; every message has a largest size.
+ * - Only XsanError leaves `call`; whatever a handler throws reaches the caller as one (grpc-errors.ts).
+ * - A message may only have the fields of its type: a misspelt one is our bug, not silence.
+ */
+import { fileURLToPath } from 'node:url'
+import {
+  Client,
+  credentials,
+  type Deadline,
+  type Metadata as GrpcMetadata,
+  type handleUnaryCall,
+  Metadata,
+  type MethodDefinition,
+  Server,
+  ServerCredentials,
+  type ServiceDefinition,
+  type UntypedServiceImplementation,
+} from '@grpc/grpc-js'
+import { loadSync, type MessageTypeDefinition, type PackageDefinition } from '@grpc/proto-loader'
+import { assert } from '../../base/assert.ts'
+import { messageOf, XsanError } from '../../base/errors.ts'
+import { MiB } from '../../base/units.ts'
+import type { Log, Message, MethodHandler, Rpc } from '../control.ts'
+import { fromServiceError, toGrpcStatus } from './grpc-errors.ts'
+import { portHolder } from './port-holder.ts'
+
+/** A Raft snapshot of a large cluster fits; nothing a stranger sends may take more memory than this. */
+const MESSAGE_BYTES_MAX = 64 * MiB
+/** Connections to other nodes kept at one time. */
+const CLIENTS_MAX = 512
+/** Calls under way on one connection. */
+const STREAMS_PER_CONNECTION_MAX = 256
+/** Time that calls under way get to end in `close`. */
+const CLOSE_GRACE_MS = 500
+const PROTO_DIRECTORY = fileURLToPath(new URL('../../../proto', import.meta.url))
+
+const COMMON_OPTIONS = {
+  'grpc.max_receive_message_length': MESSAGE_BYTES_MAX,
+  'grpc.max_send_message_length': MESSAGE_BYTES_MAX,
+}
+const SERVER_OPTIONS = {
+  ...COMMON_OPTIONS,
+  'grpc.max_concurrent_streams': STREAMS_PER_CONNECTION_MAX,
+  'grpc.keepalive_time_ms': 20_000,
+  'grpc.keepalive_timeout_ms': 10_000,
+}
+const CLIENT_OPTIONS = {
+  ...COMMON_OPTIONS,
+  'grpc.keepalive_time_ms': 5_000,
+  'grpc.keepalive_timeout_ms': 3_000,
+  'grpc.initial_reconnect_backoff_ms': 50,
+  'grpc.min_reconnect_backoff_ms': 50,
+  'grpc.max_reconnect_backoff_ms': 500,
+  'grpc.use_local_subchannel_pool': 1,
+  'grpc.service_config_disable_resolution': 1,
+  'grpc.enable_retries': 0,
+  'grpc.enable_http_proxy': 0,
+}
+
+type Definition = MethodDefinition<Message, Message>
+
+export class GrpcRpc implements Rpc {
+  readonly #log: Log
+  readonly #definitions: PackageDefinition
+  readonly #server = new Server(SERVER_OPTIONS)
+  /** In order of last use. */
+  readonly #clients = new Map<string, Client>()
+  #listening = false
+  #closed = false
+
+  constructor({ log }: { log: Log }) {
+    this.#log = log
+    this.#definitions = loadDefinitions()
+  }
+
+  serve(service: string, methods: Readonly<Record<string, MethodHandler>>): void {
+    assert(!this.#listening, `serve ${service}: already listening`)
+    const definition = this.#service(service)
+    const implementation: UntypedServiceImplementation = {}
+    const served: Record<string, Definition> = {}
+    for (const [name, handler] of Object.entries(methods)) {
+      const method = definition[name] as unknown as Definition | undefined
+      assert(method !== undefined, `proto/ has no method ${service}/${name}`)
+      served[name] = method
+      implementation[name] = this.#adapt(`${service}/${name}`, method, handler)
+    }
+    this.#server.addService(served as ServiceDefinition, implementation)
+  }
+
+  async listen({ host, port }: { host: string; port: number }): Promise<{ port: number }> {
+    this.#listening = true
+    return new Promise((resolve, reject) => {
+      this.#server.bindAsync(`${host}:${port}`, ServerCredentials.createInsecure(), (error, boundPort) => {
+        if (error === null) resolve({ port: boundPort })
+        else reject(bindError(error, host, port))
+      })
+    })
+  }
+
+  async call(
+    address: string,
+    method: string,
+    request: Message,
+    { timeoutMs, metadata = {} }: { timeoutMs: number; metadata?: Readonly<Record<string, string>> },
+  ): Promise<Message> {
+    if (this.#closed) throw new XsanError('STOPPING', `${method}: this process is stopping`)
+    const [service = '', name = ''] = method.split('/')
+    const definition = this.#service(service)[name] as unknown as Definition | undefined
+    assert(definition !== undefined, `proto/ has no method ${method}`)
+    assertFields(definition, 'requestType', method, request)
+    const sent = new Metadata()
+    for (const [key, value] of Object.entries(metadata)) sent.set(key, value)
+    const client = this.#client(address)
+    return new Promise((resolve, reject) => {
+      client.makeUnaryRequest(
+        definition.path,
+        definition.requestSerialize,
+        definition.responseDeserialize,
+        request,
+        sent,
+        { deadline: Date.now() + timeoutMs },
+        (error, response) => {
+          if (error !== null) reject(fromServiceError(error, { address, method, timeoutMs }))
+          else resolve(response ?? {})
+        },
+      )
+    })
+  }
+
+  /** Calls under way get a moment to end. A second close is a no-op. */
+  async close(): Promise<void> {
+    if (this.#closed) return
+    this.#closed = true
+    await new Promise<void>((resolve) => {
+      const cut = setTimeout(() => {
+        this.#server.forceShutdown()
+        resolve()
+      }, CLOSE_GRACE_MS)
+      this.#server.tryShutdown(() => {
+        clearTimeout(cut)
+        resolve()
+      })
+    })
+    for (const client of this.#clients.values()) client.close()
+    this.#clients.clear()
+  }
+
+  #service(name: string): ServiceDefinition {
+    const definition = this.#definitions[name]
+    assert(definition !== undefined && !('format' in definition), `proto/ has no service ${name}`)
+    return definition as unknown as ServiceDefinition
+  }
+
+  #adapt(method: string, definition: Definition, handler: MethodHandler): handleUnaryCall<Message, Message> {
+    return (call, respond) => {
+      const context = { peer: call.getPeer(), timeoutMs: remainingMs(call.getDeadline()), metadata: textMetadata(call.metadata) }
+      handler(call.request, context).then(
+        (response) => {
+          assertFields(definition, 'responseType', method, response)
+          respond(null, response)
+        },
+        (error: unknown) => {
+          if (!(error instanceof XsanError)) this.#log.log('ERROR', `${method} failed`, { error, peer: context.peer })
+          respond(toGrpcStatus(error))
+        },
+      )
+    }
+  }
+
+  #client(address: string): Client {
+    let client = this.#clients.get(address)
+    if (client === undefined) {
+      client = new Client(address, credentials.createInsecure(), CLIENT_OPTIONS)
+      const oldest = this.#clients.keys().next().value
+      if (this.#clients.size >= CLIENTS_MAX && oldest !== undefined) {
+        this.#clients.get(oldest)?.close()
+        this.#clients.delete(oldest)
+      }
+    } else {
+      this.#clients.delete(address)
+    }
+    this.#clients.set(address, client)
+    return client
+  }
+}
+
+/** u64 as numbers, names in camelCase, absent fields with their defaults. */
+function loadDefinitions(): PackageDefinition {
+  return loadSync(['xsan/v1/admin.proto', 'xsan/v1/peer.proto'], {
+    includeDirs: [PROTO_DIRECTORY],
+    longs: Number,
+    enums: String,
+    defaults: true,
+  })
+}
+
+function assertFields(definition: Definition, side: 'requestType' | 'responseType', method: string, message: Message): void {
+  const type = (definition as unknown as Record<typeof side, MessageTypeDefinition<object, object>>)[side]
+  const fields = (type.type as { field: ReadonlyArray<{ name: string }> }).field
+  for (const name of Object.keys(message)) {
+    assert(
+      fields.some((field) => field.name === name || camelCase(field.name) === name),
+      `${method}: its ${side} has no field ${name}`,
+    )
+  }
+}
+
+function camelCase(name: string): string {
+  return name.replace(/_([a-z0-9])/g, (_, letter: string) => letter.toUpperCase())
+}
+
+function remainingMs(deadline: Deadline): number {
+  const atMs = deadline instanceof Date ? deadline.getTime() : deadline
+  return Math.max(0, atMs - Date.now())
+}
+
+function textMetadata(metadata: GrpcMetadata): Record<string, string> {
+  const text: Record<string, string> = Object.create(null)
+  for (const [key, value] of Object.entries(metadata.getMap())) if (typeof value === 'string') text[key] = value
+  return text
+}
+
+function bindError(error: Error, host: string, port: number): XsanError {
+  const cause = messageOf(error)
+  if (cause.includes('EADDRINUSE') || portHolder(port) !== undefined) {
+    const holder = portHolder(port)
+    return new XsanError(
+      'BUSY',
+      `port ${port} on ${host} is taken${holder ? ` by ${holder}` : ''}`,
+      'Stop that process, or choose another cluster.bind_port.',
+      { cause: error },
+    )
+  }
+  if (cause.includes('EADDRNOTAVAIL')) {
+    return new XsanError('INVALID_PARAM', `${host} is not an address of this host`, 'Set cluster.bind_ip to one that `ip addr` shows.', { cause: error })
+  }
+  return new XsanError('INVALID_PARAM', `cannot listen on ${host}:${port}: ${cause}`, 'Look at cluster.bind_ip and cluster.bind_port.', { cause: error })
+}
