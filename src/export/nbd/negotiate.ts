@@ -34,7 +34,7 @@ export interface Negotiated {
   readonly structuredReplies: boolean
 }
 
-/** Where negotiation may read and write: [page, page + 4) of the arena, the connection's own. */
+/** Where negotiation may read and write: four pages of the arena from `page` on, the connection's own. */
 export interface NegotiationPeer {
   readonly io: AsyncIo
   readonly socket: Handle
@@ -42,7 +42,6 @@ export interface NegotiationPeer {
   /** Set when this connection is one too many: its first option is answered with this text, then it is closed. */
   readonly refuse: string | undefined
 }
-export const NEGOTIATION_PAGES = 4
 
 /** The connection cannot go on; `reason` for the log, empty when the client merely left. */
 export class NegotiationEnded extends Error {
@@ -89,12 +88,14 @@ export async function negotiate(peer: NegotiationPeer, volumes: VolumeLayer): Pr
   await send(NbdGreeting.size)
   await receive(4)
   const clientFlags = view.getUint32(inAt)
-  if ((clientFlags & ~(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)) !== 0) throw new NegotiationEnded(`unknown client flags 0x${clientFlags.toString(16)}`)
+  if ((clientFlags & ~(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)) !== 0)
+    throw new NegotiationEnded(`unknown client flags 0x${clientFlags.toString(16)}`)
 
   let structuredReplies = false
   for (let n = 0; n < OPTIONS_MAX; n++) {
     await receive(NbdOption.size)
-    if (NbdOption.get.magicHi(view, inAt) !== IHAVEOPT.high || NbdOption.get.magicLo(view, inAt) !== IHAVEOPT.low) throw new NegotiationEnded('an option without the magic IHAVEOPT')
+    if (NbdOption.get.magicHi(view, inAt) !== IHAVEOPT.high || NbdOption.get.magicLo(view, inAt) !== IHAVEOPT.low)
+      throw new NegotiationEnded('an option without the magic IHAVEOPT')
     const option = NbdOption.get.option(view, inAt)
     const length = NbdOption.get.length(view, inAt)
     if (length > OPTION_BYTES_MAX) throw new NegotiationEnded(`an option of ${length} bytes (at most ${OPTION_BYTES_MAX})`)
@@ -187,4 +188,3 @@ function parseInfo(bytes: Uint8Array, view: DataView, at: number, length: number
 function text(bytes: Uint8Array, at: number, length: number): string {
   return new TextDecoder().decode(bytes.slice(at, at + length))
 }
-

@@ -1,0 +1,651 @@
+/**
+ * The NBD export of one reactor: listeners, connections, and the transmission phase.
+ *
+ * Reads top to bottom as a request lives: accept -> negotiate (negotiate.ts) -> receive -> parse -> start -> done -> reply.
+ *
+ * Memory of a connection: a stream buffer of STREAM_PAGES, into which one receive at a time is under way; requests are parsed in place.
+ * A write's payload is copied from there to page-aligned pages of its own, or, as far as it has not arrived yet, received straight into them.
+ * A read's pages have one more page in front, so that reply header and data are one contiguous range:
+ *
+ *   [ page: ..... header ][ page: data ][ page: data ] ...      (data begins at offsetBytes % 4096 of its first page, the header just before)
+ *
+ * Bounds: connectionsMax connections (one more is told so and closed), REQUESTS_PER_CONNECTION_MAX requests each, REQUESTS_MAX in all. A connection
+ * that finds no row or no buffer stops receiving until one is free (first come, first served); others go on.
+ * A connection's requests outlive it: the row of the connection is free only when they have all ended.
+ */
+import { columns, f64, i32, u32 } from '../../base/columns.ts'
+import { messageOf } from '../../base/errors.ts'
+import type { VolumeNumber } from '../../base/ids.ts'
+import { Status } from '../../base/status.ts'
+import { PAGE_BYTES, REQUEST_BYTES_MAX, SECTOR_BYTES } from '../../base/units.ts'
+import { type Done, WriteFlag } from '../../chain/block-client.ts'
+import type { AsyncIo } from '../../env/async-io.ts'
+import type { Log } from '../../env/control.ts'
+import type { Handle, IoQueue, Tag } from '../../env/ioqueue.ts'
+import type { VolumeLayer } from '../../volume/volume.ts'
+import {
+  Command,
+  CommandFlag,
+  NbdErrno,
+  NbdErrorChunk,
+  NbdOffsetData,
+  NbdRequest,
+  NbdSimpleReply,
+  NbdStructuredReply,
+  REPLY_FLAG_DONE,
+  REQUEST_MAGIC,
+  ReplyChunk,
+  SIMPLE_REPLY_MAGIC,
+  STRUCTURED_REPLY_MAGIC,
+} from '../../wire/nbd.ts'
+import { nbdErrno } from './errors.ts'
+import { NegotiationEnded, negotiate } from './negotiate.ts'
+
+const STREAM_PAGES = 32
+const STREAM_BYTES = STREAM_PAGES * PAGE_BYTES
+/** Where replies without data are put together, per connection. */
+const REPLY_PAGES = 1
+const REPLY_BYTES = REPLY_PAGES * PAGE_BYTES
+const REQUESTS_MAX = 4096
+const REQUESTS_PER_CONNECTION_MAX = 256
+/** Replies that go into one gathered send. */
+const REPLIES_PER_SEND_MAX = 128
+/** Connections beyond the limit that are told so at one time; more are closed at once. */
+const REFUSALS_MAX = 8
+/** A client that has not finished negotiating by then is dropped. */
+const NEGOTIATION_MS_MAX = 10_000
+
+const State = { NEGOTIATING: 0, RUNNING: 1, CLOSING: 2 } as const
+const NONE = -1
+
+export interface NbdServerOptions {
+  readonly queue: IoQueue
+  readonly asyncIo: AsyncIo
+  readonly volumes: VolumeLayer
+  readonly log: Log
+  readonly connectionsMax: number
+}
+
+export class NbdServer {
+  readonly #queue: IoQueue
+  readonly #io: AsyncIo
+  readonly #volumes: VolumeLayer
+  readonly #log: Log
+  readonly #connectionsMax: number
+  readonly #listeners: Handle[] = []
+  readonly #acceptTag: Tag
+  readonly #recvTag: Tag
+  readonly #bulkTag: Tag
+  readonly #sendTag: Tag
+  readonly #closeTag: Tag
+  readonly #deadlineTag: Tag
+  readonly #done: Done
+  #stopping = false
+  #refusing = 0
+  #refusedLogged = false
+
+  readonly #connections
+  readonly #requests = columns('nbd request', REQUESTS_MAX, {
+    connection: i32,
+    cookieHi: u32,
+    cookieLo: u32,
+    type: i32,
+    flags: i32,
+    offsetBytes: f64,
+    lengthBytes: u32,
+    /** First page of the allocation (a read's front page), or -1. */
+    basePage: i32,
+    /** Payload bytes received so far (WRITE). */
+    gotBytes: u32,
+    status: i32,
+    next: i32,
+    startedMs: f64,
+  })
+  /** Connections that wait for a row or a buffer, in order. */
+  readonly #blocked: number[] = []
+  /** Connections with replies to send at the end of this turn. */
+  readonly #dirty: number[] = []
+
+  constructor(options: NbdServerOptions) {
+    this.#queue = options.queue
+    this.#io = options.asyncIo
+    this.#volumes = options.volumes
+    this.#log = options.log
+    this.#connectionsMax = options.connectionsMax
+    this.#connections = columns('nbd connection', options.connectionsMax + REFUSALS_MAX, {
+      socket: f64,
+      state: i32,
+      volume: f64,
+      structured: i32,
+      readOnly: i32,
+      /** The allocation: STREAM_PAGES for receiving, then REPLY_PAGES. */
+      page: i32,
+      start: i32,
+      end: i32,
+      /** Payload bytes of a refused write that are still to be thrown away. */
+      discardBytes: u32,
+      receiving: i32,
+      sending: i32,
+      negotiating: i32,
+      blocked: i32,
+      dirty: i32,
+      /** The write whose payload is being received straight into its pages, or -1. */
+      bulk: i32,
+      requests: i32,
+      replyFirst: i32,
+      replyLast: i32,
+      /** Replies in the send under way: a list through `next`. */
+      sentFirst: i32,
+    })
+    const queue = this.#queue
+    this.#acceptTag = queue.register('nbd accept', (listener, result) => this.#onAccept(listener, result))
+    this.#recvTag = queue.register('nbd recv', (c, result) => this.#onReceive(c, result))
+    this.#bulkTag = queue.register('nbd payload', (c, result) => this.#onPayload(c, result))
+    this.#sendTag = queue.register('nbd send', (c, result) => this.#onSent(c, result))
+    this.#closeTag = queue.register('nbd close', (c) => this.#onClosed(c))
+    this.#deadlineTag = queue.register('nbd deadline', (c, result) => {
+      if (result === 0 && this.#connections.isUsed(c) && this.#connections.negotiating[c] === 1) this.#queue.cancel(this.#socket(c))
+    })
+    this.#done = (row, status) => this.#onDone(row, status)
+    queue.onTurnEnd(() => this.#sendReplies())
+  }
+
+  /** Throws IoError (EADDRINUSE ...). Returns the port. */
+  listenTcp(host: string, port: number): number {
+    const listener = this.#queue.listenTcp({ host, port, backlog: 128 })
+    this.#addListener(listener.handle)
+    return listener.port
+  }
+
+  listenUnix(path: string): void {
+    this.#addListener(this.#queue.listenUnix({ path, mode: 0o660 }))
+  }
+
+  get connectionCount(): number {
+    return this.#connections.inUse
+  }
+
+  get requestCount(): number {
+    return this.#requests.inUse
+  }
+
+  /** No new connections from now on; requests that come are answered ESHUTDOWN by the layers below; connections are closed when idle. */
+  stop(): void {
+    if (this.#stopping) return
+    this.#stopping = true
+    for (const listener of this.#listeners) this.#queue.close(listener, this.#closeTag, NONE)
+    for (let c = 0; c < this.#connections.rowsMax; c++) {
+      if (!this.#connections.isUsed(c)) continue
+      if (this.#connections.negotiating[c] === 1) this.#queue.cancel(this.#socket(c))
+      else if (this.#connections.requests[c] === 0) this.#drop(c, '')
+    }
+  }
+
+  // ---- accept ----------------------------------------------------------------------------------------------------------
+  #addListener(handle: Handle): void {
+    this.#listeners.push(handle)
+    this.#queue.accept(handle, this.#acceptTag, this.#listeners.length - 1)
+  }
+
+  #onAccept(listener: number, result: number): void {
+    if (this.#stopping) {
+      if (result >= 0) this.#queue.close(result as Handle, this.#closeTag, NONE)
+      return
+    }
+    if (result >= 0) this.#welcome(result as Handle)
+    else this.#log.log('WARN', 'NBD accept failed', { errno: -result })
+    this.#queue.accept(this.#listeners[listener]!, this.#acceptTag, listener)
+  }
+
+  #welcome(socket: Handle): void {
+    const t = this.#connections
+    const tooMany = t.inUse - this.#refusing >= this.#connectionsMax
+    const page = tooMany && this.#refusing >= REFUSALS_MAX ? NONE : this.#queue.arena.alloc((STREAM_PAGES + REPLY_PAGES) * PAGE_BYTES)
+    if (tooMany && !this.#refusedLogged) {
+      this.#refusedLogged = true
+      this.#log.log('WARN', 'NBD connection refused: the limit network.max_connections is reached', { limit: this.#connectionsMax })
+    }
+    const c = page === NONE ? NONE : t.alloc()
+    if (c === NONE) {
+      if (page !== NONE) this.#queue.arena.free(page as never)
+      else if (!tooMany) this.#log.log('WARN', 'NBD connection refused: no buffer memory left', { connections: t.inUse })
+      this.#queue.close(socket, this.#closeTag, NONE)
+      return
+    }
+    t.socket[c] = socket
+    t.page[c] = page
+    t.state[c] = State.NEGOTIATING
+    t.start[c] = t.end[c] = t.discardBytes[c] = t.receiving[c] = t.sending[c] = t.blocked[c] = t.dirty[c] = t.requests[c] = 0
+    t.bulk[c] = t.replyFirst[c] = t.replyLast[c] = t.sentFirst[c] = NONE
+    t.negotiating[c] = 1
+    if (tooMany) this.#refusing++
+    this.#queue.timeout(NEGOTIATION_MS_MAX, this.#deadlineTag, c)
+    void this.#negotiate(c, tooMany)
+  }
+
+  async #negotiate(c: number, refuse: boolean): Promise<void> {
+    const t = this.#connections
+    const reason = refuse
+      ? `all ${this.#connectionsMax} connections of this node are in use (network.max_connections); close one or use another node`
+      : undefined
+    let why = ''
+    try {
+      const agreed = await negotiate({ io: this.#io, socket: this.#socket(c), page: t.page[c]!, refuse: reason }, this.#volumes)
+      t.volume[c] = agreed.volume.volume
+      t.readOnly[c] = agreed.volume.readOnly ? 1 : 0
+      t.structured[c] = agreed.structuredReplies ? 1 : 0
+      t.state[c] = State.RUNNING
+    } catch (error) {
+      if (!(error instanceof NegotiationEnded)) throw error
+      t.state[c] = State.CLOSING
+      why = refuse ? '' : messageOf(error)
+    }
+    t.negotiating[c] = 0
+    this.#queue.cancelTimeout(this.#deadlineTag, c)
+    if (refuse) this.#refusing--
+    if (t.state[c] === State.RUNNING && !this.#stopping) this.#receive(c)
+    else this.#drop(c, why)
+  }
+
+  // ---- receive and parse -----------------------------------------------------------------------------------------------
+  #receive(c: number): void {
+    const t = this.#connections
+    if (t.receiving[c] === 1 || t.blocked[c] === 1 || t.bulk[c] !== NONE || t.state[c] !== State.RUNNING) return
+    const at = t.page[c]! * PAGE_BYTES
+    if (t.start[c] === t.end[c]) t.start[c] = t.end[c] = 0
+    else if (t.start[c]! > 0) {
+      this.#queue.arena.bytes.copyWithin(at, at + t.start[c]!, at + t.end[c]!)
+      t.end[c]! -= t.start[c]!
+      t.start[c] = 0
+    }
+    t.receiving[c] = 1
+    this.#queue.recv(this.#socket(c), t.page[c]!, t.end[c]!, STREAM_BYTES - t.end[c]!, false, this.#recvTag, c)
+  }
+
+  #onReceive(c: number, result: number): void {
+    const t = this.#connections
+    t.receiving[c] = 0
+    if (result <= 0 || t.state[c] !== State.RUNNING) {
+      this.#drop(c, '')
+      return
+    }
+    t.end[c]! += result
+    this.#parse(c)
+  }
+
+  /** Starts every request that is complete in the stream; then receives on, unless the connection is blocked or receives a payload. */
+  #parse(c: number): void {
+    const t = this.#connections
+    const { view } = this.#queue.arena
+    const base = t.page[c]! * PAGE_BYTES
+    while (t.state[c] === State.RUNNING) {
+      const available = t.end[c]! - t.start[c]!
+      if (t.discardBytes[c]! > 0) {
+        const n = Math.min(available, t.discardBytes[c]!)
+        if (n === 0) break
+        t.start[c]! += n
+        t.discardBytes[c]! -= n
+        continue
+      }
+      if (available < NbdRequest.size) break
+      const at = base + t.start[c]!
+      if (NbdRequest.get.magic(view, at) !== REQUEST_MAGIC) {
+        this.#drop(c, 'a request without the magic number')
+        return
+      }
+      if (!this.#start(c, at)) {
+        t.blocked[c] = 1
+        this.#blocked.push(c)
+        return
+      }
+      if (t.bulk[c] !== NONE) return
+    }
+    this.#receive(c)
+  }
+
+  /** Starts the request whose header is at `at`; false when there is no row or no buffer for it now. */
+  #start(c: number, at: number): boolean {
+    const t = this.#connections
+    const q = this.#requests
+    const { view } = this.#queue.arena
+    const type = NbdRequest.get.type(view, at)
+    const flags = NbdRequest.get.flags(view, at)
+    const offsetBytes = NbdRequest.get.offset(view, at)
+    const lengthBytes = NbdRequest.get.length(view, at)
+    if (type === Command.DISC) {
+      t.start[c]! += NbdRequest.size
+      this.#drop(c, '')
+      return true
+    }
+    if (type === Command.WRITE && lengthBytes > REQUEST_BYTES_MAX) {
+      this.#drop(c, `a write of ${lengthBytes} bytes (at most ${REQUEST_BYTES_MAX})`)
+      return true
+    }
+    if (t.requests[c]! >= REQUESTS_PER_CONNECTION_MAX || !this.#volumes.hasRoom) return false
+    const r = q.alloc()
+    if (r < 0) return false
+    const error = this.#refusal(c, type, flags, offsetBytes, lengthBytes)
+    const pages = error !== Status.SUCCESS ? 0 : this.#pagesFor(type, offsetBytes, lengthBytes)
+    let basePage = NONE
+    if (pages > 0) {
+      basePage = this.#queue.arena.alloc(pages * PAGE_BYTES)
+      if (basePage === NONE) {
+        q.free(r)
+        return false
+      }
+    }
+    q.connection[r] = c
+    q.cookieHi[r] = NbdRequest.get.cookieHi(view, at)
+    q.cookieLo[r] = NbdRequest.get.cookieLo(view, at)
+    q.type[r] = type
+    q.flags[r] = flags
+    q.offsetBytes[r] = offsetBytes
+    q.lengthBytes[r] = lengthBytes
+    q.basePage[r] = basePage
+    q.status[r] = error
+    q.startedMs[r] = this.#queue.nowMs
+    t.requests[c]!++
+    t.start[c]! += NbdRequest.size
+    if (error !== Status.SUCCESS) {
+      if (type === Command.WRITE) t.discardBytes[c] = lengthBytes
+      this.#reply(r)
+      return true
+    }
+    const volume = t.volume[c] as VolumeNumber
+    const writeFlags = flags & CommandFlag.FUA ? WriteFlag.FUA : WriteFlag.NONE
+    switch (type) {
+      case Command.READ:
+        this.#volumes.read(volume, offsetBytes, lengthBytes, basePage + 1, this.#done, r)
+        break
+      case Command.WRITE:
+        this.#takePayload(c, r)
+        break
+      case Command.FLUSH:
+        this.#volumes.flush(volume, this.#done, r)
+        break
+      case Command.TRIM:
+        if (!this.#volumes.trim(volume, offsetBytes, lengthBytes, writeFlags, this.#done, r)) this.#reply(r)
+        break
+      default:
+        this.#volumes.zero(volume, offsetBytes, lengthBytes, basePage, writeFlags, this.#done, r)
+    }
+    return true
+  }
+
+  /** Why a request is refused without looking at any data, or SUCCESS (proto "Request types"; a write beyond the end is ENOSPC). */
+  #refusal(c: number, type: number, flags: number, offsetBytes: number, lengthBytes: number): number {
+    const isWrite = type === Command.WRITE || type === Command.TRIM || type === Command.WRITE_ZEROES
+    if (type === Command.FLUSH) return Status.SUCCESS
+    if (!isWrite && type !== Command.READ) return Status.INVALID_PARAM
+    const known = CommandFlag.FUA | (type === Command.READ ? CommandFlag.DF : 0) | (type === Command.WRITE_ZEROES ? CommandFlag.NO_HOLE : 0)
+    if ((flags & ~known) !== 0) return Status.INVALID_PARAM
+    if (isWrite && this.#connections.readOnly[c] === 1) return Status.READ_ONLY
+    if (lengthBytes === 0 || lengthBytes % SECTOR_BYTES !== 0 || offsetBytes % SECTOR_BYTES !== 0) return Status.INVALID_PARAM
+    if (type === Command.READ && lengthBytes > REQUEST_BYTES_MAX) return Status.REQUEST_TOO_LARGE
+    const sizeBytes = this.#volumes.sizeBytes(this.#connections.volume[c] as VolumeNumber)
+    if (sizeBytes < 0) return Status.VOLUME_NOT_FOUND
+    if (offsetBytes + lengthBytes > sizeBytes) return type === Command.READ ? Status.INVALID_PARAM : Status.INSUFFICIENT_SPACE
+    return Status.SUCCESS
+  }
+
+  #pagesFor(type: number, offsetBytes: number, lengthBytes: number): number {
+    const touched = Math.ceil(((offsetBytes % PAGE_BYTES) + lengthBytes) / PAGE_BYTES)
+    if (type === Command.READ) return 1 + touched
+    if (type === Command.WRITE) return touched
+    return type === Command.WRITE_ZEROES ? this.#volumes.zeroScratchPages(offsetBytes, lengthBytes) : 0
+  }
+
+  /** Moves what has arrived of a write's payload to its pages, and receives the rest there. */
+  #takePayload(c: number, r: number): void {
+    const t = this.#connections
+    const q = this.#requests
+    const from = t.page[c]! * PAGE_BYTES + t.start[c]!
+    const have = Math.min(t.end[c]! - t.start[c]!, q.lengthBytes[r]!)
+    const to = q.basePage[r]! * PAGE_BYTES + (q.offsetBytes[r]! % PAGE_BYTES)
+    this.#queue.arena.bytes.copyWithin(to, from, from + have)
+    t.start[c]! += have
+    q.gotBytes[r] = have
+    if (have === q.lengthBytes[r]!) this.#startWrite(c, r)
+    else {
+      t.bulk[c] = r
+      this.#receivePayload(c, r)
+    }
+  }
+
+  #receivePayload(c: number, r: number): void {
+    const q = this.#requests
+    const delta = (q.offsetBytes[r]! % PAGE_BYTES) + q.gotBytes[r]!
+    this.#connections.receiving[c] = 1
+    this.#queue.recv(this.#socket(c), q.basePage[r]!, delta, q.lengthBytes[r]! - q.gotBytes[r]!, true, this.#bulkTag, c)
+  }
+
+  #onPayload(c: number, result: number): void {
+    const t = this.#connections
+    const q = this.#requests
+    const r = t.bulk[c]!
+    t.receiving[c] = 0
+    if (result <= 0 || t.state[c] !== State.RUNNING) {
+      t.bulk[c] = NONE
+      this.#freeRequest(r)
+      this.#drop(c, '')
+      return
+    }
+    q.gotBytes[r]! += result
+    if (q.gotBytes[r]! < q.lengthBytes[r]!) {
+      this.#receivePayload(c, r)
+      return
+    }
+    t.bulk[c] = NONE
+    this.#startWrite(c, r)
+    this.#parse(c)
+  }
+
+  #startWrite(c: number, r: number): void {
+    const q = this.#requests
+    const flags = q.flags[r]! & CommandFlag.FUA ? WriteFlag.FUA : WriteFlag.NONE
+    this.#volumes.write(this.#connections.volume[c] as VolumeNumber, q.offsetBytes[r]!, q.lengthBytes[r]!, q.basePage[r]!, flags, this.#done, r)
+  }
+
+  // ---- done and reply --------------------------------------------------------------------------------------------------
+  #onDone(r: number, status: number): void {
+    const q = this.#requests
+    q.status[r] = status
+    const type = q.type[r]!
+    if (status !== Status.SUCCESS) this.#volumes.stats.errors++
+    else if (type === Command.READ) this.#volumes.stats.finishRead(q.lengthBytes[r]!, this.#queue.nowMs - q.startedMs[r]!)
+    else if (type === Command.WRITE) this.#volumes.stats.finishWrite(q.lengthBytes[r]!, this.#queue.nowMs - q.startedMs[r]!)
+    else if (type === Command.FLUSH) this.#volumes.stats.flushOps++
+    else this.#volumes.stats.trimOps++
+    this.#reply(r)
+  }
+
+  /** Queues the reply; it leaves at the end of the turn, with the others of its connection. */
+  #reply(r: number): void {
+    const t = this.#connections
+    const q = this.#requests
+    const c = q.connection[r]!
+    if (t.state[c] !== State.RUNNING) {
+      this.#freeRequest(r)
+      this.#drop(c, '')
+      return
+    }
+    q.next[r] = NONE
+    if (t.replyFirst[c] === NONE) t.replyFirst[c] = r
+    else q.next[t.replyLast[c]!] = r
+    t.replyLast[c] = r
+    if (t.dirty[c] === 0) {
+      t.dirty[c] = 1
+      this.#dirty.push(c)
+    }
+  }
+
+  #sendReplies(): void {
+    for (let i = 0; i < this.#dirty.length; i++) {
+      const c = this.#dirty[i]!
+      this.#connections.dirty[c] = 0
+      if (this.#connections.isUsed(c) && this.#connections.sending[c] === 0) this.#sendOf(c)
+    }
+    this.#dirty.length = 0
+  }
+
+  /** One gathered send of the replies that wait, in their order. Headers without data are put side by side in the connection's reply page. */
+  #sendOf(c: number): void {
+    const t = this.#connections
+    const q = this.#requests
+    if (t.state[c] !== State.RUNNING || t.replyFirst[c] === NONE) return
+    const queue = this.#queue
+    const replyPage = t.page[c]! + STREAM_PAGES
+    let used = 0
+    /** Start of the run of headers in the reply page that is not a segment yet. */
+    let runStart = 0
+    let r = t.replyFirst[c]!
+    let last = NONE
+    for (let n = 0; r !== NONE && n < REPLIES_PER_SEND_MAX && used + NbdErrorChunk.size <= REPLY_BYTES; n++) {
+      if (q.type[r] === Command.READ && q.status[r] === Status.SUCCESS) {
+        if (used > runStart) queue.segment(replyPage, runStart, used - runStart)
+        runStart = used
+        const delta = PAGE_BYTES + (q.offsetBytes[r]! % PAGE_BYTES)
+        const headerBytes = this.#writeReadHeader(c, r, q.basePage[r]! * PAGE_BYTES + delta)
+        queue.segment(q.basePage[r]!, delta - headerBytes, headerBytes + q.lengthBytes[r]!)
+      } else used += this.#writePlainHeader(c, r, replyPage * PAGE_BYTES + used)
+      last = r
+      r = q.next[r]!
+    }
+    if (used > runStart) queue.segment(replyPage, runStart, used - runStart)
+    t.sentFirst[c] = t.replyFirst[c]!
+    q.next[last] = NONE
+    t.replyFirst[c] = r
+    if (r === NONE) t.replyLast[c] = NONE
+    t.sending[c] = 1
+    queue.sendSegments(this.#socket(c), this.#sendTag, c)
+  }
+
+  /** Writes the header of a read's reply so that it ends at `dataAt`; returns its length. */
+  #writeReadHeader(c: number, r: number, dataAt: number): number {
+    const q = this.#requests
+    const { view } = this.#queue.arena
+    if (this.#connections.structured[c] === 0) {
+      this.#writeSimple(r, dataAt - NbdSimpleReply.size, NbdErrno.OK)
+      return NbdSimpleReply.size
+    }
+    const at = dataAt - NbdOffsetData.size
+    const set = NbdOffsetData.set
+    set.magic(view, at, STRUCTURED_REPLY_MAGIC)
+    set.flags(view, at, REPLY_FLAG_DONE)
+    set.type(view, at, ReplyChunk.OFFSET_DATA)
+    set.cookieHi(view, at, q.cookieHi[r]!)
+    set.cookieLo(view, at, q.cookieLo[r]!)
+    set.length(view, at, 8 + q.lengthBytes[r]!)
+    set.offset(view, at, q.offsetBytes[r]!)
+    return NbdOffsetData.size
+  }
+
+  /** A reply without data: success of anything but a read, or an error; returns its length. (A read's error must be structured when agreed.) */
+  #writePlainHeader(c: number, r: number, at: number): number {
+    const q = this.#requests
+    const { view } = this.#queue.arena
+    const error = nbdErrno(q.status[r]!)
+    if (this.#connections.structured[c] === 0 || q.type[r] !== Command.READ) {
+      this.#writeSimple(r, at, error)
+      return NbdSimpleReply.size
+    }
+    const set = NbdErrorChunk.set
+    set.magic(view, at, STRUCTURED_REPLY_MAGIC)
+    set.flags(view, at, REPLY_FLAG_DONE)
+    set.type(view, at, ReplyChunk.ERROR)
+    set.cookieHi(view, at, q.cookieHi[r]!)
+    set.cookieLo(view, at, q.cookieLo[r]!)
+    set.length(view, at, NbdErrorChunk.size - NbdStructuredReply.size)
+    set.error(view, at, error)
+    set.messageLength(view, at, 0)
+    return NbdErrorChunk.size
+  }
+
+  #writeSimple(r: number, at: number, error: number): void {
+    const { view } = this.#queue.arena
+    const set = NbdSimpleReply.set
+    set.magic(view, at, SIMPLE_REPLY_MAGIC)
+    set.error(view, at, error)
+    set.cookieHi(view, at, this.#requests.cookieHi[r]!)
+    set.cookieLo(view, at, this.#requests.cookieLo[r]!)
+  }
+
+  #onSent(c: number, result: number): void {
+    const t = this.#connections
+    t.sending[c] = 0
+    this.#freeList(t.sentFirst[c]!)
+    t.sentFirst[c] = NONE
+    if (result < 0 || t.state[c] !== State.RUNNING) {
+      this.#drop(c, '')
+      return
+    }
+    this.#sendOf(c)
+    if (this.#stopping && t.requests[c] === 0) this.#drop(c, '')
+  }
+
+  // ---- end -------------------------------------------------------------------------------------------------------------
+  #freeList(first: number): void {
+    for (let r = first; r !== NONE; ) {
+      const next = this.#requests.next[r]!
+      this.#freeRequest(r)
+      r = next
+    }
+  }
+
+  #freeRequest(r: number): void {
+    const q = this.#requests
+    if (q.basePage[r] !== NONE) this.#queue.arena.free(q.basePage[r] as never)
+    this.#connections.requests[q.connection[r]!]!--
+    q.free(r)
+    this.#resumeBlocked()
+  }
+
+  #resumeBlocked(): void {
+    while (this.#blocked.length > 0) {
+      const c = this.#blocked[0]!
+      if (this.#connections.isUsed(c) && this.#connections.blocked[c] === 1) {
+        this.#blocked.shift()
+        this.#connections.blocked[c] = 0
+        this.#parse(c)
+        if (this.#connections.blocked[c] === 1) return
+      } else this.#blocked.shift()
+    }
+  }
+
+  /**
+   * The connection goes: no more is received or answered, writes under way are given up soon. Called again whenever something of it has ended,
+   * until nothing is left; then the socket is closed and the row is free.
+   */
+  #drop(c: number, reason: string): void {
+    const t = this.#connections
+    const q = this.#requests
+    if (reason !== '') this.#log.log('WARN', 'NBD connection closed', { reason })
+    if (t.state[c] !== State.CLOSING) {
+      const wasRunning = t.state[c] === State.RUNNING
+      t.state[c] = State.CLOSING
+      t.blocked[c] = 0
+      const waiting = t.replyFirst[c]!
+      t.replyFirst[c] = t.replyLast[c] = NONE
+      this.#freeList(waiting)
+      if (wasRunning) {
+        for (let r = 0; r < REQUESTS_MAX; r++)
+          if (q.isUsed(r) && q.connection[r] === c && q.type[r] !== Command.READ && t.bulk[c] !== r) this.#volumes.orphan(this.#done, r)
+        if (t.receiving[c] === 1 || t.sending[c] === 1) this.#queue.cancel(this.#socket(c))
+      }
+    }
+    if (t.negotiating[c] === 1 || t.receiving[c] === 1 || t.sending[c] === 1 || t.requests[c]! > 0 || t.socket[c] === NONE) return
+    const socket = this.#socket(c)
+    t.socket[c] = NONE
+    this.#queue.close(socket, this.#closeTag, c)
+  }
+
+  #onClosed(c: number): void {
+    if (c === NONE) return
+    this.#queue.arena.free(this.#connections.page[c] as never)
+    this.#connections.free(c)
+  }
+
+  #socket(c: number): Handle {
+    return this.#connections.socket[c] as Handle
+  }
+}
