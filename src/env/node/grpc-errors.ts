@@ -9,7 +9,7 @@ import { status as GrpcStatus, Metadata, type ServiceError, type StatusObject } 
 import { messageOf, XsanError } from '../../base/errors.ts'
 import { Status, type StatusName } from '../../base/status.ts'
 
-const GRPC_CODES: Readonly<Record<StatusName, GrpcStatus>> = {
+export const GRPC_CODES: Readonly<Record<StatusName, GrpcStatus>> = {
   SUCCESS: GrpcStatus.OK,
   NOMEM: GrpcStatus.RESOURCE_EXHAUSTED,
   INVALID_PARAM: GrpcStatus.INVALID_ARGUMENT,

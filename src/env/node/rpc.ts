@@ -13,11 +13,13 @@ import {
   type Deadline,
   type Metadata as GrpcMetadata,
   type handleUnaryCall,
+  logVerbosity,
   Metadata,
   type MethodDefinition,
   Server,
   ServerCredentials,
   type ServiceDefinition,
+  setLogVerbosity,
   type UntypedServiceImplementation,
 } from '@grpc/grpc-js'
 import { loadSync, type MessageTypeDefinition, type PackageDefinition } from '@grpc/proto-loader'
@@ -75,6 +77,8 @@ export class GrpcRpc implements Rpc {
   constructor({ log }: { log: Log }) {
     this.#log = log
     this.#definitions = loadDefinitions()
+    // Its own lines are not of the form of ours; what matters reaches us as an error
+    setLogVerbosity(logVerbosity.NONE)
   }
 
   serve(service: string, methods: Readonly<Record<string, MethodHandler>>): void {
@@ -158,11 +162,12 @@ export class GrpcRpc implements Rpc {
   #adapt(method: string, definition: Definition, handler: MethodHandler): handleUnaryCall<Message, Message> {
     return (call, respond) => {
       const context = { peer: call.getPeer(), timeoutMs: remainingMs(call.getDeadline()), metadata: textMetadata(call.metadata) }
-      handler(call.request, context).then(
-        (response) => {
-          assertFields(definition, 'responseType', method, response)
-          respond(null, response)
-        },
+      const checked = handler(call.request, context).then((response) => {
+        assertFields(definition, 'responseType', method, response)
+        return response
+      })
+      checked.then(
+        (response) => respond(null, response),
         (error: unknown) => {
           if (!(error instanceof XsanError)) this.#log.log('ERROR', `${method} failed`, { error, peer: context.peer })
           respond(toGrpcStatus(error))

@@ -1,0 +1,51 @@
+import assert from 'node:assert/strict'
+import test from 'node:test'
+import { XsanError } from '../../base/errors.ts'
+import type { LogLevelName } from '../control.ts'
+import { NodeLog } from './log.ts'
+
+function capture(level: LogLevelName) {
+  const lines: Array<Record<string, unknown>> = []
+  const log = new NodeLog({ level, fields: { node: 'node-1' }, write: (line) => lines.push(JSON.parse(line)) })
+  return { log, lines }
+}
+
+test('a line is one JSON object with time, level, node, message and its fields', () => {
+  const { log, lines } = capture('INFO')
+  log.child({ volume: 'db1' }).log('INFO', 'volume created', { tag: 'req-7' })
+  assert.equal(lines.length, 1)
+  const { ts, ...rest } = lines[0]!
+  assert.match(String(ts), /^\d{4}-\d\d-\d\dT[\d:.]+Z$/)
+  assert.deepEqual(rest, { level: 'INFO', node: 'node-1', volume: 'db1', tag: 'req-7', msg: 'volume created' })
+})
+
+test('an error of ours gives the line its code, cause and next step', () => {
+  const { log, lines } = capture('INFO')
+  log.log('WARN', 'disk refused', { error: new XsanError('DISK_FOREIGN', 'belongs to cluster b', 'Use another disk.', { cause: new Error('magic') }) })
+  assert.equal(lines[0]!['code'], 'XSAN-205')
+  assert.equal(lines[0]!['error'], 'DISK_FOREIGN: belongs to cluster b')
+  assert.equal(lines[0]!['next_step'], 'Use another disk.')
+  assert.equal(lines[0]!['cause'], 'magic')
+})
+
+test('a warning names file, line and function; a line of INFO does not pay for that', () => {
+  const { log, lines } = capture('INFO')
+  function mount() {
+    log.log('WARN', 'slow')
+    log.log('INFO', 'fine')
+  }
+  mount()
+  assert.match(String(lines[0]!['file']), /^src\/env\/node\/log\.test\.ts:\d+$/)
+  assert.equal(lines[0]!['func'], 'mount')
+  assert.equal(lines[1]!['file'], undefined)
+})
+
+test('with DEBUG switched on every line names its place, loggers made before included', () => {
+  const { log, lines } = capture('INFO')
+  const child = log.child({ tag: 'x' })
+  child.log('DEBUG', 'not written')
+  log.level = 'DEBUG'
+  child.log('DEBUG', 'written')
+  assert.equal(lines.length, 1)
+  assert.match(String(lines[0]!['file']), /log\.test\.ts/)
+})

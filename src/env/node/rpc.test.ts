@@ -1,0 +1,63 @@
+import assert from 'node:assert/strict'
+import { connect } from 'node:net'
+import test from 'node:test'
+import { GRPC_CODES } from './grpc-errors.ts'
+import { NodeLog } from './log.ts'
+import { GrpcRpc } from './rpc.ts'
+
+const quiet = new NodeLog({ level: 'FATAL' })
+
+function sendRaw(port: number, bytes: Uint8Array): Promise<void> {
+  return new Promise((resolve) => {
+    const socket = connect(port, '127.0.0.1', () => socket.write(bytes))
+    socket.on('error', () => {})
+    socket.on('close', () => resolve())
+    setTimeout(() => socket.destroy(), 500)
+  })
+}
+
+test('garbage on the gRPC port closes that connection and disturbs nobody else', { timeout: 20_000 }, async (t) => {
+  const rpc = new GrpcRpc({ log: quiet })
+  t.after(() => rpc.close())
+  rpc.serve('xsan.v1.Cluster', { Status: async () => ({ leader: 'node-1' }) })
+  const { port } = await rpc.listen({ host: '127.0.0.1', port: 0 })
+  const random = Uint8Array.from({ length: 70_000 }, (_, i) => (i * 7919) >> 3)
+  const preface = Buffer.from('PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n')
+  const hugeFrame = Buffer.concat([preface, Buffer.from([0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1]), random])
+  for (const bytes of [random, Buffer.from('GET / HTTP/1.1\r\n\r\n'), hugeFrame, Buffer.concat([preface, random])]) {
+    await sendRaw(port, bytes)
+    const answer = await rpc.call(`127.0.0.1:${port}`, 'xsan.v1.Cluster/Status', {}, { timeoutMs: 2000 })
+    assert.equal(answer['leader'], 'node-1')
+  }
+})
+
+test('a message beyond the largest size is refused as REQUEST_TOO_LARGE and the server goes on', { timeout: 20_000 }, async (t) => {
+  const rpc = new GrpcRpc({ log: quiet })
+  t.after(() => rpc.close())
+  rpc.serve('xsan.v1.Peer', { RaftStep: async () => ({}) })
+  const { port } = await rpc.listen({ host: '127.0.0.1', port: 0 })
+  const send = (bytes: number) => rpc.call(`127.0.0.1:${port}`, 'xsan.v1.Peer/RaftStep', { messages: [new Uint8Array(bytes)] }, { timeoutMs: 5000 })
+  await assert.rejects(send(65 * 1024 * 1024), { status: 'REQUEST_TOO_LARGE' })
+  await send(1024 * 1024)
+})
+
+test('a field that the message type does not have is a bug that is told, not dropped', { timeout: 20_000 }, async (t) => {
+  const rpc = new GrpcRpc({ log: quiet })
+  t.after(() => rpc.close())
+  rpc.serve('xsan.v1.Cluster', { Status: async () => ({ laeder: 'node-1' }) })
+  const { port } = await rpc.listen({ host: '127.0.0.1', port: 0 })
+  await assert.rejects(rpc.call(`127.0.0.1:${port}`, 'xsan.v1.Cluster/Status', {}, { timeoutMs: 2000 }), { status: 'INTERNAL', message: /no field laeder/ })
+  await assert.rejects(rpc.call(`127.0.0.1:${port}`, 'xsan.v1.Cluster/Status', { vebrose: true }, { timeoutMs: 2000 }), /no field vebrose/)
+})
+
+test('a taken port says which process holds it', { timeout: 20_000 }, async (t) => {
+  const rpc = new GrpcRpc({ log: quiet })
+  const other = new GrpcRpc({ log: quiet })
+  t.after(() => Promise.all([rpc.close(), other.close()]))
+  const { port } = await rpc.listen({ host: '127.0.0.1', port: 0 })
+  await assert.rejects(other.listen({ host: '127.0.0.1', port }), { status: 'BUSY', message: new RegExp(`port ${port} .* taken by PID ${process.pid}`) })
+})
+
+test('every failure but SUCCESS has a gRPC code that is not OK', () => {
+  for (const [name, code] of Object.entries(GRPC_CODES)) assert.equal(code === 0, name === 'SUCCESS', name)
+})
