@@ -143,7 +143,8 @@ export interface ReplicaStore {
   newestId(block: BlockRow, firstPage: number, pageCount: number, outId: Uint32Array): void
   /**
    * Newest content of whole pages, as of this call, into arena pages from `bufferPage` on; never-written and zero pages are filled with zeros.
-   * Each page's CRC is verified. status: SUCCESS, BLOCK_CORRUPTED (extra = page number in the block), READ_FAILED. block may be NO_BLOCK (zeros).
+   * Each page's CRC is verified. status: SUCCESS, BLOCK_CORRUPTED (extra = page number in the block), READ_FAILED, BUSY (too many reads under way:
+   * try again after one has ended). block may be NO_BLOCK (zeros).
    */
   read(block: BlockRow, firstPage: number, pageCount: number, bufferPage: number, done: (row: number, status: number, extra: number) => void, row: number): void
   /** Everything staged before this call is durable when `done` is called with SUCCESS. */
@@ -156,6 +157,8 @@ export interface ReplicaStore {
   startSession(slot: number): JournalSeq
   /** Sets `last` of a slot in a session to its position in the forward stream (protocol 22). Volatile. */
   setLast(slot: number, idHigh: number, idLow: number): void
+  /** The session is over (the replica serves, or left the slot): ids must rise again. Volatile; a mount ends all sessions. */
+  endSession(slot: number): void
   /** Blocks of a slot, in (volume, layer, index) order. */
   blocksOf(slot: number): BlockRow[]
   blockIdentity(block: BlockRow): { volume: number; layer: number; index: number; slot: number }
@@ -165,7 +168,10 @@ export interface ReplicaStore {
   /** Content of captured DATA pages into the arena. Status as `read`. */
   readCaptured(capture: BlockCapture, firstPage: number, pageCount: number, bufferPage: number): Promise<number>
   release(capture: BlockCapture): void
-  /** One journal batch. Effects are immediate in memory; returns the position. INSUFFICIENT_SPACE is thrown as XsanError. */
+  /**
+   * Atomic in the journal. Effects are immediate in memory; returns the position. The payload is the store's until that position is staged.
+   * Throws XsanError INSUFFICIENT_SPACE (no extent for it), BUSY (no journal space now: `onRoom` will call).
+   */
   install(install: BlockInstall): JournalSeq
   /** Repairs one page with content of the same id from another replica (bit rot). False when the id here is no longer that. */
   repairPage(block: BlockRow, page: number, idHigh: number, idLow: number, payloadPage: number, crc: number): Promise<boolean>

@@ -1,0 +1,657 @@
+/**
+ * The reference store: the results of `disk-store.ts` from the simplest means, plain objects in memory. Oracle of the property tests, and a disk
+ * for the tests of the layers above, which may `kill` it or take its power.
+ *
+ * Two states are kept: `live` (everything staged in memory) and `durable` (what a power loss leaves), and between them the records that are not
+ * durable yet, in order. A crash is `durable` plus the records that survived. Pages are immutable objects, shared by both states.
+ *
+ * Stricter than the disk store where callers could lean on luck: payloads are copied when `stage` is called and compared again when
+ * they count as staged, so that a buffer changed too early is an assertion.
+ */
+import { assert } from '../base/assert.ts'
+import { XsanError } from '../base/errors.ts'
+import type { DiskNumber } from '../base/ids.ts'
+import { Status } from '../base/status.ts'
+import { BLOCK_BYTES, PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
+import type { IoQueue, Tag } from '../env/ioqueue.ts'
+import { ChannelRows } from './channel-rows.ts'
+import { blockChecksum, compareIds, DigestSum } from './digest.ts'
+import {
+  type BlockCapture,
+  type BlockInstall,
+  type BlockRow,
+  NO_BLOCK,
+  PageFlag,
+  RecordKind,
+  type ReplicaStore,
+  type StageRecord,
+  type StoreEvents,
+} from './store.ts'
+
+type Call = (row: number, status: number, extra: number) => void
+
+interface Page {
+  readonly idHigh: number
+  readonly idLow: number
+  readonly crc: number
+  readonly flag: number
+  /** DATA pages only. */
+  readonly bytes: Uint8Array | null
+}
+
+class Block {
+  readonly volume: number
+  readonly layer: number
+  readonly index: number
+  readonly slot: number
+  readonly pages: Array<Page | undefined> = new Array(PAGES_PER_BLOCK)
+  updateHigh = 0
+  updateLow = 0
+  updateSeq = 0
+  timestampMs = 0
+
+  constructor(volume: number, layer: number, index: number, slot: number) {
+    this.volume = volume
+    this.layer = layer
+    this.index = index
+    this.slot = slot
+  }
+}
+
+/** One staged change, complete in itself. */
+interface Entry {
+  readonly seq: number
+  readonly durable: boolean
+  readonly apply: (state: State) => void
+  /** Asserts that the caller left the payload alone. */
+  readonly check: () => void
+}
+
+/** What one moment of the disk holds. */
+class State {
+  readonly blocks = new Map<string, Block>()
+  readonly lastHigh: Uint32Array
+  readonly lastLow: Uint32Array
+  readonly rows = new ChannelRows()
+  seq = 0
+
+  constructor(slotCount: number) {
+    this.lastHigh = new Uint32Array(slotCount)
+    this.lastLow = new Uint32Array(slotCount)
+  }
+
+  clone(): State {
+    const copy = new State(this.lastHigh.length)
+    for (const [key, block] of this.blocks) {
+      const other = new Block(block.volume, block.layer, block.index, block.slot)
+      block.pages.forEach((page, i) => {
+        other.pages[i] = page
+      })
+      other.updateHigh = block.updateHigh
+      other.updateLow = block.updateLow
+      other.timestampMs = block.timestampMs
+      copy.blocks.set(key, other)
+    }
+    copy.lastHigh.set(this.lastHigh)
+    copy.lastLow.set(this.lastLow)
+    copy.rows.merge(-1, this.rows.pack())
+    copy.seq = this.seq
+    return copy
+  }
+
+  raiseLast(slot: number, idHigh: number, idLow: number): void {
+    if (compareIds(idHigh, idLow, this.lastHigh[slot]!, this.lastLow[slot]!) <= 0) return
+    this.lastHigh[slot] = idHigh
+    this.lastLow[slot] = idLow
+  }
+}
+
+/** A disk at rest; opaque. */
+export interface MemoryImage {
+  readonly state: State
+  readonly lostPower: boolean
+}
+
+export interface MemoryStoreOptions {
+  readonly queue: IoQueue
+  readonly disk: DiskNumber
+  readonly slotCount: number
+  readonly events: StoreEvents
+  /** What an earlier store on this disk left. */
+  readonly image?: MemoryImage
+  readonly capacityBlocks?: number
+  /** From `stage` to staged, from staged to durable, and of a read. */
+  readonly stageMs?: number
+  readonly durableMs?: number
+  readonly readMs?: number
+  /** No medium: staged is durable (tmpfs). */
+  readonly volatile?: boolean
+  readonly wallMs?: () => number
+}
+
+const keyOf = (volume: number, layer: number, index: number): string => `${volume}/${layer}/${index}`
+/** Records in memory and not yet staged. */
+const RECORDS_MAX = 4096
+
+export class MemoryStore implements ReplicaStore {
+  readonly disk: DiskNumber
+  readonly slotCount: number
+  readonly capacityBytes: number
+  readonly journalBytes = 0
+  readonly journalUsedBytes = 0
+  readonly lostPower: boolean
+  failed = false
+  stagedSeq: number
+  durableSeq: number
+
+  readonly #queue: IoQueue
+  readonly #events: StoreEvents
+  readonly #options: MemoryStoreOptions
+  readonly #tag: Tag
+  readonly #live: State
+  readonly #durable: State
+  /** Above durableSeq, in order. */
+  #entries: Entry[] = []
+  readonly #calls = new Map<number, () => void>()
+  #nextCall = 1
+  #staging = false
+  #syncing = false
+  #dead = false
+  readonly #session: Uint8Array
+  #flushes: Array<{ seq: number; done: Call; row: number }> = []
+  #room: Array<() => void> = []
+  readonly #rowBlocks: Array<Block | undefined> = []
+  readonly #rowOf = new Map<Block, number>()
+  #freeRows: number[] = []
+  #captures = 0
+  #injected = false
+
+  constructor(options: MemoryStoreOptions) {
+    this.#options = options
+    this.#queue = options.queue
+    this.#events = options.events
+    this.disk = options.disk
+    this.slotCount = options.slotCount
+    this.capacityBytes = (options.capacityBlocks ?? 1024) * BLOCK_BYTES
+    this.#live = options.image?.state.clone() ?? new State(options.slotCount)
+    this.#durable = this.#live.clone()
+    this.lostPower = options.image?.lostPower ?? false
+    this.stagedSeq = this.durableSeq = this.#live.seq
+    this.#session = new Uint8Array(options.slotCount)
+    for (const block of this.#live.blocks.values()) this.#giveRow(block)
+    this.#tag = options.queue.register('memory store', (row) => {
+      const call = this.#calls.get(row)
+      this.#calls.delete(row)
+      if (!this.#dead) call?.()
+    })
+  }
+
+  get rows(): ChannelRows {
+    return this.#live.rows
+  }
+  get lastHigh(): Uint32Array {
+    return this.#live.lastHigh
+  }
+  get lastLow(): Uint32Array {
+    return this.#live.lastLow
+  }
+  get usedBytes(): number {
+    return this.#live.blocks.size * BLOCK_BYTES
+  }
+  get rejectCreate(): boolean {
+    return this.usedBytes >= this.capacityBytes
+  }
+
+  // ---- faults ----------------------------------------------------------------------------------------------------------
+
+  /** SIGKILL: what was staged survives, and `keep` of the records after it. The store is dead; mount the image with a new one. */
+  kill(keep = 0): MemoryImage {
+    return this.#crash(this.stagedSeq + keep, false)
+  }
+
+  /** Power loss: what was durable survives, and `keep` of the records after it. */
+  powerLoss(keep = 0): MemoryImage {
+    return this.#crash(this.durableSeq + keep, true)
+  }
+
+  /** The next mount finds this page's content changed, its CRC not. */
+  rot(block: BlockRow, page: number): void {
+    const of = this.#block(block)
+    const old = of.pages[page]
+    assert(old?.bytes != null, `page ${page} has no data`)
+    const bytes = old.bytes.slice()
+    bytes[7] = bytes[7]! ^ 0x10
+    of.pages[page] = { ...old, bytes }
+  }
+
+  /** From now on the disk fails. */
+  fail(reason: string): void {
+    if (this.failed || this.#dead) return
+    this.failed = true
+    this.#events.onFailed(reason)
+    for (const flush of this.#flushes.splice(0)) this.#later(0, () => flush.done(flush.row, Status.WRITE_FAILED, 0))
+  }
+
+  /** Reads end with READ_FAILED while set. */
+  failReads(on: boolean): void {
+    this.#injected = on
+  }
+
+  #crash(upTo: number, lostPower: boolean): MemoryImage {
+    assert(!this.#dead, 'crashed twice')
+    this.#dead = true
+    const state = this.#durable
+    for (const entry of this.#entries) if (entry.seq <= upTo) this.#applyTo(state, entry)
+    return { state, lostPower }
+  }
+
+  // ---- hot path --------------------------------------------------------------------------------------------------------
+
+  findBlock(volume: number, layer: number, index: number): BlockRow {
+    const block = this.#live.blocks.get(keyOf(volume, layer, index))
+    return (block === undefined ? NO_BLOCK : this.#rowOf.get(block)!) as BlockRow
+  }
+
+  admit(record: StageRecord, fromHead: boolean): number {
+    if (this.failed) return Status.WRITE_FAILED
+    if (record.clientHigh !== 0 && !this.rows.hasRoomFor(record.clientHigh, record.clientLow)) return Status.BUSY
+    if (this.#live.seq - this.stagedSeq >= (fromHead ? RECORDS_MAX / 2 : RECORDS_MAX)) return Status.BUSY
+    if (record.kind === RecordKind.WRITE && this.rejectCreate && this.findBlock(record.volume, record.layer, record.index) === NO_BLOCK)
+      return Status.INSUFFICIENT_SPACE
+    return Status.SUCCESS
+  }
+
+  onRoom(fn: () => void): void {
+    this.#room.push(fn)
+  }
+
+  stage(r: StageRecord): number {
+    const { kind, slot, idHigh, idLow, volume, layer, index, firstPage, pageCount, payloadPage, clientHigh, clientLow, channel, seq } = r
+    assert(slot < this.slotCount, `slot ${slot}`)
+    assert(
+      this.#session[slot] === 1 || compareIds(idHigh, idLow, this.lastHigh[slot]!, this.lastLow[slot]!) > 0,
+      `slot ${slot}: id ${idHigh}:${idLow} staged after ${this.lastHigh[slot]}:${this.lastLow[slot]}`,
+    )
+    assert(firstPage >= 0 && firstPage + pageCount <= PAGES_PER_BLOCK, `pages ${firstPage}+${pageCount}`)
+    assert(pageCount > 0 || kind === RecordKind.EMPTY || kind === RecordKind.REMOVE, `kind ${kind} of no pages`)
+    const pages: Page[] = []
+    for (let i = 0; i < pageCount; i++) {
+      if (kind === RecordKind.WRITE) pages.push({ idHigh, idLow, crc: r.crcs[r.crcFirst + i]!, flag: PageFlag.DATA, bytes: this.#copy(payloadPage + i) })
+      else pages.push({ idHigh, idLow, crc: 0, flag: PageFlag.ZERO, bytes: null })
+    }
+    const wallMs = this.#wallMs()
+    const apply = (state: State): void => {
+      const key = keyOf(volume, layer, index)
+      let block = state.blocks.get(key)
+      if (kind === RecordKind.REMOVE) this.#drop(state, key)
+      else if (kind !== RecordKind.EMPTY) {
+        if (block === undefined && kind === RecordKind.WRITE) block = this.#create(state, volume, layer, index, slot)
+        if (block !== undefined) {
+          for (let i = 0; i < pageCount; i++) block.pages[firstPage + i] = pages[i]
+          block.updateHigh = idHigh
+          block.updateLow = idLow
+          block.timestampMs = wallMs
+        }
+      }
+      state.raiseLast(slot, idHigh, idLow)
+      if (clientHigh !== 0) state.rows.set(clientHigh, clientLow, channel, seq, slot, idHigh, idLow)
+    }
+    return this.#enter(r.durable, apply, () => pages.forEach((page, i) => this.#unchanged(page, payloadPage + i)))
+  }
+
+  newestId(block: BlockRow, firstPage: number, pageCount: number, outId: Uint32Array): void {
+    outId[0] = outId[1] = 0
+    if (block === NO_BLOCK) return
+    for (const page of this.#block(block).pages.slice(firstPage, firstPage + pageCount)) {
+      if (page !== undefined && compareIds(page.idHigh, page.idLow, outId[0]!, outId[1]!) > 0) {
+        outId[0] = page.idHigh
+        outId[1] = page.idLow
+      }
+    }
+  }
+
+  read(block: BlockRow, firstPage: number, pageCount: number, bufferPage: number, done: Call, row: number): void {
+    assert(firstPage >= 0 && pageCount > 0 && firstPage + pageCount <= PAGES_PER_BLOCK, `pages ${firstPage}+${pageCount}`)
+    const pages = block === NO_BLOCK ? new Array<undefined>(pageCount) : this.#block(block).pages.slice(firstPage, firstPage + pageCount)
+    this.#later(this.#options.readMs ?? 0.1, () => {
+      const bad = this.#fill(pages, bufferPage)
+      done(row, this.#injected ? Status.READ_FAILED : bad < 0 ? Status.SUCCESS : Status.BLOCK_CORRUPTED, bad < 0 ? 0 : firstPage + bad)
+    })
+  }
+
+  flush(done: Call, row: number): void {
+    if (this.failed) this.#later(0, () => done(row, Status.WRITE_FAILED, 0))
+    else if (this.#live.seq === this.durableSeq) this.#later(0, () => done(row, Status.SUCCESS, 0))
+    else {
+      this.#flushes.push({ seq: this.#live.seq, done, row })
+      this.#syncSoon()
+    }
+  }
+
+  pageCrc(block: BlockRow, page: number): number {
+    return this.#block(block).pages[page]?.crc ?? 0
+  }
+
+  // ---- resync, sweeping, introspection -----------------------------------------------------------------------------------
+
+  startSession(slot: number): number {
+    this.#session[slot] = 1
+    const apply = (state: State): void => {
+      state.lastHigh[slot] = state.lastLow[slot] = 0
+      state.rows.clearHeld(slot)
+    }
+    return this.#enter(true, apply, () => {})
+  }
+
+  setLast(slot: number, idHigh: number, idLow: number): void {
+    assert(this.#session[slot] === 1, `slot ${slot} is in no session`)
+    this.lastHigh[slot] = idHigh
+    this.lastLow[slot] = idLow
+  }
+
+  endSession(slot: number): void {
+    this.#session[slot] = 0
+  }
+
+  blocksOf(slot: number): BlockRow[] {
+    const blocks = [...this.#live.blocks.values()].filter((block) => block.slot === slot)
+    blocks.sort((a, b) => a.volume - b.volume || a.layer - b.layer || a.index - b.index)
+    return blocks.map((block) => this.#rowOf.get(block) as BlockRow)
+  }
+
+  blockIdentity(row: BlockRow): { volume: number; layer: number; index: number; slot: number } {
+    const { volume, layer, index, slot } = this.#block(row)
+    return { volume, layer, index, slot }
+  }
+
+  slotDigest(slot: number): [number, number] {
+    const sum = new DigestSum()
+    for (const row of this.blocksOf(slot)) {
+      const block = this.#block(row)
+      sum.block(block.volume, block.layer, block.index)
+      block.pages.forEach((page, i) => {
+        if (page !== undefined) sum.page(i, page.idHigh, page.idLow, page.crc, page.flag)
+      })
+    }
+    return sum.value()
+  }
+
+  capture(row: BlockRow): BlockCapture {
+    const block = this.#block(row)
+    const capture = {
+      row,
+      idHigh: new Uint32Array(PAGES_PER_BLOCK),
+      idLow: new Uint32Array(PAGES_PER_BLOCK),
+      crc: new Uint32Array(PAGES_PER_BLOCK),
+      flags: new Uint8Array(PAGES_PER_BLOCK),
+      pages: block.pages.slice(),
+    }
+    capture.pages.forEach((page, i) => {
+      if (page === undefined) return
+      capture.idHigh[i] = page.idHigh
+      capture.idLow[i] = page.idLow
+      capture.crc[i] = page.crc
+      capture.flags[i] = page.flag
+    })
+    this.#captures++
+    return capture
+  }
+
+  readCaptured(capture: BlockCapture, firstPage: number, pageCount: number, bufferPage: number): Promise<number> {
+    const { pages } = capture as BlockCapture & { pages: Array<Page | undefined> }
+    return this.#async(this.#options.readMs ?? 0.1, () => {
+      if (this.#injected) return Status.READ_FAILED
+      return this.#fill(pages.slice(firstPage, firstPage + pageCount), bufferPage) < 0 ? Status.SUCCESS : Status.BLOCK_CORRUPTED
+    })
+  }
+
+  release(_capture: BlockCapture): void {
+    assert(this.#captures > 0, 'a capture released twice')
+    this.#captures--
+  }
+
+  /** Captures not yet released: zero at the end of a clean stop. */
+  get captures(): number {
+    return this.#captures
+  }
+
+  install(given: BlockInstall): number {
+    const { slot, volume, layer, index, lastHigh, lastLow, remove } = given
+    const { pages, payloadPage } = given
+    const rows = given.rows.slice()
+    const contents: Page[] = []
+    let payload = payloadPage
+    pages.forEach((_page, i) => {
+      const flag = given.flags[i]!
+      const bytes = flag === PageFlag.DATA ? this.#copy(payload++) : null
+      contents.push({ idHigh: given.idHigh[i]!, idLow: given.idLow[i]!, crc: given.crc[i]!, flag, bytes })
+    })
+    const numbers = Uint16Array.from(pages)
+    const creates = !remove && contents.some((page) => page.flag !== PageFlag.NEVER)
+    if (creates && this.usedBytes >= this.capacityBytes && this.findBlock(volume, layer, index) === NO_BLOCK)
+      throw new XsanError('INSUFFICIENT_SPACE', `disk ${this.disk} has no extent for a block of volume ${volume}`)
+    const wallMs = this.#wallMs()
+    const apply = (state: State): void => {
+      const key = keyOf(volume, layer, index)
+      if (remove) this.#drop(state, key)
+      let block = state.blocks.get(key)
+      if (block === undefined && creates) block = this.#create(state, volume, layer, index, slot)
+      if (block !== undefined) {
+        for (const [i, page] of contents.entries()) block.pages[numbers[i]!] = page.flag === PageFlag.NEVER ? undefined : page
+        newestOf(block)
+        block.timestampMs = wallMs
+      }
+      state.rows.merge(slot, rows)
+      if (lastHigh !== 0 || lastLow !== 0) state.raiseLast(slot, lastHigh, lastLow)
+    }
+    const data = contents.filter((page) => page.flag === PageFlag.DATA)
+    return this.#enter(true, apply, () => data.forEach((page, i) => this.#unchanged(page, payloadPage + i)))
+  }
+
+  async repairPage(row: BlockRow, page: number, idHigh: number, idLow: number, payloadPage: number, crc: number): Promise<boolean> {
+    const { volume, layer, index } = this.#block(row)
+    const key = keyOf(volume, layer, index)
+    const old = this.#block(row).pages[page]
+    if (old === undefined || compareIds(old.idHigh, old.idLow, idHigh, idLow) !== 0) return false
+    const repaired = { idHigh, idLow, crc, flag: PageFlag.DATA, bytes: this.#copy(payloadPage) }
+    const seq = this.#enter(
+      true,
+      (state) => {
+        const block = state.blocks.get(key)
+        if (block !== undefined) block.pages[page] = repaired
+      },
+      () => this.#unchanged(repaired, payloadPage),
+    )
+    while (this.durableSeq < seq && !this.failed) await this.#async(0.5, () => {})
+    return true
+  }
+
+  async sweep(exists: (volume: number) => boolean): Promise<number> {
+    const gone = [...this.#live.blocks].filter(([, block]) => !exists(block.volume))
+    for (const [key] of gone)
+      this.#enter(
+        false,
+        (state) => this.#drop(state, key),
+        () => {},
+      )
+    await this.#async(0, () => {})
+    return gone.length
+  }
+
+  describe(row: BlockRow): ReturnType<ReplicaStore['describe']> {
+    const block = this.#block(row)
+    return {
+      updateHigh: block.updateHigh,
+      updateLow: block.updateLow,
+      checksum: blockChecksum(
+        (page) => block.pages[page]?.crc ?? 0,
+        (page) => block.pages[page]?.flag ?? PageFlag.NEVER,
+      ),
+      state: block.updateSeq > this.stagedSeq ? 'DIRTY' : 'CLEAN',
+      timestampMs: block.timestampMs,
+      sizeBytes: block.pages.reduce((max, page, i) => (page?.flag === PageFlag.DATA ? i + 1 : max), 0) * PAGE_BYTES,
+      extent: row,
+    }
+  }
+
+  listBlocks(volume: number, from: number, limit: number): number[] {
+    const indexes = [...this.#live.blocks.values()].filter((block) => block.volume === volume && block.index >= from).map((block) => block.index)
+    return indexes.sort((a, b) => a - b).slice(0, limit)
+  }
+
+  async close(): Promise<void> {
+    while (this.durableSeq < this.#live.seq && !this.failed) {
+      this.#syncSoon()
+      await this.#async(0.5, () => {})
+    }
+    this.#dead = true
+  }
+
+  /** A store closed in peace, for the next mount. */
+  image(): MemoryImage {
+    return { state: this.#durable, lostPower: false }
+  }
+
+  // ---- below ---------------------------------------------------------------------------------------------------------------
+
+  #block(row: BlockRow): Block {
+    const block = this.#rowBlocks[row]
+    assert(block !== undefined, `block row ${row} is not in use`)
+    return block
+  }
+
+  #create(state: State, volume: number, layer: number, index: number, slot: number): Block {
+    const block = new Block(volume, layer, index, slot)
+    state.blocks.set(keyOf(volume, layer, index), block)
+    if (state === this.#live) this.#giveRow(block)
+    return block
+  }
+
+  #giveRow(block: Block): void {
+    const row = this.#freeRows.pop() ?? this.#rowBlocks.length
+    this.#rowBlocks[row] = block
+    this.#rowOf.set(block, row)
+  }
+
+  #drop(state: State, key: string): void {
+    const block = state.blocks.get(key)
+    if (block === undefined) return
+    state.blocks.delete(key)
+    if (state !== this.#live) return
+    const row = this.#rowOf.get(block)!
+    this.#rowBlocks[row] = undefined
+    this.#rowOf.delete(block)
+    this.#freeRows.push(row)
+  }
+
+  #copy(page: number): Uint8Array {
+    return this.#queue.arena.bytes.slice(page * PAGE_BYTES, (page + 1) * PAGE_BYTES)
+  }
+
+  #unchanged(page: Page, payloadPage: number): void {
+    if (page.bytes === null) return
+    const at = payloadPage * PAGE_BYTES
+    const now = this.#queue.arena.bytes.subarray(at, at + PAGE_BYTES)
+    assert(
+      page.bytes.every((byte, i) => byte === now[i]),
+      `payload page ${payloadPage} changed before it was staged`,
+    )
+  }
+
+  #fill(pages: ReadonlyArray<Page | undefined>, bufferPage: number): number {
+    const { arena } = this.#queue
+    let bad = -1
+    for (let i = 0; i < pages.length; i++) {
+      const at = (bufferPage + i) * PAGE_BYTES
+      const page = pages[i]
+      if (page?.bytes == null) arena.bytes.fill(0, at, at + PAGE_BYTES)
+      else {
+        arena.bytes.set(page.bytes, at)
+        if (bad < 0 && arena.crc32c(bufferPage + i, 0, PAGE_BYTES) !== page.crc) bad = i
+      }
+    }
+    return bad
+  }
+
+  #wallMs(): number {
+    return this.#options.wallMs?.() ?? 0
+  }
+
+  #applyTo(state: State, entry: Entry): void {
+    entry.apply(state)
+    state.seq = entry.seq
+  }
+
+  #enter(durable: boolean, apply: Entry['apply'], check: Entry['check']): number {
+    assert(!this.#dead, 'staged on a store that is gone')
+    const entry = { seq: this.#live.seq + 1, durable, apply, check }
+    this.#entries.push(entry)
+    this.#applyTo(this.#live, entry)
+    if (!this.#staging) {
+      this.#staging = true
+      this.#later(this.#options.stageMs ?? 0.1, () => this.#onStaged())
+    }
+    return entry.seq
+  }
+
+  #onStaged(): void {
+    this.#staging = false
+    if (this.failed) return
+    const before = this.stagedSeq
+    const staged = this.#entries.filter((entry) => entry.seq > before)
+    for (const entry of staged) entry.check()
+    this.stagedSeq = this.#live.seq
+    this.#events.onStaged(this.stagedSeq)
+    if (this.#options.volatile) this.#makeDurable(this.stagedSeq)
+    else if (staged.some((entry) => entry.durable) || this.#flushes.length > 0) this.#syncSoon()
+    for (const fn of this.#room.splice(0)) fn()
+  }
+
+  #syncSoon(): void {
+    if (this.#syncing || this.stagedSeq === this.durableSeq) return
+    this.#syncing = true
+    const upTo = this.stagedSeq
+    this.#later(this.#options.durableMs ?? 0.5, () => {
+      this.#syncing = false
+      if (this.failed) return
+      this.#makeDurable(upTo)
+      if (this.#flushes.length > 0 || this.#entries.some((entry) => entry.durable && entry.seq <= this.stagedSeq)) this.#syncSoon()
+    })
+  }
+
+  #makeDurable(upTo: number): void {
+    for (const entry of this.#entries) if (entry.seq <= upTo) this.#applyTo(this.#durable, entry)
+    this.#entries = this.#entries.filter((entry) => entry.seq > upTo)
+    this.durableSeq = upTo
+    this.#events.onDurable(upTo)
+    const ready = this.#flushes.filter((flush) => flush.seq <= upTo)
+    this.#flushes = this.#flushes.filter((flush) => flush.seq > upTo)
+    for (const flush of ready) flush.done(flush.row, Status.SUCCESS, 0)
+  }
+
+  #later(delayMs: number, fn: () => void): void {
+    const call = this.#nextCall
+    this.#nextCall = (this.#nextCall % 0x7fff_fffe) + 1
+    this.#calls.set(call, fn)
+    this.#queue.timeout(delayMs, this.#tag, call)
+  }
+
+  #async<T>(delayMs: number, fn: () => T): Promise<T> {
+    return new Promise((resolve) => {
+      this.#later(delayMs, () => {
+        this.#queue.asyncPending = true
+        resolve(fn())
+      })
+    })
+  }
+}
+
+/** After an install the block's own id is the newest of its pages: pages were replaced wholesale, older ones among them. */
+function newestOf(block: Block): void {
+  block.updateHigh = block.updateLow = 0
+  for (const page of block.pages) {
+    if (page === undefined || compareIds(page.idHigh, page.idLow, block.updateHigh, block.updateLow) <= 0) continue
+    block.updateHigh = page.idHigh
+    block.updateLow = page.idLow
+  }
+}
