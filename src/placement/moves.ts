@@ -1,0 +1,64 @@
+/**
+ * From actual chains to desired placement, one step per slot at a time: a new replica joins at the tail and catches up; only when every
+ * desired replica serves does a surplus one drain and leave; last, a head that should not be one drains and comes back at the tail.
+ *
+ * Invariants: no step while a slot recovers or a step of it is under way; a step never takes the last serving replica; at most one replica
+ * of a slot per node, except on the way from one disk to another of the only node that serves the slot.
+ */
+import type { DiskNumber, NodeNumber, SlotIndex } from '../base/ids.ts'
+import { type Chain, type ChainEntry, isMember, ReplicaState } from './chain.ts'
+
+const { SERVING, DRAINING, SYNCING, LASTSRV, WAITING } = ReplicaState
+
+export type Move =
+  | { readonly kind: 'add'; readonly slot: SlotIndex; readonly disk: DiskNumber; readonly node: NodeNumber }
+  /** `leave`: goes out of the chain when drained; otherwise it comes back at the tail, so that the next one is the head. */
+  | { readonly kind: 'drain'; readonly slot: SlotIndex; readonly disk: DiskNumber; readonly leave: boolean }
+  | { readonly kind: 'remove'; readonly slot: SlotIndex; readonly disk: DiskNumber }
+
+/** The next step of every slot that needs one: those with the fewest serving replicas first. The caller applies as many as its rate allows. */
+export function planMoves(
+  chains: readonly Chain[],
+  desired: ReadonlyArray<readonly DiskNumber[]>,
+  nodeOf: (disk: DiskNumber) => NodeNumber,
+  options: { readonly reorderHeads: boolean } = { reorderHeads: true },
+): Move[] {
+  const moves: Array<{ move: Move; serving: number }> = []
+  chains.forEach((chain, slot) => {
+    const move = planSlot(chain, slot as SlotIndex, desired[slot] ?? [], nodeOf, options.reorderHeads)
+    if (move !== null) moves.push({ move, serving: chain.entries.filter((entry) => entry.state === SERVING).length })
+  })
+  return moves.sort((a, b) => a.serving - b.serving || a.move.slot - b.move.slot).map(({ move }) => move)
+}
+
+function planSlot(chain: Chain, slot: SlotIndex, desired: readonly DiskNumber[], nodeOf: (disk: DiskNumber) => NodeNumber, reorderHeads: boolean): Move | null {
+  const { entries } = chain
+  const serving = entries.filter((entry) => entry.state === SERVING)
+  if (desired.length === 0 || serving.length === 0 || entries.some(({ state }) => state === DRAINING || state === LASTSRV)) return null
+  const remove = (entry: ChainEntry): Move => ({ kind: 'remove', slot, disk: entry.disk })
+  const isDesired = (entry: ChainEntry) => desired.includes(entry.disk)
+  const catchesUp = (entry: ChainEntry) => entry.state === SYNCING || entry.state === WAITING
+
+  // a surplus replica that still catches up only keeps others waiting
+  const inTheWay = entries.find((entry) => catchesUp(entry) && !isDesired(entry))
+  if (inTheWay !== undefined) return remove(inTheWay)
+  if (entries.some(catchesUp)) return null
+
+  const missing = desired.find((disk) => entries.every((entry) => entry.disk !== disk))
+  if (missing !== undefined) {
+    const node = nodeOf(missing)
+    const sibling = entries.find((entry) => entry.node === node && !isDesired(entry))
+    if (sibling !== undefined && !isMember(sibling.state)) return remove(sibling)
+    if (sibling !== undefined && serving.length > 1) return { kind: 'drain', slot, disk: sibling.disk, leave: true }
+    return { kind: 'add', slot, disk: missing, node }
+  }
+
+  if (!serving.every(isDesired) || serving.length < desired.length || entries.length > desired.length) {
+    if (serving.filter(isDesired).length < desired.length) return null
+    const surplus = entries.filter((entry) => !isDesired(entry)).at(-1)!
+    return surplus.state === SERVING ? { kind: 'drain', slot, disk: surplus.disk, leave: true } : remove(surplus)
+  }
+  const head = entries[0]!.disk
+  if (reorderHeads && head !== desired[0] && serving.length > 1) return { kind: 'drain', slot, disk: head, leave: false }
+  return null
+}
