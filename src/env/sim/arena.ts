@@ -1,0 +1,73 @@
+/**
+ * The simulated arena: plain memory of the isolate, with every mistake in its use made visible.
+ * A freed range is poisoned; a range that belongs to an operation must be allocated as a whole and cannot be freed.
+ */
+import { assert } from '../../base/assert.ts'
+import { crc32c } from '../../base/crc32c.ts'
+import { PAGE_BYTES } from '../../base/units.ts'
+import type { Arena, ArenaStats, PageNumber } from '../arena.ts'
+import { ArenaAllocator } from '../arena-allocator.ts'
+
+const POISON = 0xdb
+
+export class SimArena implements Arena {
+  readonly totalPages: number
+  readonly bytes: Uint8Array
+  readonly view: DataView
+  readonly #allocator: ArenaAllocator
+  readonly #used: Uint8Array
+  /** Operations that own a page now. */
+  readonly #owned: Int16Array
+
+  constructor(totalBytes: number) {
+    this.totalPages = Math.floor(totalBytes / PAGE_BYTES)
+    this.bytes = new Uint8Array(this.totalPages * PAGE_BYTES)
+    this.view = new DataView(this.bytes.buffer)
+    this.#allocator = new ArenaAllocator(this.totalPages)
+    this.#used = new Uint8Array(this.totalPages)
+    this.#owned = new Int16Array(this.totalPages)
+  }
+
+  alloc(lengthBytes: number): PageNumber | -1 {
+    const page = this.#allocator.alloc(lengthBytes)
+    if (page >= 0) this.#used.fill(1, page, page + this.#allocator.pagesOf(page))
+    return page
+  }
+
+  free(page: PageNumber): void {
+    const end = page + this.#allocator.pagesOf(page)
+    for (let p: number = page; p < end; p++) assert(this.#owned[p] === 0, `arena: page ${p} is freed while an operation owns it`)
+    this.#allocator.free(page)
+    this.#used.fill(0, page, end)
+    this.bytes.fill(POISON, page * PAGE_BYTES, end * PAGE_BYTES)
+  }
+
+  crc32c(page: number, deltaBytes: number, lengthBytes: number): number {
+    this.check(page, deltaBytes, lengthBytes)
+    const start = page * PAGE_BYTES + deltaBytes
+    return crc32c(this.bytes, start, start + lengthBytes)
+  }
+
+  stats(): ArenaStats {
+    return this.#allocator.stats()
+  }
+
+  /** The range is inside the arena (else throws, as the engine does). */
+  check(page: number, deltaBytes: number, lengthBytes: number): void {
+    const start = page * PAGE_BYTES + deltaBytes
+    if (!Number.isInteger(start) || !Number.isInteger(lengthBytes) || page < 0 || start < 0 || lengthBytes < 0 || start + lengthBytes > this.bytes.length) {
+      throw new RangeError(`range outside the arena: page ${page}, delta ${deltaBytes}, ${lengthBytes} bytes`)
+    }
+  }
+
+  /** An operation owns the range from now on (+1), or no longer (-1). */
+  own(page: number, deltaBytes: number, lengthBytes: number, count: 1 | -1): void {
+    if (lengthBytes === 0) return
+    const first = Math.floor((page * PAGE_BYTES + deltaBytes) / PAGE_BYTES)
+    const last = Math.floor((page * PAGE_BYTES + deltaBytes + lengthBytes - 1) / PAGE_BYTES)
+    for (let p = first; p <= last; p++) {
+      if (count === 1) assert(this.#used[p] === 1, `an operation is given page ${p} of the arena, which is free`)
+      this.#owned[p]! += count
+    }
+  }
+}

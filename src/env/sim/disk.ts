@@ -1,0 +1,317 @@
+/**
+ * Disks and files with two images: what the kernel holds, and what is on stable storage.
+ *
+ *   write -> present content of the page (kernel)        kill: stays      power loss: any part of it may be gone
+ *   fdatasync, completed -> every write that had completed when it was submitted is durable
+ *
+ * The older content of each page changed since is kept per epoch (an epoch ends where an fdatasync was submitted), so that a power
+ * loss can put back, sector by sector, any content the page had since its last flush.
+ */
+import { assert } from '../../base/assert.ts'
+import { PAGE_BYTES, SECTOR_BYTES } from '../../base/units.ts'
+import { Errno } from '../ioqueue.ts'
+import type { SimHost, SimProcess } from './host.ts'
+import type { SimEvent } from './world.ts'
+
+export interface SimDiskOptions {
+  readonly name: string
+  /** Files whose path starts with this lie here. */
+  readonly mount: string
+  /** O_DIRECT works: offsets and lengths must be multiples of `alignmentBytes`. */
+  readonly direct?: boolean
+  readonly alignmentBytes?: number
+  /** As on tmpfs: nothing survives a power loss. */
+  readonly volatile?: boolean
+  readonly isBlockDevice?: boolean
+  /** Room for pages ever written; infinite unless given. */
+  readonly capacityBytes?: number
+}
+
+export interface DiskFaults {
+  /** Chance of an EIO per read / write / flush. */
+  readEio: number
+  writeEio: number
+  flushEio: number
+  /** Chance of a read or write that does less than asked. */
+  short: number
+  /** Chance and length of a slow request. */
+  slow: number
+  slowMs: number
+  /** Chance that a write goes to another place of the same file. */
+  misdirect: number
+}
+
+export const CALM_DISK: DiskFaults = { readEio: 0, writeEio: 0, flushEio: 0, short: 0.01, slow: 0.005, slowMs: 10, misdirect: 0 }
+
+interface Epoch {
+  readonly serial: number
+  /** Content before the first change in this epoch, in the order of those changes; null = never written. */
+  readonly before: Map<number, Uint8Array | null>
+}
+
+/** A request under way in the kernel; it outlives the process that made it. */
+interface DiskRequest {
+  readonly owner: SimProcess
+  readonly label: string
+  readonly fn: () => void
+  /** What a power loss in the middle of it does. */
+  readonly tear: (() => void) | undefined
+  event: SimEvent | undefined
+}
+
+export class SimDisk {
+  readonly host: SimHost
+  readonly name: string
+  readonly mount: string
+  readonly options: SimDiskOptions
+  readonly faults: DiskFaults = { ...CALM_DISK }
+  /** Every request fails: the device is gone. */
+  gone = false
+  usedPages = 0
+  /** Writes to pages never written fail with ENOSPC. */
+  full = false
+  #hung = false
+  readonly #requests = new Set<DiskRequest>()
+
+  constructor(host: SimHost, options: SimDiskOptions) {
+    this.host = host
+    this.options = options
+    this.name = options.name
+    this.mount = options.mount
+  }
+
+  get files(): SimFile[] {
+    return [...this.host.files.values()].filter((file) => file.disk === this)
+  }
+
+  /** Requests wait from now on; none completes. */
+  hang(): void {
+    this.host.world.note('disk hangs', () => `${this.host.name} ${this.name}`)
+    this.#hung = true
+  }
+
+  resume(): void {
+    if (!this.#hung) return
+    this.host.world.note('disk goes on', () => `${this.host.name} ${this.name}`)
+    this.#hung = false
+    for (const request of this.#requests) if (!request.event) this.#launch(request, this.#latencyMs(0))
+  }
+
+  /** An empty device stands in its place. */
+  replace(): void {
+    this.host.world.note('disk replaced', () => `${this.host.name} ${this.name}`)
+    for (const file of this.files) this.host.files.delete(file.path)
+    this.gone = false
+    this.full = false
+    this.usedPages = 0
+  }
+
+  /** Flips one bit of each of `count` random written pages, in what is stored, without a trace. */
+  rot(count: number): void {
+    const random = this.host.random(`disk ${this.name} rot`)
+    for (let i = 0; i < count; i++) {
+      const files = this.files.filter((file) => file.pages.size > 0)
+      if (files.length === 0) return
+      const file = random.pick(files)
+      const page = random.pick([...file.pages.keys()])
+      file.flipBit(page, random.below(PAGE_BYTES * 8))
+    }
+  }
+
+  get underWay(): number {
+    return this.#requests.size
+  }
+
+  /** Requests of that process still under way. */
+  underWayOf(process: SimProcess): number {
+    let count = 0
+    for (const request of this.#requests) if (request.owner === process) count++
+    return count
+  }
+
+  /** Runs `fn` in the kernel after this device's latency for so many bytes; `tear` instead when the power goes first. */
+  request(owner: SimProcess, label: string, lengthBytes: number, fn: () => void, tear?: () => void): void {
+    const request: DiskRequest = { owner, label, fn, tear, event: undefined }
+    this.#requests.add(request)
+    if (!this.#hung) this.#launch(request, owner.localNowMs - owner.world.nowMs + this.#latencyMs(lengthBytes))
+  }
+
+  powerLoss(unflushed: 'random' | 'lose' | 'keep'): void {
+    for (const request of this.#requests) {
+      if (request.event) this.host.world.cancel(request.event)
+      request.tear?.()
+    }
+    this.#requests.clear()
+    this.#hung = false
+    for (const file of this.files) {
+      file.lockedBy = undefined
+      if (this.options.volatile) this.host.files.delete(file.path)
+      else file.powerLoss(unflushed)
+    }
+  }
+
+  #launch(request: DiskRequest, delayMs: number): void {
+    request.event = this.host.schedule(delayMs, request.label, () => {
+      if (this.#hung) {
+        request.event = undefined
+        return
+      }
+      this.#requests.delete(request)
+      request.fn()
+    })
+  }
+
+  #latencyMs(lengthBytes: number): number {
+    const random = this.host.random(`disk ${this.name} latency`)
+    let latencyMs = 0.02 + random.unit() * 0.1 + lengthBytes / 1_000_000
+    if (random.chance(this.faults.slow)) latencyMs += random.unit() * this.faults.slowMs
+    return latencyMs
+  }
+}
+
+export class SimFile {
+  readonly disk: SimDisk
+  readonly path: string
+  sizeBytes: number
+  lockedBy: SimProcess | undefined
+  readonly pages = new Map<number, Uint8Array>()
+  /** Reading these pages fails until they are written again. */
+  readonly badPages = new Set<number>()
+  #epochs: Epoch[] = []
+  #serial = 0
+
+  constructor(disk: SimDisk, path: string, sizeBytes: number) {
+    this.disk = disk
+    this.path = path
+    this.sizeBytes = sizeBytes
+  }
+
+  /** Bytes read (short at the end of the file), or -errno. */
+  readInto(offsetBytes: number, target: Uint8Array, start: number, lengthBytes: number): number {
+    const count = Math.max(0, Math.min(lengthBytes, this.sizeBytes - offsetBytes))
+    for (let done = 0; done < count; ) {
+      const page = Math.floor((offsetBytes + done) / PAGE_BYTES)
+      const within = (offsetBytes + done) % PAGE_BYTES
+      const n = Math.min(PAGE_BYTES - within, count - done)
+      if (this.badPages.has(page)) return done > 0 ? done : -Errno.EIO
+      const content = this.pages.get(page)
+      if (content) copyBytes(target, start + done, content, within, n)
+      else target.fill(0, start + done, start + done + n)
+      done += n
+    }
+    return count
+  }
+
+  /** Bytes written, or -errno. */
+  writeFrom(offsetBytes: number, source: Uint8Array, start: number, lengthBytes: number): number {
+    const end = offsetBytes + lengthBytes
+    if (this.disk.options.isBlockDevice && end > this.sizeBytes) return -Errno.ENOSPC
+    for (let done = 0; done < lengthBytes; ) {
+      const page = Math.floor((offsetBytes + done) / PAGE_BYTES)
+      const within = (offsetBytes + done) % PAGE_BYTES
+      const n = Math.min(PAGE_BYTES - within, lengthBytes - done)
+      const content = this.#writable(page)
+      if (!content) return done > 0 ? done : -Errno.ENOSPC
+      copyBytes(content, within, source, start + done, n)
+      this.badPages.delete(page)
+      done += n
+    }
+    if (end > this.sizeBytes) this.sizeBytes = end
+    return lengthBytes
+  }
+
+  /** Everything written so far belongs to the flush that starts now; give what this returns to `flushed` when it succeeds. */
+  beginFlush(): number {
+    return this.#serial++
+  }
+
+  flushed(serial: number): void {
+    this.#epochs = this.#epochs.filter((epoch) => epoch.serial > serial)
+  }
+
+  /** Pages whose present content a power loss may take away. */
+  get unflushedPages(): number {
+    const pages = new Set<number>()
+    for (const epoch of this.#epochs) for (const page of epoch.before.keys()) pages.add(page)
+    return pages.size
+  }
+
+  flipBit(page: number, bit: number): void {
+    const content = this.pages.get(page)
+    if (!content) return
+    // A copy, so that older contents that share the array are not touched
+    const rotten = content.slice()
+    rotten[bit >> 3] = rotten[bit >> 3]! ^ (1 << (bit & 7))
+    this.pages.set(page, rotten)
+  }
+
+  powerLoss(unflushed: 'random' | 'lose' | 'keep'): void {
+    const epochs = this.#epochs
+    this.#epochs = []
+    if (unflushed === 'keep' || epochs.length === 0) return
+    const random = this.disk.host.random(`disk ${this.disk.name} power`)
+    const way = unflushed === 'lose' ? 'nothing' : random.pick(['nothing', 'everything', 'prefix', 'pages', 'sectors', 'sectors'] as const)
+    if (way === 'everything') return
+    let changes = 0
+    for (const epoch of epochs) changes += epoch.before.size
+    const keepFirst = way === 'prefix' ? random.below(changes + 1) : 0
+    // Newest epoch first: each step back puts an older content in place
+    let position = changes
+    for (let e = epochs.length - 1; e >= 0; e--) {
+      const before = [...epochs[e]!.before]
+      for (let i = before.length - 1; i >= 0; i--) {
+        position--
+        if (way === 'prefix' && position < keepFirst) continue
+        if (way === 'pages' && random.chance(0.5)) continue
+        const [page, old] = before[i]!
+        const torn = way === 'sectors' || (way === 'prefix' && position === keepFirst)
+        if (!torn) {
+          this.#restore(page, old)
+          continue
+        }
+        const now = this.pages.get(page)
+        if (!now) continue
+        const mixed = now.slice()
+        for (let s = 0; s < PAGE_BYTES; s += SECTOR_BYTES) {
+          if (random.chance(0.5)) continue
+          if (old) mixed.set(old.subarray(s, s + SECTOR_BYTES), s)
+          else mixed.fill(0, s, s + SECTOR_BYTES)
+        }
+        this.pages.set(page, mixed)
+      }
+    }
+  }
+
+  #restore(page: number, old: Uint8Array | null): void {
+    if (old) this.pages.set(page, old)
+    else if (this.pages.delete(page)) this.disk.usedPages--
+  }
+
+  #writable(page: number): Uint8Array | undefined {
+    let epoch = this.#epochs.at(-1)
+    if (!epoch || epoch.serial !== this.#serial) {
+      epoch = { serial: this.#serial, before: new Map() }
+      this.#epochs.push(epoch)
+    }
+    const old = this.pages.get(page)
+    if (!old) {
+      const capacityBytes = this.disk.options.capacityBytes
+      if (this.disk.full || (capacityBytes !== undefined && (this.disk.usedPages + 1) * PAGE_BYTES > capacityBytes)) return undefined
+      this.disk.usedPages++
+    }
+    if (epoch.before.has(page)) {
+      assert(old !== undefined, 'a changed page has content')
+      return old
+    }
+    epoch.before.set(page, old ?? null)
+    const content = old ? old.slice() : new Uint8Array(PAGE_BYTES)
+    this.pages.set(page, content)
+    return content
+  }
+}
+
+/** Without a `subarray` object for the small pieces. */
+export function copyBytes(target: Uint8Array, targetStart: number, source: Uint8Array, sourceStart: number, lengthBytes: number): void {
+  if (lengthBytes <= 64) for (let i = 0; i < lengthBytes; i++) target[targetStart + i] = source[sourceStart + i]!
+  else target.set(source.subarray(sourceStart, sourceStart + lengthBytes), targetStart)
+}
