@@ -39,7 +39,7 @@ export interface NegotiationPeer {
   readonly io: AsyncIo
   readonly socket: Handle
   readonly page: number
-  /** Set when this connection is one too many: its first option is answered with this text, then it is closed. */
+  /** Set when this connection is one too many: its options are answered with this text. */
   readonly refuse: string | undefined
 }
 
@@ -101,8 +101,10 @@ export async function negotiate(peer: NegotiationPeer, volumes: VolumeLayer): Pr
     if (length > OPTION_BYTES_MAX) throw new NegotiationEnded(`an option of ${length} bytes (at most ${OPTION_BYTES_MAX})`)
     await receive(length)
     if (peer.refuse !== undefined) {
+      // every option is answered so, until the client leaves: closing with unread bytes would reset the connection before it has read why
+      if (option === Option.ABORT || option === Option.EXPORT_NAME) throw new NegotiationEnded('')
       await replyText(option, OptionReplyType.ERR_POLICY, peer.refuse)
-      throw new NegotiationEnded(peer.refuse)
+      continue
     }
     switch (option) {
       case Option.EXPORT_NAME: {
