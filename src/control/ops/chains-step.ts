@@ -1,0 +1,102 @@
+/**
+ * One event for all chains (protocol 30): the command carries what the leader believed of each node and the facts about single slots;
+ * every node runs the same table over the same chains.
+ *
+ * The views are those of one moment. If a node has registered anew since, that is evidence newer than they are (protocol 26: UP must mean
+ * renewed after the evidence), and the whole command changes nothing: the leader comes again.
+ */
+import { XsanError } from '../../base/errors.ts'
+import type { ChainVersion, DiskNumber, Incarnation, NodeNumber, SlotIndex } from '../../base/ids.ts'
+import { type Chain, type ChainEvent, DiskUse, type LastId, settle } from '../../placement/chain.ts'
+import { type ViewRow, viewsFromRows } from '../../placement/view.ts'
+import type { ClusterState } from '../state.ts'
+import type { Operation } from './operation.ts'
+
+/** Facts about one slot; tuples keep the command small. */
+export interface SlotFacts {
+  readonly slot: SlotIndex
+  /** disk, since, incarnation */
+  readonly upToDate?: readonly [DiskNumber, ChainVersion, Incarnation]
+  /** disk, chain version, incarnation */
+  readonly drained?: readonly [DiskNumber, ChainVersion, Incarnation]
+  readonly leave?: boolean
+  readonly drain?: DiskNumber
+  /** disk, node */
+  readonly add?: readonly [DiskNumber, NodeNumber]
+  readonly remove?: DiskNumber
+  /** disk, incarnation, chain version, id high, id low, 1 = its host lost power */
+  readonly lastIds?: ReadonlyArray<readonly [DiskNumber, Incarnation, ChainVersion, number, number, number]>
+}
+
+export interface ChainsStepArgs {
+  readonly views: readonly ViewRow[]
+  /** Nodes that come and go: nothing starts on them yet. */
+  readonly heldDown: readonly NodeNumber[]
+  /** At most one per slot. */
+  readonly facts: readonly SlotFacts[]
+  /** Only the slots of `facts`: the views have no news for the others. */
+  readonly factsOnly: boolean
+  readonly recoverWithoutAll?: boolean
+  readonly acceptDataLoss?: boolean
+}
+
+export interface ChainsStepValue {
+  readonly changed: number
+}
+
+export const chainsStep: Operation<ChainsStepArgs, ChainsStepValue> = {
+  feature: 1,
+  apply(state, args) {
+    const registered = new Map(args.views.map((row) => [row.node, row.incarnation]))
+    for (const node of state.nodes.values()) {
+      if (node.incarnation !== 0 && registered.get(node.node) !== node.incarnation) {
+        throw new XsanError('BUSY', 'a process has registered since the views were taken')
+      }
+    }
+    for (const { add } of args.facts) {
+      if (add !== undefined && state.disks.get(add[0])?.node !== add[1]) throw new XsanError('BUSY', `disk ${add[0]} is not of node ${add[1]} (any more)`)
+    }
+    const changes = chainChanges(state, args)
+    for (const { slot, chain } of changes) state.setChain(slot, chain)
+    return { changed: changes.length }
+  },
+}
+
+/** The chains that change by the event, in slot order. Pure: the leader looks with it whether a command is worth it. */
+export function chainChanges(state: ClusterState, args: ChainsStepArgs): Array<{ slot: SlotIndex; chain: Chain }> {
+  const views = viewsFromRows(args.views)
+  const held = new Set(args.heldDown)
+  const diskUse = (disk: DiskNumber): DiskUse => {
+    const use = state.diskUse(disk)
+    return use === DiskUse.NORMAL && held.has(state.disks.get(disk)!.node) ? DiskUse.LEAVING : use
+  }
+  const base: ChainEvent = { views, diskUse, recoverWithoutAll: args.recoverWithoutAll, acceptDataLoss: args.acceptDataLoss }
+  const factsOf = new Map(args.facts.map((facts) => [facts.slot, facts]))
+  const slots = args.factsOnly ? [...factsOf.keys()].sort((a, b) => a - b) : state.chains.keys()
+  const changes: Array<{ slot: SlotIndex; chain: Chain }> = []
+  for (const at of slots) {
+    const slot = at as SlotIndex
+    const chain = state.chains[slot]
+    if (chain === undefined) continue
+    const facts = factsOf.get(slot)
+    const next = settle(chain, facts === undefined ? base : eventOf(base, facts))
+    if (next !== chain) changes.push({ slot, chain: next })
+  }
+  return changes
+}
+
+function eventOf(base: ChainEvent, facts: SlotFacts): ChainEvent {
+  const { upToDate: u, drained: d, add: a } = facts
+  return {
+    ...base,
+    upToDate: u && { disk: u[0], since: u[1], incarnation: u[2] },
+    drained: d && { disk: d[0], version: d[1], incarnation: d[2] },
+    leave: facts.leave,
+    drain: facts.drain,
+    add: a && { disk: a[0], node: a[1] },
+    remove: facts.remove,
+    lastIds: facts.lastIds?.map(
+      ([disk, incarnation, version, hi, lo, powerLost]): LastId => ({ disk, incarnation, version, hi, lo, powerLost: powerLost === 1 }),
+    ),
+  }
+}

@@ -1,0 +1,60 @@
+import { XsanError } from '../../base/errors.ts'
+import type { DiskNumber, Incarnation, NodeNumber } from '../../base/ids.ts'
+import type { NodeAddresses } from '../state.ts'
+import type { Operation } from './operation.ts'
+
+export interface RegisterDisk {
+  readonly uuid: string
+  readonly path: string
+  readonly type: string
+  readonly role: string
+  readonly capacityBytes: number
+}
+
+export interface NodeRegisterArgs extends NodeAddresses {
+  readonly node: NodeNumber
+  readonly zone: string
+  readonly rack: string
+  readonly version: string
+  readonly dataDir: string
+  readonly bootId: string
+  readonly featureMax: number
+  readonly disks: readonly RegisterDisk[]
+}
+
+/** A process of a member has started: a new incarnation, which fences the earlier ones. Its disks get their numbers. */
+export const nodeRegister: Operation<NodeRegisterArgs, { incarnation: Incarnation; disks: DiskNumber[] }> = {
+  feature: 1,
+  apply(state, args) {
+    const node = state.nodes.get(args.node)
+    if (node === undefined) {
+      throw new XsanError('NODE_NOT_FOUND', `node ${args.node} is not a member (any more)`, 'Empty its data_dir and join again with a new token.')
+    }
+    if (args.featureMax < state.featureLevel) {
+      throw new XsanError(
+        'NOT_SUPPORTED',
+        `the cluster is at feature level ${state.featureLevel}, the node knows ${args.featureMax}`,
+        'Install the version the other nodes run.',
+      )
+    }
+    const known = new Map([...state.disks.values()].map((disk) => [disk.uuid, disk]))
+    for (const { uuid, path } of args.disks) {
+      const owner = known.get(uuid)
+      if (owner !== undefined && owner.node !== args.node) {
+        const other = state.nodes.get(owner.node)?.id ?? `node ${owner.node}`
+        throw new XsanError('DISK_FOREIGN', `the disk ${path} (${uuid}) belongs to ${other}`, 'Take it out of storage.devices, or wipe it.')
+      }
+    }
+    const { grpc, data, nbd, nbdSocket, admin, zone, rack, version, dataDir, bootId, featureMax } = args
+    const incarnation = (node.incarnation + 1) as Incarnation
+    state.putNode({ ...node, incarnation, grpc, data, nbd, nbdSocket, admin, zone, rack, version, dataDir, bootId, featureMax })
+    const disks = args.disks.map(({ uuid, path, type, role, capacityBytes }) => {
+      const old = known.get(uuid)
+      const disk = old?.disk ?? state.takeDiskNumber()
+      const next = { disk, node: args.node, uuid, path, type, role, capacityBytes, state: old?.state ?? ('ok' as const), reason: old?.reason ?? '' }
+      if (JSON.stringify(next) !== JSON.stringify(old)) state.putDisk(next)
+      return disk
+    })
+    return { incarnation, disks }
+  },
+}

@@ -1,0 +1,548 @@
+/**
+ * The replicated state of the cluster: what every node holds alike, changed by commands of the Raft log alone (`ops/`).
+ *
+ * Invariants:
+ * - Numbers of nodes, disks and volumes are never used again; an incarnation only rises.
+ * - `revision` is the index of the last command that changed the table that reactors see (chains, nodes, disks, volumes); per slot and per
+ *   list the revision of its own last change is kept, so that a delta can be cut for anybody.
+ * - An operation checks everything before it changes anything: one that throws XsanError has changed nothing.
+ *
+ * Stored, one Kv value each (a snapshot is the same pairs in key order):
+ *   state/meta             JSON: format, feature level, revisions, next numbers, cluster
+ *   state/node/<8 hex>     JSON, likewise disk, volume; state/setting/<key>, state/token/<hash>
+ *   state/recent/<16 hex>  JSON: the result of a command that carried an id, by order
+ *   state/chains/<4 hex>   64 slots: per slot revision f64, then the chains as `packChains` writes them, little-endian i32
+ */
+import { assert } from '../base/assert.ts'
+import { XsanError } from '../base/errors.ts'
+import type { DiskNumber, Incarnation, NodeNumber, SlotIndex, TableRevision, VolumeNumber } from '../base/ids.ts'
+import type { StatusName } from '../base/status.ts'
+import type { KvOp } from '../env/control.ts'
+import { type Chain, DiskUse, packChains, unpackChains } from '../placement/chain.ts'
+
+export const STATE_PREFIX = 'state/'
+const STATE_FORMAT = 1
+/** What this program can apply; a command of a higher level halts the node. */
+export const FEATURE_LEVEL = 1
+const SLOTS_PER_VALUE = 64
+/** Results of commands that are kept to answer a repeated one. */
+const RECENT_MAX = 512
+
+export interface ClusterRecord {
+  readonly id: string
+  readonly uuid: string
+  /** Hex, 32 bytes: nodes prove to each other with it that they are members. */
+  readonly key: string
+  readonly slotCount: number
+  readonly createdAtMs: number
+}
+
+export interface NodeAddresses {
+  /** "host:port" each; '' where there is none. */
+  readonly grpc: string
+  readonly data: string
+  readonly nbd: string
+  readonly nbdSocket: string
+  readonly admin: string
+}
+
+export interface NodeRecord extends NodeAddresses {
+  readonly node: NodeNumber
+  readonly id: string
+  /** The registered one; 0 = no process has registered yet. */
+  readonly incarnation: Incarnation
+  readonly zone: string
+  readonly rack: string
+  /** Hex, 32 bytes: signs its heartbeats. */
+  readonly key: string
+  /** leaving: being drained, to be removed when no chain names its disks. */
+  readonly state: 'member' | 'leaving'
+  readonly version: string
+  readonly dataDir: string
+  readonly bootId: string
+  readonly featureMax: number
+}
+
+export interface DiskRecord {
+  readonly disk: DiskNumber
+  readonly node: NodeNumber
+  readonly uuid: string
+  readonly path: string
+  readonly type: string
+  /** capacity | cache */
+  readonly role: string
+  readonly capacityBytes: number
+  readonly state: 'ok' | 'leaving' | 'failed'
+  readonly reason: string
+}
+
+export interface VolumeRecord {
+  readonly volume: VolumeNumber
+  readonly name: string
+  readonly sizeBytes: number
+  readonly replicas: number
+  readonly minCopies: number
+  readonly syncWhenWrite: boolean
+  readonly readOnly: boolean
+  readonly createdAtMs: number
+}
+
+export interface TokenRecord {
+  /** SHA-256 or the like of the secret, hex. */
+  readonly hash: string
+  /** '' = any node. */
+  readonly nodeId: string
+  /** Wall clock, ms. */
+  readonly expiresAtMs: number
+  /** 0 = unused. */
+  readonly usedBy: NodeNumber
+}
+
+export type SettingValue = number | boolean | string
+
+/** What an operation answers: plain JSON either way. */
+export type CommandResult =
+  | { readonly value: unknown; readonly error?: undefined }
+  | { readonly value?: undefined; readonly error: { readonly status: StatusName; readonly message: string; readonly nextStep: string } }
+
+interface Meta {
+  format: number
+  feature: number
+  revision: number
+  nodesRevision: number
+  disksRevision: number
+  volumesRevision: number
+  settingsRevision: number
+  nextNode: number
+  nextDisk: number
+  nextVolume: number
+  nextRecent: number
+  cluster: ClusterRecord | null
+}
+
+const NEW_META: Meta = {
+  format: STATE_FORMAT,
+  feature: 1,
+  revision: 0,
+  nodesRevision: 0,
+  disksRevision: 0,
+  volumesRevision: 0,
+  settingsRevision: 0,
+  nextNode: 1,
+  nextDisk: 1,
+  nextVolume: 1,
+  nextRecent: 1,
+  cluster: null,
+}
+
+const hex = (n: number, digits: number) => n.toString(16).padStart(digits, '0')
+const encoder = new TextEncoder()
+const decoder = new TextDecoder()
+
+export class ClusterState {
+  #meta: Meta = { ...NEW_META }
+  #nodes = new Map<NodeNumber, NodeRecord>()
+  #disks = new Map<DiskNumber, DiskRecord>()
+  #volumes = new Map<VolumeNumber, VolumeRecord>()
+  #volumesByName = new Map<string, VolumeRecord>()
+  #settings = new Map<string, SettingValue>()
+  #tokens = new Map<string, TokenRecord>()
+  #recent = new Map<string, { id: string; result: CommandResult }>()
+  #recentById = new Map<string, CommandResult>()
+  #chains: Chain[] = []
+  #slotRevisions = new Float64Array(0)
+  /** Kv keys whose value changed since `takeOps`. */
+  readonly #dirty = new Set<string>()
+  /** Index of the command being applied. */
+  #index = 0
+
+  // ---- reading ----------------------------------------------------------------------------------------------------------
+
+  get cluster(): ClusterRecord | undefined {
+    return this.#meta.cluster ?? undefined
+  }
+
+  /** The cluster; CLUSTER_NOT_READY before `cluster init`. */
+  get theCluster(): ClusterRecord {
+    if (this.#meta.cluster === null) {
+      throw new XsanError('CLUSTER_NOT_READY', 'there is no cluster yet', 'Start one with `xsan cluster init`, or join one with `xsan cluster join TOKEN`.')
+    }
+    return this.#meta.cluster
+  }
+
+  get featureLevel(): number {
+    return this.#meta.feature
+  }
+
+  get revision(): TableRevision {
+    return this.#meta.revision as TableRevision
+  }
+
+  get nodesRevision(): number {
+    return this.#meta.nodesRevision
+  }
+
+  get disksRevision(): number {
+    return this.#meta.disksRevision
+  }
+
+  get volumesRevision(): number {
+    return this.#meta.volumesRevision
+  }
+
+  get settingsRevision(): number {
+    return this.#meta.settingsRevision
+  }
+
+  get nodes(): ReadonlyMap<NodeNumber, NodeRecord> {
+    return this.#nodes
+  }
+
+  get disks(): ReadonlyMap<DiskNumber, DiskRecord> {
+    return this.#disks
+  }
+
+  get volumes(): ReadonlyMap<VolumeNumber, VolumeRecord> {
+    return this.#volumes
+  }
+
+  get settings(): ReadonlyMap<string, SettingValue> {
+    return this.#settings
+  }
+
+  get tokens(): ReadonlyMap<string, TokenRecord> {
+    return this.#tokens
+  }
+
+  /** By slot; empty until the first disks are there. */
+  get chains(): readonly Chain[] {
+    return this.#chains
+  }
+
+  slotRevision(slot: SlotIndex): number {
+    return this.#slotRevisions[slot]!
+  }
+
+  nodeById(id: string): NodeRecord | undefined {
+    for (const node of this.#nodes.values()) if (node.id === id) return node
+    return undefined
+  }
+
+  /** By name, or by number. */
+  findVolume(nameOrNumber: string): VolumeRecord | undefined {
+    const byName = this.#volumesByName.get(nameOrNumber)
+    if (byName !== undefined) return byName
+    return /^\d{1,15}$/.test(nameOrNumber) ? this.#volumes.get(Number(nameOrNumber) as VolumeNumber) : undefined
+  }
+
+  /** What the cluster wants of a disk: for `nextChain`. */
+  diskUse(disk: DiskNumber): DiskUse {
+    const record = this.#disks.get(disk)
+    if (record === undefined) return DiskUse.LEAVING
+    if (record.state === 'failed') return DiskUse.FAILED
+    return record.state === 'leaving' || this.#nodes.get(record.node)?.state !== 'member' ? DiskUse.LEAVING : DiskUse.NORMAL
+  }
+
+  incarnation(node: NodeNumber): Incarnation {
+    return this.#nodes.get(node)?.incarnation ?? (0 as Incarnation)
+  }
+
+  recentResult(id: string): CommandResult | undefined {
+    return this.#recentById.get(id)
+  }
+
+  // ---- changing (operations only) ---------------------------------------------------------------------------------------
+
+  /** Everything that changes from here on belongs to the command at `index`. */
+  begin(index: number): void {
+    assert(index > this.#index, `command ${index} applied after ${this.#index}`)
+    this.#index = index
+  }
+
+  setCluster(cluster: ClusterRecord): void {
+    assert(this.#meta.cluster === null, 'a second cluster')
+    this.#meta.cluster = cluster
+    this.#dirty.add('meta')
+  }
+
+  setFeatureLevel(level: number): void {
+    assert(level >= this.#meta.feature, 'the feature level goes back')
+    this.#meta.feature = level
+    this.#dirty.add('meta')
+  }
+
+  takeNodeNumber(): NodeNumber {
+    this.#dirty.add('meta')
+    return this.#meta.nextNode++ as NodeNumber
+  }
+
+  takeDiskNumber(): DiskNumber {
+    this.#dirty.add('meta')
+    return this.#meta.nextDisk++ as DiskNumber
+  }
+
+  takeVolumeNumber(): VolumeNumber {
+    this.#dirty.add('meta')
+    return this.#meta.nextVolume++ as VolumeNumber
+  }
+
+  putNode(record: NodeRecord): void {
+    this.#nodes.set(record.node, record)
+    this.#dirty.add(`node/${hex(record.node, 8)}`)
+    this.#tableChanged('nodesRevision')
+  }
+
+  removeNode(node: NodeNumber): void {
+    this.#nodes.delete(node)
+    this.#dirty.add(`node/${hex(node, 8)}`)
+    this.#tableChanged('nodesRevision')
+  }
+
+  putDisk(record: DiskRecord): void {
+    this.#disks.set(record.disk, record)
+    this.#dirty.add(`disk/${hex(record.disk, 8)}`)
+    this.#tableChanged('disksRevision')
+  }
+
+  removeDisk(disk: DiskNumber): void {
+    this.#disks.delete(disk)
+    this.#dirty.add(`disk/${hex(disk, 8)}`)
+    this.#tableChanged('disksRevision')
+  }
+
+  putVolume(record: VolumeRecord): void {
+    this.#volumes.set(record.volume, record)
+    this.#volumesByName.set(record.name, record)
+    this.#dirty.add(`volume/${hex(record.volume, 8)}`)
+    this.#tableChanged('volumesRevision')
+  }
+
+  removeVolume(volume: VolumeNumber): void {
+    const record = this.#volumes.get(volume)
+    if (record === undefined) return
+    this.#volumes.delete(volume)
+    this.#volumesByName.delete(record.name)
+    this.#dirty.add(`volume/${hex(volume, 8)}`)
+    this.#tableChanged('volumesRevision')
+  }
+
+  setSetting(key: string, value: SettingValue | null): void {
+    if (value === null) this.#settings.delete(key)
+    else this.#settings.set(key, value)
+    this.#dirty.add(`setting/${key}`).add('meta')
+    this.#meta.settingsRevision = this.#index
+  }
+
+  putToken(token: TokenRecord): void {
+    this.#tokens.set(token.hash, token)
+    this.#dirty.add(`token/${token.hash}`)
+  }
+
+  removeToken(hash: string): void {
+    this.#tokens.delete(hash)
+    this.#dirty.add(`token/${hash}`)
+  }
+
+  /** The first chains: one per slot. */
+  createChains(chains: readonly Chain[]): void {
+    assert(this.#chains.length === 0 && chains.length === this.theCluster.slotCount, 'chains are created once, all of them')
+    this.#chains = [...chains]
+    this.#slotRevisions = new Float64Array(chains.length).fill(this.#index)
+    for (let group = 0; group * SLOTS_PER_VALUE < chains.length; group++) this.#dirty.add(`chains/${hex(group, 4)}`)
+    this.#tableChanged()
+  }
+
+  setChain(slot: SlotIndex, chain: Chain): void {
+    const old = this.#chains[slot]
+    assert(old !== undefined && chain.version > old.version, `slot ${slot}: chain version ${chain.version} after ${old?.version}`)
+    this.#chains[slot] = chain
+    this.#slotRevisions[slot] = this.#index
+    this.#dirty.add(`chains/${hex(Math.floor(slot / SLOTS_PER_VALUE), 4)}`)
+    this.#tableChanged()
+  }
+
+  remember(id: string, result: CommandResult): void {
+    const order = this.#meta.nextRecent++
+    const key = hex(order, 16)
+    this.#recent.set(key, { id, result })
+    this.#recentById.set(id, result)
+    this.#dirty.add(`recent/${key}`).add('meta')
+    for (const [old, entry] of this.#recent) {
+      if (this.#recent.size <= RECENT_MAX) break
+      this.#recent.delete(old)
+      this.#recentById.delete(entry.id)
+      this.#dirty.add(`recent/${old}`)
+    }
+  }
+
+  #tableChanged(list?: 'nodesRevision' | 'disksRevision' | 'volumesRevision'): void {
+    this.#meta.revision = this.#index
+    if (list !== undefined) this.#meta[list] = this.#index
+    this.#dirty.add('meta')
+  }
+
+  // ---- storing ----------------------------------------------------------------------------------------------------------
+
+  /** What has to be written for the changes since the last call. */
+  takeOps(): KvOp[] {
+    const ops: KvOp[] = []
+    for (const key of [...this.#dirty].sort()) {
+      const value = this.#valueOf(key)
+      ops.push(value === undefined ? { type: 'delete', key: STATE_PREFIX + key } : { type: 'put', key: STATE_PREFIX + key, value })
+    }
+    this.#dirty.clear()
+    return ops
+  }
+
+  /** All pairs, in key order. */
+  pairs(): Array<{ key: string; value: Uint8Array }> {
+    const keys = ['meta']
+    for (let group = 0; group * SLOTS_PER_VALUE < this.#chains.length; group++) keys.push(`chains/${hex(group, 4)}`)
+    for (const node of this.#nodes.keys()) keys.push(`node/${hex(node, 8)}`)
+    for (const disk of this.#disks.keys()) keys.push(`disk/${hex(disk, 8)}`)
+    for (const volume of this.#volumes.keys()) keys.push(`volume/${hex(volume, 8)}`)
+    for (const key of this.#settings.keys()) keys.push(`setting/${key}`)
+    for (const hash of this.#tokens.keys()) keys.push(`token/${hash}`)
+    for (const key of this.#recent.keys()) keys.push(`recent/${key}`)
+    return keys.sort().map((key) => ({ key: STATE_PREFIX + key, value: this.#valueOf(key)! }))
+  }
+
+  /** Replaces everything. `pairs` as `pairs()` gives them, or nothing for a new state. */
+  load(pairs: ReadonlyArray<{ readonly key: string; readonly value: Uint8Array }>): void {
+    this.#meta = { ...NEW_META }
+    this.#nodes = new Map()
+    this.#disks = new Map()
+    this.#volumes = new Map()
+    this.#volumesByName = new Map()
+    this.#settings = new Map()
+    this.#tokens = new Map()
+    this.#recent = new Map()
+    this.#recentById = new Map()
+    this.#chains = []
+    this.#slotRevisions = new Float64Array(0)
+    this.#dirty.clear()
+    this.#index = 0
+    const meta = pairs.find(({ key }) => key === `${STATE_PREFIX}meta`)
+    if (meta !== undefined) {
+      this.#meta = { ...NEW_META, ...(JSON.parse(decoder.decode(meta.value)) as Meta) }
+      if (this.#meta.format !== STATE_FORMAT) {
+        throw new XsanError(
+          'DISK_INCOMPATIBLE',
+          `the metadata has format ${this.#meta.format}, this program reads ${STATE_FORMAT}`,
+          'Use the version that wrote it.',
+        )
+      }
+      if (this.#meta.feature > FEATURE_LEVEL) {
+        throw new XsanError(
+          'DISK_INCOMPATIBLE',
+          `the cluster is at feature level ${this.#meta.feature}, this program knows ${FEATURE_LEVEL}`,
+          'Install a newer version.',
+        )
+      }
+    }
+    const slots: Array<{ slot: SlotIndex; chain: Chain; revision: number }> = []
+    for (const { key, value } of [...pairs].sort((a, b) => (a.key < b.key ? -1 : 1))) {
+      const [kind, name] = split(key.slice(STATE_PREFIX.length))
+      if (kind === 'chains') slots.push(...decodeChains(value))
+      else if (kind !== 'meta') this.#loadJson(kind, name, JSON.parse(decoder.decode(value)))
+    }
+    this.#chains = slots.map(({ chain }) => chain)
+    this.#slotRevisions = Float64Array.from(slots, ({ revision }) => revision)
+    slots.forEach(({ slot }, at) => {
+      assert(slot === at, `stored chains: slot ${slot} at place ${at}`)
+    })
+  }
+
+  #loadJson(kind: string, name: string, json: unknown): void {
+    switch (kind) {
+      case 'node': {
+        const node = json as NodeRecord
+        this.#nodes.set(node.node, node)
+        return
+      }
+      case 'disk': {
+        const disk = json as DiskRecord
+        this.#disks.set(disk.disk, disk)
+        return
+      }
+      case 'volume': {
+        const volume = json as VolumeRecord
+        this.#volumes.set(volume.volume, volume)
+        this.#volumesByName.set(volume.name, volume)
+        return
+      }
+      case 'setting':
+        this.#settings.set(name, json as SettingValue)
+        return
+      case 'token':
+        this.#tokens.set(name, json as TokenRecord)
+        return
+      case 'recent': {
+        const entry = json as { id: string; result: CommandResult }
+        this.#recent.set(name, entry)
+        this.#recentById.set(entry.id, entry.result)
+        return
+      }
+      default:
+        assert(false, `unknown part "${kind}" of the stored state`)
+    }
+  }
+
+  #valueOf(key: string): Uint8Array | undefined {
+    const [kind, name] = split(key)
+    if (kind === 'chains') return encodeChains(Number.parseInt(name, 16) * SLOTS_PER_VALUE, this.#chains, this.#slotRevisions)
+    const json = this.#jsonOf(kind, name)
+    return json === undefined ? undefined : encoder.encode(JSON.stringify(json))
+  }
+
+  #jsonOf(kind: string, name: string): unknown {
+    switch (kind) {
+      case 'meta':
+        return this.#meta
+      case 'node':
+        return this.#nodes.get(Number.parseInt(name, 16) as NodeNumber)
+      case 'disk':
+        return this.#disks.get(Number.parseInt(name, 16) as DiskNumber)
+      case 'volume':
+        return this.#volumes.get(Number.parseInt(name, 16) as VolumeNumber)
+      case 'setting':
+        return this.#settings.get(name)
+      case 'token':
+        return this.#tokens.get(name)
+      default:
+        return this.#recent.get(name)
+    }
+  }
+}
+
+function split(key: string): [kind: string, name: string] {
+  const slash = key.indexOf('/')
+  return slash < 0 ? [key, ''] : [key.slice(0, slash), key.slice(slash + 1)]
+}
+
+/** u32 slots, then f64 per slot, then the packed chains as i32; all little-endian. */
+function encodeChains(from: number, chains: readonly Chain[], revisions: Float64Array): Uint8Array {
+  const part = chains.slice(from, from + SLOTS_PER_VALUE)
+  const packed = packChains(part.map((chain, i) => ({ slot: (from + i) as SlotIndex, chain })))
+  const bytes = new Uint8Array(4 + 8 * part.length + 4 * packed.length)
+  const view = new DataView(bytes.buffer)
+  view.setUint32(0, part.length, true)
+  part.forEach((_, i) => {
+    view.setFloat64(4 + 8 * i, revisions[from + i]!, true)
+  })
+  packed.forEach((word, i) => {
+    view.setInt32(4 + 8 * part.length + 4 * i, word, true)
+  })
+  return bytes
+}
+
+function decodeChains(bytes: Uint8Array): Array<{ slot: SlotIndex; chain: Chain; revision: number }> {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
+  const count = view.getUint32(0, true)
+  const words = (bytes.length - 4 - 8 * count) / 4
+  assert(count <= SLOTS_PER_VALUE && Number.isInteger(words) && words >= 0, 'stored chains are cut short')
+  const packed = Int32Array.from({ length: words }, (_, i) => view.getInt32(4 + 8 * count + 4 * i, true))
+  const chains = unpackChains(packed)
+  assert(chains.length === count, `stored chains: ${chains.length} of ${count}`)
+  return chains.map((entry, i) => ({ ...entry, revision: view.getFloat64(4 + 8 * i, true) }))
+}
