@@ -19,6 +19,7 @@ export interface PlacementDisk {
   readonly node: NodeNumber
   /** Share of the data relative to other disks: its capacity. Above 0. */
   readonly weight: number
+  /** Of the node: the same on all its disks. A rack's name counts within its zone. */
   readonly rack?: string | undefined
   readonly zone?: string | undefined
 }
@@ -77,6 +78,10 @@ class Layout {
     this.#nodeOf = indexBy(this.disks, (disk) => String(disk.node))
     this.#rackOf = indexBy(this.disks, (disk) => JSON.stringify([disk.zone ?? '', disk.rack ?? '']))
     this.#zoneOf = indexBy(this.disks, (disk) => disk.zone ?? '')
+    for (let d = 1; d < this.disks.length; d++) {
+      const sibling = this.#nodeOf.indexOf(this.#nodeOf[d]!)
+      assert(this.#rackOf[d] === this.#rackOf[sibling], `node ${this.disks[d]!.node} is in two racks or zones`)
+    }
     this.#nodeCount = Math.max(...this.#nodeOf) + 1
     this.#replicas = Math.min(replicas, this.#nodeCount)
 
@@ -143,7 +148,8 @@ class Layout {
         for (let d = 0; d < this.disks.length; d++) {
           if (this.#fits(members, d, -1) && (best < 0 || this.load[d]! * this.disks[best]!.weight < this.load[best]! * this.disks[d]!.weight)) best = d
         }
-        if (best < 0) best = this.#makeRoom(members)
+        // the limits are nested (node in rack in zone), a matroid: no choice made before can leave a slot stuck
+        assert(best >= 0, `no disk for a slot that has ${members.length} of ${this.#replicas} replicas`)
         this.#put(members, best)
       }
     })
@@ -252,24 +258,6 @@ class Layout {
       if (this.#zoneOf[other] === this.#zoneOf[d]) sameZone++
     }
     return sameRack < this.#rackMax && sameZone < this.#zoneMax
-  }
-
-  /**
-   * Nobody fits, because of what was chosen before: gives one member up for one that leaves room, and returns a disk that then fits.
-   */
-  #makeRoom(members: number[]): number {
-    for (let position = members.length - 1; position >= 0; position--) {
-      for (let other = 0; other < this.disks.length; other++) {
-        if (!this.#fits(members, other, position)) continue
-        const tried = members.with(position, other)
-        for (let d = 0; d < this.disks.length; d++) {
-          if (!this.#fits(tried, d, -1)) continue
-          this.#replace(members, position, other)
-          return d
-        }
-      }
-    }
-    throw new Error(`no disk for a slot that has ${members.length} of ${this.#replicas} replicas`)
   }
 
   #put(members: number[], d: number): void {
