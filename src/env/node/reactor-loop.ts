@@ -28,7 +28,7 @@ export interface ReactorLoop {
 }
 
 /** Starts from the next macrotask. `counters`: shared memory made by the thread that watches, REACTOR_COUNTERS_BYTES long. */
-export function startReactorLoop(queue: IoQueue, options: { counters?: SharedArrayBuffer } = {}): ReactorLoop {
+export function runReactor(queue: IoQueue, options: { counters?: SharedArrayBuffer } = {}): ReactorLoop {
   const counters = new Int32Array(options.counters ?? new SharedArrayBuffer(REACTOR_COUNTERS_BYTES))
   const stopped = Promise.withResolvers<void>()
   let stopping = false
