@@ -129,7 +129,10 @@ export class VolumeLayer {
   }
 
   #split(kind: number, volume: VolumeNumber, offsetBytes: number, lengthBytes: number, bufferPage: number, flags: number, done: Done, row: number): void {
-    assert(offsetBytes % SECTOR_BYTES === 0 && lengthBytes % SECTOR_BYTES === 0 && lengthBytes > 0, `request at ${offsetBytes}+${lengthBytes} is not in whole sectors`)
+    assert(
+      offsetBytes % SECTOR_BYTES === 0 && lengthBytes % SECTOR_BYTES === 0 && lengthBytes > 0,
+      `request at ${offsetBytes}+${lengthBytes} is not in whole sectors`,
+    )
     const request = this.#requests.alloc()
     assert(request >= 0, 'split requests exhausted: the export did not look at hasRoom')
     this.#requests.status[request] = Status.SUCCESS
