@@ -6,6 +6,7 @@
  */
 import { assert } from '../../base/assert.ts'
 import type { Prng } from '../../base/prng.ts'
+import type { SimKvStore } from './control.ts'
 import { SimDisk, type SimDiskOptions, type SimFile } from './disk.ts'
 import type { SimNetwork } from './network.ts'
 import type { SimEvent, World } from './world.ts'
@@ -32,6 +33,8 @@ export class SimHost {
   readonly processes = new Set<SimProcess>()
   readonly disks: SimDisk[] = []
   readonly files = new Map<string, SimFile>()
+  /** Key-value stores by name; they outlive processes and power. */
+  readonly kvStores = new Map<string, SimKvStore>()
   #anchorTrueMs: number
   #anchorBootMs: number
   #rate: number
