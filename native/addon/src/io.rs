@@ -147,7 +147,7 @@ impl NativeQueue {
         Ok(self.engine()?.sample_clock())
     }
 
-    #[napi]
+    #[napi(js_name = "crc32c")]
     pub fn crc32c(&mut self, page: i32, delta_bytes: i32, length_bytes: i32) -> Result<u32> {
         let arena = self.engine()?.arena();
         match arena.range(page, delta_bytes, length_bytes) {
@@ -235,7 +235,7 @@ pub fn wake_queue(wake_id: u32) -> bool {
 }
 
 /// CRC-32C of JavaScript memory.
-#[napi]
+#[napi(js_name = "crc32c")]
 pub fn crc32c(bytes: &[u8]) -> u32 {
     xsan_io::crc32c(bytes)
 }

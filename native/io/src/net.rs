@@ -165,7 +165,10 @@ pub fn listen_unix(path: &str, mode: u32, backlog: i32) -> Result<(Fd, UnixPath)
             if !is_socket {
                 return Err(Fault::new("EADDRINUSE", format!("{what}: a file of that name exists and is not a socket")));
             }
-            let probe = socket(libc::AF_UNIX)?;
+            // A datagram socket cannot connect to a stream socket: EPROTOTYPE when one is bound there, ECONNREFUSED when none
+            // is, and whoever listens notices nothing.
+            // SAFETY: plain system call.
+            let probe = Fd(unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) });
             // SAFETY: `address` is a valid socket address of the given length.
             let live = unsafe { libc::connect(probe.0, address.pointer(), address.length()) } == 0
                 || crate::fault::last_errno() != libc::ECONNREFUSED;
