@@ -193,8 +193,10 @@ export interface RaftCore {
   ready(): RaftReady
   advance(): RaftLightReady
   advanceApply(): void
-  /** Forgets entries up to `index` (at most the applied one). */
-  compact(index: number): void
+  /** Forgets entries up to `index` (at most the applied one). Returns the position truncated at. */
+  compact(index: number): LogPosition
+  /** Bytes of commands in the log. */
+  readonly logBytes: number
   /** A follower needs a snapshot: the driver gives one with `provideSnapshot`. */
   readonly snapshotWanted: boolean
   /** State machine and members as of `index` (the applied one). Kept in memory until the next `compact`. */

@@ -374,9 +374,14 @@ impl RaftCore {
     }
 
     #[napi]
-    pub fn compact(&mut self, index: f64) -> Result<()> {
+    pub fn compact(&mut self, index: f64) -> Result<RaftPosition> {
         let index = number(index, "index")?;
-        self.open()?.compact(index).map_err(fail)
+        Ok(self.open()?.compact(index).map_err(fail)?.into())
+    }
+
+    #[napi(getter)]
+    pub fn log_bytes(&mut self) -> Result<f64> {
+        Ok(self.open()?.log_bytes() as f64)
     }
 
     #[napi(getter)]

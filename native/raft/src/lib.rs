@@ -562,15 +562,21 @@ impl RaftCore {
         })
     }
 
-    pub fn compact(&mut self, index: u64) -> Result<()> {
+    /// Forgets the entries up to `index` (at most the applied one). Returns the position truncated at.
+    pub fn compact(&mut self, index: u64) -> Result<Position> {
         self.enter(&[Stage::Idle], |core| {
             let applied = core.raw.raft.raft_log.applied;
             if index > applied {
                 return Err(Error::Misuse(format!("compact {index} beyond the applied index {applied}")));
             }
-            core.raw.mut_store().compact(index);
-            Ok(())
+            let (index, term) = core.raw.mut_store().compact(index);
+            Ok(Position { index, term })
         })
+    }
+
+    /// Bytes of commands in the log.
+    pub fn log_bytes(&self) -> u64 {
+        self.raw.store().bytes()
     }
 
     pub fn snapshot_wanted(&self) -> bool {

@@ -15,13 +15,16 @@ pub(crate) struct Log {
     truncated_term: u64,
     /// entries[i].index == truncated_index + 1 + i
     entries: Vec<Entry>,
+    /// Bytes of data in `entries`.
+    bytes: u64,
     snapshot: Option<Snapshot>,
     snapshot_wanted: Cell<bool>,
 }
 
 impl Log {
     pub(crate) fn new(hard_state: HardState, members: ConfState, truncated_index: u64, truncated_term: u64, entries: Vec<Entry>) -> Log {
-        Log { hard_state, members, truncated_index, truncated_term, entries, snapshot: None, snapshot_wanted: Cell::new(false) }
+        let bytes = data_bytes(&entries);
+        Log { hard_state, members, truncated_index, truncated_term, entries, bytes, snapshot: None, snapshot_wanted: Cell::new(false) }
     }
 
     pub(crate) fn first(&self) -> u64 {
@@ -30,6 +33,10 @@ impl Log {
 
     pub(crate) fn last(&self) -> u64 {
         self.truncated_index + self.entries.len() as u64
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     pub(crate) fn snapshot_wanted(&self) -> bool {
@@ -50,7 +57,10 @@ impl Log {
             self.first(),
             self.last()
         );
-        self.entries.truncate((head.index - self.first()) as usize);
+        let keep = (head.index - self.first()) as usize;
+        self.bytes -= data_bytes(&self.entries[keep..]);
+        self.entries.truncate(keep);
+        self.bytes += data_bytes(entries);
         self.entries.extend_from_slice(entries);
     }
 
@@ -58,22 +68,29 @@ impl Log {
         self.truncated_index = meta.index;
         self.truncated_term = meta.term;
         self.entries.clear();
+        self.bytes = 0;
         self.members = meta.conf_state.clone().unwrap_or_default();
         self.snapshot = None;
     }
 
-    /// Forgets the entries up to `index`, which must be in the log.
-    pub(crate) fn compact(&mut self, index: u64) {
+    /// Forgets the entries up to `index`, which must be in the log. Returns the truncated index and term.
+    pub(crate) fn compact(&mut self, index: u64) -> (u64, u64) {
         assert!(index <= self.last(), "compact {} of a log that ends at {}", index, self.last());
         if index <= self.truncated_index {
-            return;
+            return (self.truncated_index, self.truncated_term);
         }
         let count = (index - self.truncated_index) as usize;
         self.truncated_term = self.entries[count - 1].term;
         self.truncated_index = index;
+        self.bytes -= data_bytes(&self.entries[..count]);
         self.entries.drain(..count);
         self.snapshot = None;
+        (self.truncated_index, self.truncated_term)
     }
+}
+
+fn data_bytes(entries: &[Entry]) -> u64 {
+    entries.iter().map(|entry| entry.data.len() as u64).sum()
 }
 
 impl Storage for Log {
