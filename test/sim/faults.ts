@@ -1,0 +1,246 @@
+/**
+ * Schedules of faults: made from a seed and a profile, plain data, so that one can be saved, shrunk and replayed.
+ * A fault names when it begins and how long it lasts; node and disk are indexes from 0.
+ */
+import type { Prng } from '../../src/base/prng.ts'
+
+export const SCHEDULE_FORMAT = 1
+
+export const FAULT_KINDS = [
+  'kill',
+  'freeze',
+  'power',
+  'power-all',
+  'isolate',
+  'cut',
+  'slow-link',
+  'disk-slow',
+  'disk-hang',
+  'disk-eio',
+  'bit-rot',
+  'drift',
+  'pauses',
+  'datagram-loss',
+] as const
+export type FaultKind = (typeof FAULT_KINDS)[number]
+
+export interface Fault {
+  readonly kind: FaultKind
+  readonly atMs: number
+  readonly durationMs: number
+  readonly node: number
+  /** The other end of a cut or a slow link. */
+  readonly other: number
+  /** Rate, delay or drift, by kind. */
+  readonly amount: number
+  readonly unflushed: 'random' | 'lose' | 'keep'
+}
+
+export interface Schedule {
+  readonly format: typeof SCHEDULE_FORMAT
+  readonly seed: number
+  readonly profile: Profile
+  readonly nodes: number
+  readonly clients: number
+  readonly opsPerClient: number
+  readonly durationMs: number
+  readonly faults: readonly Fault[]
+}
+
+export const PROFILES = ['calm', 'rough', 'brutal', 'swarm'] as const
+export type Profile = (typeof PROFILES)[number]
+
+/** Faults of a kind per simulated second, for each profile but swarm. */
+const RATES: Readonly<Record<FaultKind, readonly [calm: number, rough: number, brutal: number]>> = {
+  kill: [0.05, 0.1, 0.3],
+  freeze: [0, 0.05, 0.15],
+  power: [0, 0.05, 0.15],
+  'power-all': [0, 0.01, 0.05],
+  isolate: [0, 0.05, 0.15],
+  cut: [0, 0.05, 0.3],
+  'slow-link': [0.05, 0.1, 0.3],
+  'disk-slow': [0.05, 0.1, 0.3],
+  'disk-hang': [0, 0.02, 0.05],
+  'disk-eio': [0, 0.01, 0.05],
+  'bit-rot': [0, 0.05, 0.1],
+  drift: [0, 0.05, 0.1],
+  pauses: [0, 0.05, 0.2],
+  'datagram-loss': [0.05, 0.1, 0.2],
+}
+
+/** Kinds a profile leaves out unless the cluster under test promises to stand them. */
+export interface ScheduleOptions {
+  readonly seed: number
+  readonly profile: Profile
+  readonly nodes: number
+  readonly durationMs: number
+  readonly without?: readonly FaultKind[]
+}
+
+export function makeSchedule(random: Prng, options: ScheduleOptions): Schedule {
+  const { profile, nodes, durationMs } = options
+  const faults: Fault[] = []
+  // What destroys copies for good hits one node only: more than one would be allowed to lose data
+  const victim = random.below(nodes)
+  for (const kind of FAULT_KINDS) {
+    const [calm, rough, brutal] = RATES[kind]
+    let rate = profile === 'calm' ? calm : profile === 'rough' ? rough : brutal
+    if (profile === 'swarm') rate = random.chance(0.5) ? 0 : brutal * (0.3 + 2 * random.unit())
+    if (options.without?.includes(kind)) continue
+    let atMs = 0
+    while (rate > 0) {
+      // Gaps between half and one and a half of the mean
+      atMs += (1000 / rate) * (0.5 + random.unit())
+      if (atMs >= durationMs) break
+      const node = kind === 'bit-rot' || kind === 'disk-eio' ? victim : random.below(nodes)
+      faults.push({
+        kind,
+        atMs: Math.round(atMs),
+        durationMs: durationOf(random, kind),
+        node,
+        other: nodes > 1 ? (node + random.between(1, nodes - 1)) % nodes : node,
+        amount: amountOf(random, kind),
+        unflushed: random.pick(['random', 'random', 'lose', 'keep'] as const),
+      })
+    }
+  }
+  faults.sort((a, b) => a.atMs - b.atMs)
+  return {
+    format: SCHEDULE_FORMAT,
+    seed: options.seed,
+    profile,
+    nodes,
+    clients: random.between(2, 5),
+    opsPerClient: Math.round(durationMs / 40),
+    durationMs,
+    faults,
+  }
+}
+
+function durationOf(random: Prng, kind: FaultKind): number {
+  switch (kind) {
+    case 'kill':
+    case 'power':
+    case 'power-all':
+      return random.chance(0.3) ? random.between(1, 200) : random.between(200, 8000)
+    case 'freeze':
+    case 'isolate':
+    case 'cut':
+      return random.chance(0.5) ? random.between(10, 1500) : random.between(1500, 8000)
+    case 'disk-hang':
+      return random.between(100, 6000)
+    case 'disk-eio':
+      return random.between(1, 500)
+    default:
+      return random.between(100, 5000)
+  }
+}
+
+function amountOf(random: Prng, kind: FaultKind): number {
+  switch (kind) {
+    case 'slow-link':
+      return random.between(1, 100)
+    case 'disk-slow':
+      return random.between(5, 300)
+    case 'disk-eio':
+      return random.unit() * 0.2
+    case 'bit-rot':
+      return random.between(1, 4)
+    case 'drift':
+      // Within the bound of 1 %, either way, for both ends together
+      return (random.unit() - 0.5) * 0.01
+    case 'pauses':
+      return random.between(1, 300)
+    case 'datagram-loss':
+      return random.unit()
+    default:
+      return 0
+  }
+}
+
+/** In words, for the trace and the picture. */
+export function describeFault(fault: Fault): string {
+  const node = `node ${fault.node + 1}`
+  const span = `for ${fault.durationMs} ms`
+  switch (fault.kind) {
+    case 'kill':
+      return `${node} is killed, back after ${fault.durationMs} ms`
+    case 'freeze':
+      return `${node} is frozen ${span}`
+    case 'power':
+      return `${node} loses power ${span}, unflushed data: ${fault.unflushed}`
+    case 'power-all':
+      return `all nodes lose power ${span}, unflushed data: ${fault.unflushed}`
+    case 'isolate':
+      return `${node} is cut off ${span}`
+    case 'cut':
+      return `nothing gets from ${node} to node ${fault.other + 1} ${span}`
+    case 'slow-link':
+      return `${fault.amount} ms more from ${node} to node ${fault.other + 1} ${span}`
+    case 'disk-slow':
+      return `the disk of ${node} takes up to ${fault.amount} ms more ${span}`
+    case 'disk-hang':
+      return `the disk of ${node} hangs ${span}`
+    case 'disk-eio':
+      return `the disk of ${node} fails ${Math.round(fault.amount * 100)} % of its requests ${span}`
+    case 'bit-rot':
+      return `${fault.amount} pages rot on the disk of ${node}`
+    case 'drift':
+      return `the clock of ${node} runs ${(fault.amount * 100).toFixed(2)} % off`
+    case 'pauses':
+      return `${node} is away for up to ${fault.amount} ms between two lines of its code, ${span}`
+    case 'datagram-loss':
+      return `${Math.round(fault.amount * 100)} % of datagrams are lost ${span}`
+  }
+}
+
+/** A schedule from text; throws an Error that says what is wrong with it. */
+export function parseSchedule(text: string): Schedule {
+  let value: Partial<Schedule>
+  try {
+    value = JSON.parse(text) as Partial<Schedule>
+  } catch (error) {
+    throw new Error(`not a schedule: ${error instanceof Error ? error.message : String(error)}`, { cause: error })
+  }
+  if (typeof value !== 'object' || value === null || !('format' in value)) throw new Error('not a schedule: it names no format')
+  if (value.format !== SCHEDULE_FORMAT) throw new Error(`schedule format ${String(value.format)} is not ${SCHEDULE_FORMAT}, which this version replays`)
+  for (const field of ['seed', 'nodes', 'clients', 'opsPerClient', 'durationMs'] as const) {
+    if (typeof value[field] !== 'number' || !Number.isFinite(value[field])) throw new Error(`schedule: ${field} is not a number`)
+  }
+  if (!PROFILES.includes(value.profile as Profile)) throw new Error(`schedule: unknown profile ${String(value.profile)}`)
+  if (!Array.isArray(value.faults)) throw new Error('schedule: faults is not a list')
+  for (const [i, fault] of (value.faults as Array<Partial<Fault>>).entries()) {
+    if (!FAULT_KINDS.includes(fault.kind as FaultKind)) throw new Error(`schedule: fault ${i} is of unknown kind ${String(fault.kind)}`)
+    for (const field of ['atMs', 'durationMs', 'node', 'other', 'amount'] as const) {
+      if (typeof fault[field] !== 'number') throw new Error(`schedule: ${field} of fault ${i} is not a number`)
+    }
+    if (!(fault.node! >= 0 && fault.node! < value.nodes!)) throw new Error(`schedule: fault ${i} names node ${String(fault.node)} of ${value.nodes}`)
+  }
+  return value as Schedule
+}
+
+/**
+ * A smaller schedule that still fails: halves of the faults are left out, then smaller parts, then clients and operations, as long as
+ * `fails` says yes. `runsMax` bounds how often it is asked.
+ */
+export async function shrink(schedule: Schedule, fails: (candidate: Schedule) => Promise<boolean>, runsMax = 100): Promise<Schedule> {
+  let best = schedule
+  let runs = 0
+  const attempt = async (candidate: Schedule): Promise<boolean> => {
+    if (runs++ >= runsMax || !(await fails(candidate))) return false
+    best = candidate
+    return true
+  }
+  for (let size = Math.ceil(best.faults.length / 2); size >= 1 && runs < runsMax; ) {
+    let removed = false
+    for (let start = 0; start < best.faults.length; ) {
+      const faults = [...best.faults.slice(0, start), ...best.faults.slice(start + size)]
+      if (await attempt({ ...best, faults })) removed = true
+      else start += size
+    }
+    if (!removed || size > best.faults.length) size = size === 1 ? 0 : Math.ceil(size / 2)
+  }
+  while (best.clients > 1 && (await attempt({ ...best, clients: best.clients - 1 })));
+  while (best.opsPerClient > 4 && (await attempt({ ...best, opsPerClient: Math.ceil(best.opsPerClient / 2) })));
+  return best
+}

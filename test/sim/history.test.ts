@@ -1,0 +1,240 @@
+import assert from 'node:assert/strict'
+import test from 'node:test'
+import { Prng } from '../../src/base/prng.ts'
+import { History, type OpenOp, writeStamps } from './history.ts'
+
+const SECTOR = 512
+
+/** A history written by hand: times are given, contents come from a page of bytes. */
+class Script {
+  readonly history = new History()
+  readonly bytes = new Uint8Array(4096)
+
+  write(
+    client: string,
+    from: number,
+    to: number,
+    options: { sector?: number; sectors?: number; outcome?: 'ok' | 'failed' | 'open'; durable?: boolean; zero?: boolean } = {},
+  ): OpenOp {
+    const { sector = 0, sectors = 8, outcome = 'ok', durable = true, zero = false } = options
+    const op = this.history.beginWrite({ client, volume: 1, offsetBytes: sector * SECTOR, lengthBytes: sectors * SECTOR, nowMs: from, zero })
+    if (outcome !== 'open') this.history.endWrite(op, outcome, to, durable)
+    return op
+  }
+
+  /** Reads what `of` wrote in each sector (undefined: zeros). */
+  read(client: string, from: number, to: number, of: OpenOp | undefined | Array<OpenOp | undefined>): void {
+    const list = Array.isArray(of) ? of : Array.from({ length: 8 }, () => of)
+    const op = this.history.beginRead({ client, volume: 1, offsetBytes: 0, lengthBytes: 4096, nowMs: from })
+    this.bytes.fill(0)
+    const one = new Uint8Array(4096)
+    list.forEach((written, s) => {
+      if (!written) return
+      writeStamps(one, 0, { ...written, offsetBytes: 0, lengthBytes: 4096 })
+      this.bytes.set(one.subarray(s * SECTOR, (s + 1) * SECTOR), s * SECTOR)
+    })
+    this.history.endRead(op, this.bytes, 0, to)
+  }
+
+  get valid(): boolean {
+    const { violations, undecided } = this.history.check()
+    assert.equal(undecided, 0)
+    return violations.length === 0
+  }
+}
+
+test('a read during a write may see either content, one after it only the new', () => {
+  const s = new Script()
+  const a = s.write('c1', 0, 10)
+  s.read('c2', 5, 6, undefined)
+  s.read('c2', 7, 8, a)
+  s.read('c2', 11, 12, a)
+  assert.ok(s.valid)
+  s.read('c2', 13, 14, undefined)
+  assert.ok(!s.valid)
+})
+
+test('reads never go back in time, not even while the write is under way', () => {
+  const s = new Script()
+  const a = s.write('c1', 0, 100)
+  s.read('c2', 10, 11, a)
+  s.read('c3', 12, 13, undefined)
+  assert.ok(!s.valid)
+})
+
+test('a write that failed took effect before it was said to have failed, or never', () => {
+  for (const [at, valid] of [
+    [5, true],
+    [20, true],
+    [30, false],
+  ] as const) {
+    const s = new Script()
+    const a = s.write('c1', 0, 10, { outcome: 'failed' })
+    if (at === 30) s.read('c2', 15, 16, undefined)
+    s.read('c2', at, at + 1, a)
+    assert.equal(s.valid, valid, `read at ${at}`)
+  }
+  const never = new Script()
+  never.write('c1', 0, 10, { outcome: 'failed' })
+  never.read('c2', 20, 21, undefined)
+  assert.ok(never.valid)
+})
+
+test('a write of a client that died takes effect within its life or never', () => {
+  const make = () => {
+    const s = new Script()
+    const a = s.write('c1', 0, 0, { outcome: 'open' })
+    s.history.clientDied('c1', 4000)
+    s.read('c2', 100, 101, undefined)
+    return { s, a }
+  }
+  const late = make()
+  late.s.read('c2', 3000, 3001, late.a)
+  assert.ok(late.s.valid)
+  const tooLate = make()
+  tooLate.s.read('c2', 4500, 4501, undefined)
+  tooLate.s.read('c2', 5000, 5001, tooLate.a)
+  assert.ok(!tooLate.s.valid)
+})
+
+test('a write applied twice is found: the older content comes back', () => {
+  const s = new Script()
+  const a = s.write('c1', 0, 10)
+  const b = s.write('c1', 20, 30)
+  s.read('c2', 40, 41, b)
+  assert.ok(s.valid)
+  s.read('c2', 50, 51, a)
+  assert.ok(!s.valid)
+})
+
+test('writes of parts of a page are merged, and none tears another', () => {
+  const s = new Script()
+  const a = s.write('c1', 0, 10)
+  const b = s.write('c1', 20, 30, { sector: 2, sectors: 3 })
+  s.read('c2', 40, 41, [a, a, b, b, b, a, a, a])
+  assert.ok(s.valid)
+  s.read('c2', 50, 51, [a, a, b, a, b, a, a, a])
+  assert.ok(!s.valid, 'a torn mixture')
+})
+
+test('with unflushed writes, a loss of all power goes back to some content since the flush, not further', () => {
+  const make = () => {
+    const s = new Script()
+    const a = s.write('c1', 0, 10, { durable: false })
+    s.history.flushed(1, 15)
+    const b = s.write('c1', 20, 30, { durable: false })
+    const c = s.write('c1', 40, 50, { durable: false })
+    s.history.allPowerLost(60)
+    return { s, a, b, c }
+  }
+  for (const name of ['a', 'b', 'c'] as const) {
+    const made = make()
+    made.s.read('c2', 100, 101, made[name])
+    assert.ok(made.s.valid, name)
+  }
+  const lost = make()
+  lost.s.read('c2', 100, 101, undefined)
+  assert.ok(!lost.s.valid, 'what was flushed is gone')
+  const back = make()
+  back.s.read('c2', 100, 101, back.a)
+  back.s.read('c2', 110, 111, back.b)
+  assert.ok(!back.s.valid, 'it comes back after having been gone')
+})
+
+test('bytes nobody wrote there are named', () => {
+  const s = new Script()
+  const op = s.history.beginRead({ client: 'c', volume: 1, offsetBytes: 0, lengthBytes: 512, nowMs: 0 })
+  s.history.endRead(op, new Uint8Array(512).fill(7), 0, 1)
+  assert.match(s.history.check().violations[0]!.detail, /nobody wrote/)
+  const moved = new Script()
+  const w = moved.write('c', 0, 1)
+  const bytes = new Uint8Array(4096)
+  writeStamps(bytes, 0, { ...w, offsetBytes: 4096 })
+  const r = moved.history.beginRead({ client: 'c', volume: 1, offsetBytes: 0, lengthBytes: 512, nowMs: 2 })
+  moved.history.endRead(r, bytes, 0, 3)
+  assert.match(moved.history.check().violations[0]!.detail, /nobody wrote/)
+})
+
+/** Clients on one true register of sectors, with a bug planted by name. */
+function simulate(seed: number, bug: 'none' | 'stale read' | 'lost write' | 'late write' | 'torn write'): boolean {
+  const random = new Prng(seed)
+  const s = new Script()
+  const h = s.history
+  let truth: Array<OpenOp | undefined> = Array.from({ length: 8 }, () => undefined)
+  let older = truth
+  interface Running {
+    op: OpenOp
+    read: boolean
+    effectMs: number
+    endMs: number
+    seen?: Array<OpenOp | undefined>
+    effected: boolean
+    client: string
+    mask: number
+  }
+  const running: Running[] = []
+  const late: Running[] = []
+  for (let now = 0; now < 3000; now++) {
+    for (const r of [...running]) {
+      if (!r.effected && now >= r.effectMs) {
+        r.effected = true
+        if (r.read) r.seen = bug === 'stale read' && random.chance(0.1) ? older : truth
+        else if (bug === 'lost write' && random.chance(0.05)) continue
+        else {
+          if (bug === 'late write' && random.chance(0.05)) {
+            late.push({ ...r, effectMs: r.endMs + 50 })
+            continue
+          }
+          older = truth
+          const mask = bug === 'torn write' && random.chance(0.1) ? r.mask & 0x55 : r.mask
+          truth = truth.map((old, i) => (mask & (1 << i) ? r.op : old))
+        }
+      }
+      if (now >= r.endMs) {
+        running.splice(running.indexOf(r), 1)
+        if (r.read) {
+          s.bytes.fill(0)
+          const one = new Uint8Array(4096)
+          r.seen!.forEach((w, i) => {
+            if (!w) return
+            writeStamps(one, 0, { ...w, offsetBytes: 0, lengthBytes: 4096 })
+            s.bytes.set(one.subarray(i * SECTOR, (i + 1) * SECTOR), i * SECTOR)
+          })
+          h.endRead(r.op, s.bytes, 0, now)
+        } else h.endWrite(r.op, 'ok', now)
+      }
+    }
+    for (const r of [...late]) {
+      if (now < r.effectMs) continue
+      late.splice(late.indexOf(r), 1)
+      truth = truth.map((old, i) => (r.mask & (1 << i) ? r.op : old))
+    }
+    for (const client of ['a', 'b', 'c', 'd']) {
+      if (running.some((r) => r.client === client) || !random.chance(0.2)) continue
+      const read = random.chance(0.5)
+      const sector = read ? 0 : random.below(8)
+      const sectors = read ? 8 : random.between(1, 8 - sector)
+      const begin = { client, volume: 1, offsetBytes: sector * SECTOR, lengthBytes: sectors * SECTOR, nowMs: now }
+      const effectMs = now + random.between(1, 5)
+      running.push({
+        op: read ? h.beginRead(begin) : h.beginWrite(begin),
+        read,
+        effectMs,
+        endMs: effectMs + random.between(1, 5),
+        effected: false,
+        client,
+        mask: ((1 << sectors) - 1) << sector,
+      })
+    }
+  }
+  return s.valid
+}
+
+test('correct histories pass, and each planted bug is found', { timeout: 60_000 }, () => {
+  for (let seed = 1; seed <= 10; seed++) assert.ok(simulate(seed, 'none'), `seed ${seed}`)
+  for (const bug of ['stale read', 'lost write', 'late write', 'torn write'] as const) {
+    let found = 0
+    for (let seed = 1; seed <= 10; seed++) if (!simulate(seed, bug)) found++
+    assert.ok(found >= 9, `${bug}: found in ${found} of 10`)
+  }
+})

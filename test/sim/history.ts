@@ -1,0 +1,435 @@
+/**
+ * What clients saw, and whether one copy of each page could have given it: linearizability per page.
+ *
+ * Every write carries a stamp of its own in each 512-byte sector, so a read tells which write each sector of a page came from.
+ * A page is a register of eight sectors: a write replaces some of them at one instant between its call and its return, a read sees all
+ * that it asked for at one instant.
+ *
+ * What is not acknowledged is handled exactly:
+ * - failed, said by the cluster: took effect between call and return, or never (protocol 16);
+ * - its client died: took effect between call and the end of its life (`deadlineMs`), or never;
+ * - acknowledged without flush (`sync_when_write: false`) before all power was lost: a page goes back to a content it had, not older than
+ *   what was flushed.
+ *
+ * The search is that of Wing and Gong with Lowe's memory of seen configurations, per page, with a bound on the work.
+ */
+import { assert } from '../../src/base/assert.ts'
+import { PAGE_BYTES, SECTOR_BYTES, SECTORS_PER_PAGE } from '../../src/base/units.ts'
+
+/** Sectors never written, and zeroed ones. */
+export const STAMP_ZERO = 0
+/** Bytes that no write ever put there. */
+export const STAMP_GARBAGE = -1
+
+export type Outcome = 'ok' | 'failed' | 'unknown'
+
+interface PageOp {
+  readonly kind: 'read' | 'write' | 'powerLoss'
+  readonly id: number
+  readonly client: string
+  readonly callMs: number
+  returnMs: number
+  outcome: Outcome
+  /** Sectors of the page it touches. */
+  readonly mask: number
+  /** write: its stamp. read: filled in on return. */
+  readonly stamps: Int32Array
+  /** write: nothing can undo it (acknowledged as durable, or flushed; not acknowledged: its volume is durable before anybody sees it). */
+  durable: boolean
+}
+
+export interface Violation {
+  readonly promise: string
+  readonly detail: string
+}
+
+/** One operation of a client, as `History` numbers it. */
+export interface OpenOp {
+  readonly id: number
+  readonly kind: 'read' | 'write'
+  readonly volume: number
+  readonly offsetBytes: number
+  readonly lengthBytes: number
+  readonly pages: Array<{ readonly key: string; readonly op: PageOp }>
+}
+
+const CONFIGURATIONS_MAX = 400_000
+
+export class History {
+  readonly #pages = new Map<string, PageOp[]>()
+  readonly #open = new Set<OpenOp>()
+  readonly #unflushed = new Map<number, PageOp[]>()
+  #nextId = 1
+  garbage: string[] = []
+  /** Volumes with `sync_when_write: false`. */
+  readonly relaxedVolumes = new Set<number>()
+  opCount = 0
+  okCount = 0
+
+  /** A write (zeroes with `zero`) was called. Its stamp is its id, or 0. */
+  beginWrite(options: { client: string; volume: number; offsetBytes: number; lengthBytes: number; nowMs: number; zero?: boolean }): OpenOp {
+    return this.#begin('write', options, options.zero ? STAMP_ZERO : this.#nextId)
+  }
+
+  beginRead(options: { client: string; volume: number; offsetBytes: number; lengthBytes: number; nowMs: number }): OpenOp {
+    return this.#begin('read', options, STAMP_ZERO)
+  }
+
+  /** `durable`: the acknowledgement stands for stable storage (FUA, or a volume with sync_when_write). */
+  endWrite(op: OpenOp, outcome: 'ok' | 'failed', nowMs: number, durable = true): void {
+    this.#open.delete(op)
+    for (const { op: page } of op.pages) {
+      page.returnMs = nowMs
+      page.outcome = outcome
+      if (outcome === 'ok') page.durable = durable
+      if (outcome === 'ok' && !durable) {
+        const list = this.#unflushed.get(op.volume)
+        if (list) list.push(page)
+        else this.#unflushed.set(op.volume, [page])
+      }
+    }
+    if (outcome === 'ok') this.okCount++
+  }
+
+  /** `bytes` holds what was read, from `start` on. A failed read saw nothing. */
+  endRead(op: OpenOp, bytes: Uint8Array | undefined, start: number, nowMs: number): void {
+    this.#open.delete(op)
+    if (!bytes) {
+      for (const { key, op: page } of op.pages) {
+        const list = this.#pages.get(key)!
+        list.splice(list.indexOf(page), 1)
+      }
+      return
+    }
+    this.okCount++
+    let at = start
+    let offset = op.offsetBytes
+    for (const { op: page } of op.pages) {
+      page.returnMs = nowMs
+      page.outcome = 'ok'
+      for (let s = 0; s < SECTORS_PER_PAGE; s++) {
+        if (!(page.mask & (1 << s))) continue
+        const stamp = readStamp(bytes, at, op.volume, offset)
+        if (stamp === STAMP_GARBAGE)
+          this.garbage.push(`read ${op.id} by ${page.client}: volume ${op.volume} sector at ${offset} holds bytes nobody wrote there: ${hex(bytes, at)}`)
+        page.stamps[s] = stamp
+        at += SECTOR_BYTES
+        offset += SECTOR_BYTES
+      }
+    }
+  }
+
+  /** A flush that was called at `callMs` succeeded: writes acknowledged before are durable. */
+  flushed(volume: number, callMs: number): void {
+    const list = this.#unflushed.get(volume) ?? []
+    for (const op of list) if (op.returnMs <= callMs) op.durable = true
+    this.#unflushed.set(
+      volume,
+      list.filter((op) => !op.durable),
+    )
+  }
+
+  /** The client is gone; what it had under way may take effect until `deadlineMs`, or never. */
+  clientDied(client: string, deadlineMs: number): void {
+    for (const op of [...this.#open]) {
+      if (op.pages[0]?.op.client !== client) continue
+      this.#open.delete(op)
+      for (const { key, op: page } of op.pages) {
+        if (op.kind === 'read') {
+          const list = this.#pages.get(key)!
+          list.splice(list.indexOf(page), 1)
+        } else page.returnMs = deadlineMs
+      }
+    }
+  }
+
+  /** Every replica lost its power at once. */
+  allPowerLost(nowMs: number): void {
+    for (const list of this.#pages.values()) {
+      list.push({
+        kind: 'powerLoss',
+        id: this.#nextId++,
+        client: 'power',
+        callMs: nowMs,
+        returnMs: nowMs,
+        outcome: 'ok',
+        mask: 0,
+        stamps: new Int32Array(SECTORS_PER_PAGE),
+        durable: true,
+      })
+    }
+  }
+
+  /** Operations called and not ended. */
+  get openCount(): number {
+    return this.#open.size
+  }
+
+  openOf(client: string): number {
+    let count = 0
+    for (const op of this.#open) if (op.pages[0]?.op.client === client) count++
+    return count
+  }
+
+  /** Every violation, and how many pages were too much work to decide. */
+  check(): { violations: Violation[]; undecided: number; pages: number } {
+    const violations: Violation[] = this.garbage.slice(0, 3).map((detail) => ({ promise: 'a read gives what was written', detail }))
+    let undecided = 0
+    for (const [key, ops] of this.#pages) {
+      const result = checkPage(ops)
+      if (result === 'undecided') undecided++
+      else if (result !== undefined) violations.push({ promise: 'reads and writes of a page are linearizable', detail: `page ${key}: ${result}` })
+    }
+    return { violations, undecided, pages: this.#pages.size }
+  }
+
+  #begin(kind: 'read' | 'write', options: { client: string; volume: number; offsetBytes: number; lengthBytes: number; nowMs: number }, stamp: number): OpenOp {
+    const { client, volume, offsetBytes, lengthBytes, nowMs } = options
+    assert(offsetBytes % SECTOR_BYTES === 0 && lengthBytes % SECTOR_BYTES === 0 && lengthBytes > 0, 'whole sectors')
+    const id = this.#nextId++
+    this.opCount++
+    const op: OpenOp = { id, kind, volume, offsetBytes, lengthBytes, pages: [] }
+    for (let offset = offsetBytes; offset < offsetBytes + lengthBytes; ) {
+      const page = Math.floor(offset / PAGE_BYTES)
+      let mask = 0
+      while (offset < offsetBytes + lengthBytes && Math.floor(offset / PAGE_BYTES) === page) {
+        mask |= 1 << ((offset / SECTOR_BYTES) % SECTORS_PER_PAGE)
+        offset += SECTOR_BYTES
+      }
+      const key = `${volume}:${page}`
+      const stamps = new Int32Array(SECTORS_PER_PAGE)
+      if (kind === 'write') stamps.fill(stamp)
+      const pageOp: PageOp = {
+        kind,
+        id,
+        client,
+        callMs: nowMs,
+        returnMs: Number.POSITIVE_INFINITY,
+        outcome: 'unknown',
+        mask,
+        stamps,
+        durable: !this.relaxedVolumes.has(volume),
+      }
+      op.pages.push({ key, op: pageOp })
+      const list = this.#pages.get(key)
+      if (list) list.push(pageOp)
+      else this.#pages.set(key, [pageOp])
+    }
+    this.#open.add(op)
+    return op
+  }
+}
+
+// ---- contents ----------------------------------------------------------------------------------------------------------
+/** Fills whole sectors so that each names its write, its volume and its place. */
+export function writeStamps(bytes: Uint8Array, start: number, op: OpenOp): void {
+  for (let done = 0; done < op.lengthBytes; done += SECTOR_BYTES) stampSector(bytes, start + done, op.id, op.volume, op.offsetBytes + done)
+}
+
+function stampSector(bytes: Uint8Array, at: number, stamp: number, volume: number, offsetBytes: number): void {
+  let x = patternSeed(stamp, volume, offsetBytes)
+  bytes[at] = stamp
+  bytes[at + 1] = stamp >>> 8
+  bytes[at + 2] = stamp >>> 16
+  bytes[at + 3] = stamp >>> 24
+  for (let i = 4; i < SECTOR_BYTES; i++) {
+    x = (Math.imul(x, 0x19660d) + 0x3c6ef35f) | 0
+    bytes[at + i] = x >>> 24
+  }
+}
+
+function readStamp(bytes: Uint8Array, at: number, volume: number, offsetBytes: number): number {
+  const stamp = bytes[at]! | (bytes[at + 1]! << 8) | (bytes[at + 2]! << 16) | (bytes[at + 3]! << 24)
+  if (stamp === 0) {
+    for (let i = 4; i < SECTOR_BYTES; i++) if (bytes[at + i] !== 0) return STAMP_GARBAGE
+    return STAMP_ZERO
+  }
+  let x = patternSeed(stamp, volume, offsetBytes)
+  for (let i = 4; i < SECTOR_BYTES; i++) {
+    x = (Math.imul(x, 0x19660d) + 0x3c6ef35f) | 0
+    if (bytes[at + i] !== x >>> 24) return STAMP_GARBAGE
+  }
+  return stamp
+}
+
+function patternSeed(stamp: number, volume: number, offsetBytes: number): number {
+  return (Math.imul(stamp, 0x9e3779b1) ^ Math.imul(volume, 0x85ebca6b) ^ Math.imul(offsetBytes / SECTOR_BYTES, 0xc2b2ae35)) | 0
+}
+
+function hex(bytes: Uint8Array, at: number): string {
+  return [...bytes.subarray(at, at + 16)].map((byte) => byte.toString(16).padStart(2, '0')).join(' ')
+}
+
+// ---- the search --------------------------------------------------------------------------------------------------------
+interface Node {
+  readonly op: number
+  readonly isCall: boolean
+  previous: Node | undefined
+  next: Node | undefined
+  /** Of a call: its return, if it has one. */
+  match: Node | undefined
+}
+
+/** Content of a page, and the older contents a loss of all power may bring back (newest last). */
+interface State {
+  readonly stamps: Int32Array
+  readonly older: readonly Int32Array[]
+  readonly key: string
+}
+
+function makeState(stamps: Int32Array, older: readonly Int32Array[]): State {
+  let key = stamps.join()
+  for (const o of older) key += `/${o.join()}`
+  return { stamps, older, key }
+}
+
+/** What can follow from `state` by this op: several states, in the order to try. Empty: impossible here. */
+function step(state: State, op: PageOp): State[] {
+  switch (op.kind) {
+    case 'read':
+      for (let s = 0; s < SECTORS_PER_PAGE; s++) if (op.mask & (1 << s) && op.stamps[s] !== state.stamps[s]) return []
+      return [state]
+    case 'write': {
+      const stamps = state.stamps.slice()
+      for (let s = 0; s < SECTORS_PER_PAGE; s++) if (op.mask & (1 << s)) stamps[s] = op.stamps[s]!
+      // Undone together with what came before it, or not at all
+      const final = op.durable && (op.outcome === 'ok' || state.older.length === 0)
+      const written = makeState(stamps, final ? [] : [...state.older, state.stamps])
+      return op.outcome === 'ok' ? [written] : [written, state]
+    }
+    case 'powerLoss':
+      return [state.stamps, ...[...state.older].reverse()].map((stamps) => makeState(stamps, []))
+  }
+}
+
+/** Undefined: linearizable. Else why not. */
+export function checkPage(all: readonly PageOp[]): string | undefined | 'undecided' {
+  const ops = all
+  const events: Array<{ atMs: number; order: number; op: number; isCall: boolean }> = []
+  let mustEnd = 0
+  for (let i = 0; i < ops.length; i++) {
+    const op = ops[i]!
+    events.push({ atMs: op.callMs, order: 0, op: i, isCall: true })
+    if (op.returnMs !== Number.POSITIVE_INFINITY) {
+      events.push({ atMs: op.returnMs, order: 1, op: i, isCall: false })
+      mustEnd++
+    }
+  }
+  events.sort((a, b) => a.atMs - b.atMs || a.order - b.order || a.op - b.op)
+  const head: Node = { op: -1, isCall: false, previous: undefined, next: undefined, match: undefined }
+  let tail = head
+  const calls = new Map<number, Node>()
+  for (const event of events) {
+    const node: Node = { op: event.op, isCall: event.isCall, previous: tail, next: undefined, match: undefined }
+    tail.next = node
+    tail = node
+    if (event.isCall) calls.set(event.op, node)
+    else calls.get(event.op)!.match = node
+  }
+  const callOrder = events.filter((event) => event.isCall).map((event) => event.op)
+  const rankOf = new Int32Array(ops.length)
+  callOrder.forEach((op, rank) => {
+    rankOf[op] = rank
+  })
+  const done = new Uint8Array(ops.length)
+  const seen = new Set<string>()
+  const stack: Array<{ node: Node; choices: State[]; state: State }> = []
+  let state = makeState(new Int32Array(SECTORS_PER_PAGE), [])
+  let furthest = -1
+  let furthestText = ''
+  let current: Node | undefined = head.next
+  let configurations = 0
+
+  const remember = (next: State): boolean => {
+    // The configuration: which ops are done, and the content. Done ops before the first that is not need no mention.
+    let first = 0
+    while (first < callOrder.length && done[callOrder[first]!]) first++
+    let key = `${first}`
+    for (let r = first + 1; r < callOrder.length; r++) if (done[callOrder[r]!]) key += `,${r}`
+    key += `|${next.key}`
+    if (seen.has(key)) return false
+    seen.add(key)
+    return true
+  }
+  /** Takes the first choice that leads somewhere new. */
+  const advance = (node: Node, choices: State[], before: State): boolean => {
+    done[node.op] = 1
+    while (choices.length > 0) {
+      const next = choices.shift()!
+      if (!remember(next)) continue
+      stack.push({ node, choices, state: before })
+      lift(node)
+      if (node.match) mustEnd--
+      state = next
+      current = head.next
+      return true
+    }
+    done[node.op] = 0
+    return false
+  }
+
+  while (mustEnd > 0) {
+    if (++configurations > CONFIGURATIONS_MAX) return 'undecided'
+    if (current?.isCall) {
+      const choices = step(state, ops[current.op]!)
+      if (choices.length > 0 && advance(current, choices, state)) continue
+      current = current.next
+      continue
+    }
+    // A return of something not yet placed (or the end): the last decision was wrong
+    const stuck = current ? rankOf[current.op]! : callOrder.length
+    if (stuck > furthest) {
+      furthest = stuck
+      furthestText = explain(ops, current ? ops[current.op]! : undefined, state, done)
+    }
+    let resumed = false
+    while (stack.length > 0) {
+      const top = stack.pop()!
+      unlift(top.node)
+      if (top.node.match) mustEnd++
+      done[top.node.op] = 0
+      state = top.state
+      if (advance(top.node, top.choices, top.state)) {
+        resumed = true
+        break
+      }
+      current = top.node.next
+      resumed = true
+      break
+    }
+    if (!resumed) return furthestText
+  }
+  return undefined
+}
+
+function lift(call: Node): void {
+  for (const node of [call, call.match]) {
+    if (!node) continue
+    node.previous!.next = node.next
+    if (node.next) node.next.previous = node.previous
+  }
+}
+
+function unlift(call: Node): void {
+  for (const node of [call.match, call]) {
+    if (!node) continue
+    node.previous!.next = node
+    if (node.next) node.next.previous = node
+  }
+}
+
+function explain(ops: readonly PageOp[], stuck: PageOp | undefined, state: State, done: Uint8Array): string {
+  if (!stuck) return 'no order of the operations explains the reads'
+  const near = ops
+    .filter((op) => op !== stuck && op.callMs <= stuck.returnMs && op.returnMs >= stuck.callMs - 2000)
+    .sort((a, b) => a.callMs - b.callMs)
+    .slice(-24)
+  const lines = near.map((op) => `    ${textOf(op)}${done[ops.indexOf(op)] ? ' (placed before)' : ''}`)
+  return `${textOf(stuck)} cannot be: the page holds [${state.stamps.join(' ')}] by then\n${lines.join('\n')}`
+}
+
+function textOf(op: PageOp): string {
+  const sectors = [...op.stamps].map((stamp, s) => (op.mask & (1 << s) ? stamp : '.')).join(' ')
+  const end = op.returnMs === Number.POSITIVE_INFINITY ? 'never' : op.returnMs.toFixed(3)
+  return `${op.kind} ${op.id} by ${op.client} [${sectors}] ${op.callMs.toFixed(3)}..${end}${op.outcome === 'ok' ? '' : ` ${op.outcome}`}${op.kind === 'write' && op.outcome === 'ok' && !op.durable ? ' unflushed' : ''}`
+}
