@@ -55,7 +55,15 @@ export class SimArena implements Arena {
   /** The range is inside the arena (else throws, as the engine does). */
   check(page: number, deltaBytes: number, lengthBytes: number): void {
     const start = page * PAGE_BYTES + deltaBytes
-    if (!Number.isInteger(start) || !Number.isInteger(lengthBytes) || page < 0 || start < 0 || lengthBytes < 0 || start + lengthBytes > this.bytes.length) {
+    if (
+      !Number.isInteger(page) ||
+      !Number.isInteger(start) ||
+      !Number.isInteger(lengthBytes) ||
+      page < 0 ||
+      start < 0 ||
+      lengthBytes < 0 ||
+      start + lengthBytes > this.bytes.length
+    ) {
       throw new RangeError(`range outside the arena: page ${page}, delta ${deltaBytes}, ${lengthBytes} bytes`)
     }
   }

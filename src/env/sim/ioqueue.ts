@@ -293,10 +293,8 @@ export class SimIoQueue implements IoQueue {
   // ---- operations ----------------------------------------------------------------------------------------------------
   #op(kind: OpKind, tag: Tag, row: number, entry: Entry | undefined, ranges: readonly Range[] = [], waitAll = false): Op {
     assert(this.#handlers[tag] !== undefined, `tag ${tag} is not registered`)
-    for (const range of ranges) {
-      this.arena.check(range.page, range.deltaBytes, range.lengthBytes)
-      this.arena.own(range.page, range.deltaBytes, range.lengthBytes, 1)
-    }
+    for (const range of ranges) this.arena.check(range.page, range.deltaBytes, range.lengthBytes)
+    for (const range of ranges) this.arena.own(range.page, range.deltaBytes, range.lengthBytes, 1)
     const op: Op = { kind, tag, row, entry, ranges, done: 0, waitAll, over: false, event: undefined, readyAtMs: 0, latePending: 0 }
     entry?.ops.add(op)
     this.inFlight++
@@ -623,12 +621,12 @@ export class SimIoQueue implements IoQueue {
     const { disk } = file
     const range = { page, deltaBytes, lengthBytes }
     assert(Number.isSafeInteger(offsetBytes) && offsetBytes >= 0, `read at ${offsetBytes}`)
-    assert(crcIndex < 0 || crcIndex + Math.ceil(lengthBytes / PAGE_BYTES) <= this.#crcsReserved, `read: crc index ${crcIndex} is not reserved`)
+    assert(
+      crcIndex === -1 || (crcIndex >= 0 && crcIndex + Math.ceil(lengthBytes / PAGE_BYTES) <= this.#crcsReserved),
+      `read: crc index ${crcIndex} is not reserved`,
+    )
+    assert(!this.#misaligned(file, offsetBytes, [range]), `read at ${offsetBytes}: not aligned for direct I/O`)
     const op = this.#op('read', tag, row, entry, [range])
-    if (this.#misaligned(file, offsetBytes, [range])) {
-      this.#completeSoon(op, -Errno.EINVAL)
-      return
-    }
     this.#scribble(range)
     disk.request(this.process, 'read', lengthBytes, () => {
       if (disk.gone || this.#random.chance(disk.faults.readEio)) {
@@ -661,11 +659,8 @@ export class SimIoQueue implements IoQueue {
     assert(Number.isSafeInteger(offsetBytes) && offsetBytes >= 0, `write at ${offsetBytes}`)
     const file = entry.file!
     const { disk } = file
+    assert(!this.#misaligned(file, offsetBytes, ranges), `write at ${offsetBytes}: not aligned for direct I/O`)
     const op = this.#op('write', tag, row, entry, ranges)
-    if (this.#misaligned(file, offsetBytes, ranges)) {
-      this.#completeSoon(op, -Errno.EINVAL)
-      return
-    }
     let total = 0
     for (const range of ranges) total += range.lengthBytes
     const apply = (limitBytes: number): number => {

@@ -360,7 +360,7 @@ export class SimEnd {
     this.closed = true
     this.onChange = undefined
     if (this.error) this.#forget()
-    else if (this.inboxBytes > 0 && this.network.random.chance(0.8)) this.reset()
+    else if (this.inboxBytes > 0) this.reset()
     else this.#transmit({ kind: 'fin' })
   }
 
