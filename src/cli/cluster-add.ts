@@ -1,0 +1,13 @@
+import { Option } from 'commander'
+import { command, parseDuration } from './program.ts'
+
+export const clusterAdd = command<{ validFor?: number }>({
+  usage: 'add [node-id]',
+  description: 'print a token with which one new node may join',
+  options: [new Option('--valid-for <time>', 'how long the token is good; default: one day').argParser(parseDuration)],
+  examples: ['token=$(xsan cluster add node-2)', 'xsan --server 10.0.0.2:8080 cluster join "$token"'],
+  async run({ client, options, args }) {
+    const made = await client.call('Cluster/AddNode', { nodeId: args[0] ?? '', validMs: options.validFor ?? 0 })
+    return { data: made, table: () => String(made['token']) }
+  },
+})

@@ -1,0 +1,103 @@
+import { Option } from 'commander'
+import { XsanError } from '../base/errors.ts'
+import type { Message } from '../env/control.ts'
+import type { AdminClient } from '../node/admin-client.ts'
+import { type Output, properties, sizeCell, table } from './output.ts'
+import { command, parseDuration, sleep } from './program.ts'
+
+const POLL_MS = 300
+const WATCH_MS = 1000
+
+interface Options {
+  wait?: 'healthy'
+  timeout: number
+  watch?: boolean
+}
+
+export const clusterStatus = command<Options>({
+  usage: 'status',
+  description: 'health of the cluster, its nodes, and what is left to copy',
+  options: [
+    new Option('--wait <state>', 'return when the cluster is healthy').choices(['healthy']),
+    new Option('--timeout <time>', 'how long to wait').argParser(parseDuration).default(60_000, '60s'),
+    new Option('--watch', 'print again every second until interrupted'),
+  ],
+  async run({ client, options, progress }) {
+    if (options.wait === 'healthy') return clusterStatusOutput(await waitHealthy(client, options.timeout, progress))
+    while (options.watch) {
+      process.stdout.write(`\x1b[H\x1b[2J${clusterStatusOutput(await client.call('Cluster/Status')).table()}\n`)
+      await sleep(WATCH_MS)
+    }
+    return clusterStatusOutput(await client.call('Cluster/Status'))
+  },
+})
+
+/** Polls until health is `safe`. NETWORK_TIMEOUT with the reasons of the last answer when the time is over. */
+export async function waitHealthy(client: AdminClient, timeoutMs: number, progress: (line: string) => void): Promise<Message> {
+  const endMs = performance.now() + timeoutMs
+  let why = 'no answer yet'
+  let told = ''
+  for (;;) {
+    const leftMs = endMs - performance.now()
+    try {
+      const status = await client.call('Cluster/Status', {}, Math.max(100, Math.min(5000, leftMs)))
+      if (status['health'] === 'safe') return status
+      why = `${String(status['health'])}: ${(status['reasons'] as string[]).join('; ')}`
+    } catch (error) {
+      if (!(error instanceof XsanError)) throw error
+      why = error.message
+    }
+    if (performance.now() >= endMs) {
+      throw new XsanError('NETWORK_TIMEOUT', `not healthy after ${timeoutMs / 1000} s (${why})`, 'Wait longer with --timeout, or look at: xsan cluster status')
+    }
+    if (why !== told) progress(why)
+    told = why
+    await sleep(POLL_MS)
+  }
+}
+
+export function clusterStatusOutput(status: Message): Output {
+  return {
+    data: status,
+    table() {
+      const nodes = status['nodes'] as Message[]
+      const resync = (status['resync'] ?? {}) as Message
+      const chains = (status['chains'] ?? {}) as Message
+      const reasons = status['reasons'] as string[]
+      const head = properties([
+        ['Cluster', String(status['clusterId'])],
+        ['Health', String(status['health'])],
+        ...reasons.map((reason, index) => [index === 0 ? 'Because' : '', reason] as const),
+        ['Leader', String(status['leader'])],
+        [
+          'Chains',
+          `${chains['full'] ?? 0} of ${chains['total'] ?? 0} complete, ${chains['degraded'] ?? 0} with fewer copies, ${chains['unavailable'] ?? 0} unavailable`,
+        ],
+        ['Resync', `${resync['blocksLeft'] ?? 0} blocks left; ${sizeCell(resync['bytesMoved'])} moved, ${sizeCell(resync['bytesNeeded'])} needed`],
+        ['Space', `${sizeCell(status['usedBytes'])} of ${sizeCell(status['capacityBytes'])}`],
+        ['Volumes', Number(status['volumes'])],
+      ])
+      return `${head}\n\n${nodeTable(nodes)}`
+    },
+  }
+}
+
+export function nodeTable(nodes: readonly Message[]): string {
+  return table(
+    ['node', 'state', 'raft', 'disks', 'used', 'capacity', 'heads', 'serves', 'syncing', 'grpc', 'data', 'nbd'],
+    nodes.map((node) => [
+      String(node['id']),
+      String(node['state']),
+      node['leader'] ? 'leader' : String(node['raftRole']),
+      Number(node['disks']),
+      sizeCell(node['usedBytes']),
+      sizeCell(node['capacityBytes']),
+      Number(node['chainsHeaded']),
+      Number(node['chainsServing']),
+      Number(node['chainsSyncing']),
+      String(node['grpc']),
+      String(node['data']),
+      String(node['nbd']),
+    ]),
+  )
+}

@@ -1,0 +1,14 @@
+import type { Message } from '../env/control.ts'
+import { describeKey, parseValue } from '../node/config.ts'
+import { command } from './program.ts'
+
+export const configSet = command({
+  usage: 'set <key> <value>',
+  description: 'change a key that may change at run time',
+  async run({ client, args }) {
+    const [key, text] = args
+    const value = describeKey(key!).parse(parseValue(text!))
+    const { item } = await client.call('Config/Set', { key, valueJson: JSON.stringify(value) })
+    return { data: { key, value }, table: () => `${key} is ${String((item as Message | null)?.['valueJson'] ?? JSON.stringify(value))}` }
+  },
+})

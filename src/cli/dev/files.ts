@@ -1,0 +1,121 @@
+/**
+ * What a playground keeps in its directory:
+ *   DIR/dev.json              cluster id, addresses and paths of every node; written by `up`
+ *   DIR/NODE/xsan.json        its configuration (xsan.json.d/ takes later --set)
+ *   DIR/NODE/run.json         pid and start time of its last process; written by whoever starts it
+ *   DIR/NODE/start.lock       held while it is being started
+ *   DIR/NODE/xsand.log        stderr of its processes
+ *   DIR/NODE/disk-0, data/    its disk and metadata
+ * No file is shared by two nodes but dev.json, so several `dev start` may run at once.
+ */
+import { createHash } from 'node:crypto'
+import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join, resolve } from 'node:path'
+import { messageOf, XsanError } from '../../base/errors.ts'
+
+export interface DevNode {
+  readonly id: string
+  readonly grpc: string
+  readonly data: string
+  readonly nbd: string
+  readonly nbdSocket: string
+  readonly admin: string
+  readonly dataDir: string
+}
+
+export interface DevCluster {
+  readonly clusterId: string
+  readonly dir: string
+  /** false: `up` was interrupted before the nodes were one cluster. */
+  readonly formed: boolean
+  readonly nodes: readonly DevNode[]
+}
+
+/** A process, told apart from a later one of the same pid by its start time. */
+export interface DevProcess {
+  readonly pid: number
+  /** Field 22 of /proc/PID/stat: clock ticks since boot. */
+  readonly startTicks: string
+}
+
+/** Longest path of a UNIX socket. */
+const SOCKET_PATH_BYTES_MAX = 107
+
+export const nodeDir = (dir: string, id: string) => join(dir, id)
+export const configPath = (dir: string, id: string) => join(dir, id, 'xsan.json')
+export const logPath = (dir: string, id: string) => join(dir, id, 'xsand.log')
+const clusterPath = (dir: string) => join(dir, 'dev.json')
+const runPath = (dir: string, id: string) => join(dir, id, 'run.json')
+
+/** Beside the node's files, or in the temporary directory when that path is too long for a socket. */
+export function socketPath(dir: string, id: string): string {
+  const near = join(dir, id, 'nbd.sock')
+  if (Buffer.byteLength(near) <= SOCKET_PATH_BYTES_MAX) return near
+  return join(tmpdir(), `xsan-dev-${createHash('sha256').update(dir).digest('hex').slice(0, 12)}-${id}.sock`)
+}
+
+export function clusterExists(dir: string): boolean {
+  return existsSync(clusterPath(dir))
+}
+
+export function readCluster(dir: string): DevCluster {
+  const path = resolve(dir)
+  if (!clusterExists(path)) throw new XsanError('NOT_FOUND', `there is no playground in ${path}`, `xsan dev up --nodes 3 --dir ${dir}`)
+  try {
+    return JSON.parse(readFileSync(clusterPath(path), 'utf8')) as DevCluster
+  } catch (error) {
+    throw new XsanError('INVALID_PARAM', `${clusterPath(path)} is damaged: ${messageOf(error)}`, `xsan dev down --wipe --dir ${dir}`)
+  }
+}
+
+export function writeCluster(cluster: DevCluster): void {
+  writeAtomic(clusterPath(cluster.dir), cluster)
+}
+
+export function findNode(cluster: DevCluster, id: string): DevNode {
+  const node = cluster.nodes.find((candidate) => candidate.id === id)
+  if (node === undefined)
+    throw new XsanError('NODE_NOT_FOUND', `there is no node ${id}`, `One of: ${cluster.nodes.map((candidate) => candidate.id).join(', ')}`)
+  return node
+}
+
+export function readProcess(dir: string, id: string): DevProcess | undefined {
+  try {
+    return JSON.parse(readFileSync(runPath(dir, id), 'utf8')) as DevProcess
+  } catch {
+    return undefined
+  }
+}
+
+export function writeProcess(dir: string, id: string, process: DevProcess): void {
+  writeAtomic(runPath(dir, id), process)
+}
+
+/** The last lines of a node's log, for the error that says it did not start. */
+export function logTail(dir: string, id: string, lines = 5): string {
+  try {
+    return readFileSync(logPath(dir, id), 'utf8').trimEnd().split('\n').slice(-lines).join('\n')
+  } catch {
+    return ''
+  }
+}
+
+export function wipe(cluster: DevCluster): void {
+  for (const { id, nbdSocket } of cluster.nodes) {
+    rmSync(nodeDir(cluster.dir, id), { recursive: true, force: true })
+    rmSync(nbdSocket, { force: true })
+  }
+  rmSync(clusterPath(cluster.dir), { force: true })
+}
+
+export function writeJson(path: string, value: unknown): void {
+  mkdirSync(join(path, '..'), { recursive: true })
+  writeAtomic(path, value)
+}
+
+function writeAtomic(path: string, value: unknown): void {
+  const temporary = `${path}.${process.pid}.tmp`
+  writeFileSync(temporary, `${JSON.stringify(value, null, 2)}\n`)
+  renameSync(temporary, path)
+}

@@ -1,0 +1,193 @@
+import { mkdirSync } from 'node:fs'
+import { join } from 'node:path'
+import { Option } from 'commander'
+import { XsanError } from '../../base/errors.ts'
+import { parseSize } from '../../base/units.ts'
+import { AdminClient } from '../../node/admin-client.ts'
+import { assignment, resolveConfig } from '../../node/config.ts'
+import { command, parseCount, sleep } from '../program.ts'
+import { clusterExists, configPath, type DevCluster, type DevNode, nodeDir, readCluster, socketPath, wipe, writeCluster, writeJson } from './files.ts'
+import { dirOption, timeoutOption } from './options.ts'
+import { freePorts, PORTS_PER_NODE, requireFree } from './ports.ts'
+import { endProcess, startProcess } from './processes.ts'
+import { startNodes } from './start.ts'
+import { clusterOutput, waitState } from './view.ts'
+
+const HOST = '127.0.0.1'
+const NODES_MAX = 64
+const OPEN_MS = 30_000
+const JOIN_MS = 60_000
+const END_MS = 3000
+const POLL_MS = 100
+/** Elections and heartbeats of one host need not allow for a network. */
+const DEV_NETWORK = { heartbeat_interval: 250, election_timeout: 1000 }
+
+interface Options {
+  nodes: number
+  dir: string
+  replicas?: number
+  diskSize: number
+  basePort?: number
+  set: string[]
+  timeout: number
+}
+
+export const devUp = command<Options>({
+  usage: 'up',
+  description: 'start a cluster of real nodes on this host; returns when it serves',
+  options: [
+    new Option('--nodes <n>', 'how many').argParser(parseCount).default(3),
+    dirOption(),
+    new Option('--replicas <r>', 'copies of a volume by default; default: one per node, at most 3').argParser(parseCount),
+    new Option('--disk-size <size>', 'of the one disk of each node; a sparse file').argParser(parseSize).default(parseSize('4G'), '4G'),
+    new Option('--base-port <p>', `first of ${PORTS_PER_NODE} ports per node; default: free ones`).argParser(parseCount),
+    new Option('--set <key=value>', 'a key of the configuration of every node; may be given again')
+      .argParser((text: string, before: string[]) => {
+        assignment(text)
+        return [...before, text]
+      })
+      .default([], 'none'),
+    timeoutOption('120s'),
+  ],
+  examples: ['xsan dev up --nodes 3 --dir /tmp/play', 'xsan dev up --nodes 1 --dir /tmp/one --set storage.sync_when_write=false'],
+  versioned: false,
+  async run({ options, progress }) {
+    if (clusterExists(options.dir)) await clearUnformed(options.dir)
+    const cluster = clusterExists(options.dir) ? resume(options) : await lay(options)
+    if (cluster.formed) await startNodes(cluster, cluster.nodes, options.timeout)
+    else await form(cluster, options, progress)
+    await waitServing(cluster, options.timeout)
+    return clusterOutput(cluster)
+  },
+})
+
+/** What an interrupted `up` left is of no use: a token may be spent, a disk half formatted. */
+async function clearUnformed(dir: string): Promise<void> {
+  const cluster = readCluster(dir)
+  if (cluster.formed) return
+  await Promise.all(cluster.nodes.map((node) => endProcess(dir, node.id, END_MS)))
+  wipe(cluster)
+}
+
+/** The playground that is already there; the options must not ask for another one. */
+function resume(options: Options): DevCluster {
+  const cluster = readCluster(options.dir)
+  if (cluster.nodes.length !== options.nodes) {
+    throw new XsanError(
+      'ALREADY_EXISTS',
+      `${options.dir} holds a playground of ${cluster.nodes.length} nodes`,
+      `xsan dev down --wipe --dir ${options.dir}, or choose another --dir`,
+    )
+  }
+  if (options.set.length > 0) {
+    for (const { id } of cluster.nodes) writeJson(join(nodeDir(cluster.dir, id), 'xsan.json.d', '50-set.json'), overrides(options.set))
+  }
+  return cluster
+}
+
+/** Directories and configurations; nothing runs yet. */
+async function lay(options: Options): Promise<DevCluster> {
+  const { dir, nodes: count } = options
+  if (count < 1 || count > NODES_MAX) throw new XsanError('INVALID_PARAM', `a playground has 1 to ${NODES_MAX} nodes`, '--nodes 3')
+  const replicas = options.replicas ?? Math.min(3, count)
+  if (replicas > count) throw new XsanError('INVALID_PARAM', `${replicas} copies need as many nodes, there are ${count}`, `--replicas ${count}`)
+  const ports = count * PORTS_PER_NODE
+  if (options.basePort !== undefined) await requireFree(options.basePort, ports)
+  const base = options.basePort ?? (await freePorts(ports))
+  const clusterId = `dev-${base}`
+  const nodes = Array.from({ length: count }, (_, index): DevNode => {
+    const id = `node-${index + 1}`
+    const [grpc, data, nbd, admin] = [0, 1, 2, 3].map((offset) => `${HOST}:${base + index * PORTS_PER_NODE + offset}`) as [string, string, string, string]
+    return { id, grpc, data, nbd: `nbd://${nbd}`, nbdSocket: socketPath(dir, id), admin: `http://${admin}`, dataDir: join(nodeDir(dir, id), 'data') }
+  })
+  const cluster = { clusterId, dir, formed: false, nodes }
+  for (const [index, node] of nodes.entries()) {
+    const first = base + index * PORTS_PER_NODE
+    const config = {
+      cluster: { cluster_id: clusterId, node_id: node.id, bind_ip: HOST, bind_port: first, data_dir: node.dataDir },
+      storage: {
+        devices: [{ path: join(nodeDir(dir, node.id), 'disk-0'), type: 'ssd', role: 'capacity', size: options.diskSize }],
+        default_replica_count: replicas,
+      },
+      network: { ...DEV_NETWORK, data_port: first + 1, admin_port: first + 3, heartbeat_port: base },
+      nbd: { bind_ip: HOST, port: first + 2, socket: node.nbdSocket },
+    }
+    const sources = [{ file: configPath(dir, node.id), json: config }, ...options.set.map(assignment)]
+    // Wrong --set: say so before anything starts
+    resolveConfig(sources, nodeDir(dir, node.id))
+    mkdirSync(node.dataDir, { recursive: true })
+    writeJson(configPath(dir, node.id), config)
+    if (options.set.length > 0) writeJson(join(nodeDir(dir, node.id), 'xsan.json.d', '50-set.json'), overrides(options.set))
+  }
+  writeCluster(cluster)
+  return cluster
+}
+
+/** Starts the processes and makes them one cluster, the way people do it: init, then a token for each of the others. */
+async function form(cluster: DevCluster, options: Options, progress: (line: string) => void): Promise<void> {
+  const { dir, nodes } = cluster
+  try {
+    await Promise.all(nodes.map((node) => startProcess(dir, node)))
+    await Promise.all(nodes.map((node) => waitState(dir, node, OPEN_MS, ({ state }) => state !== 'unresponsive')))
+    const [first, ...others] = nodes as readonly [DevNode, ...DevNode[]]
+    const client = new AdminClient(first.grpc)
+    try {
+      await client.call('Cluster/Init', {}, JOIN_MS)
+      for (const node of others) {
+        const { token } = await client.call('Cluster/AddNode', { nodeId: node.id }, JOIN_MS)
+        const joining = new AdminClient(node.grpc)
+        await joining.call('Cluster/Join', { token }, JOIN_MS).finally(() => joining.close())
+      }
+    } finally {
+      await client.close()
+    }
+    await Promise.all(nodes.map((node) => waitState(dir, node, options.timeout, ({ state }) => state === 'ready')))
+    writeCluster({ ...cluster, formed: true })
+  } catch (error) {
+    progress('ending what was started')
+    await Promise.all(nodes.map((node) => endProcess(dir, node.id, END_MS)))
+    throw error
+  }
+}
+
+/** Every node knows the leader, and the cluster says that nothing is unavailable. */
+async function waitServing(cluster: DevCluster, timeoutMs: number): Promise<void> {
+  const client = new AdminClient(cluster.nodes[0]!.grpc)
+  const endMs = performance.now() + timeoutMs
+  let why = ''
+  try {
+    for (;;) {
+      try {
+        const status = await client.call('Cluster/Status', {}, 2000)
+        const nodes = status['nodes'] as Array<{ state: string }>
+        if (status['health'] !== 'unavailable' && nodes.length >= cluster.nodes.length && nodes.every(({ state }) => state === 'ready')) return
+        why = `${String(status['health'])}: ${(status['reasons'] as string[]).join('; ')}; nodes: ${nodes.map(({ state }) => state).join(', ')}`
+      } catch (error) {
+        if (!(error instanceof XsanError)) throw error
+        why = error.message
+      }
+      if (performance.now() >= endMs)
+        throw new XsanError(
+          'NETWORK_TIMEOUT',
+          `the cluster does not serve after ${timeoutMs / 1000} s (${why})`,
+          `xsan --server ${client.address} cluster status`,
+        )
+      await sleep(POLL_MS)
+    }
+  } finally {
+    await client.close()
+  }
+}
+
+function overrides(set: readonly string[]): unknown {
+  return set.map((text) => assignment(text).json).reduce<unknown>((merged, json) => deepMerge(merged, json), {})
+}
+
+function deepMerge(below: unknown, above: unknown): unknown {
+  const isObject = (value: unknown): value is Record<string, unknown> => typeof value === 'object' && value !== null && !Array.isArray(value)
+  if (!isObject(below) || !isObject(above)) return above
+  return Object.fromEntries([
+    ...Object.entries(below),
+    ...Object.entries(above).map(([key, value]) => [key, key in below ? deepMerge(below[key], value) : value] as const),
+  ])
+}

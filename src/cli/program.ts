@@ -1,0 +1,160 @@
+/** What all commands share: options, the connection, output, errors and exit codes. A command is one file that gives `Command`s to `commander`. */
+import { existsSync } from 'node:fs'
+import { Command, CommanderError, Option } from 'commander'
+import { formatError, messageOf, XsanError } from '../base/errors.ts'
+import { AdminClient } from '../node/admin-client.ts'
+import { DEFAULT_CONFIG_PATH, loadConfig } from '../node/config.ts'
+import { EXIT_CODES, ExitCode } from './exit-codes.ts'
+import { OUTPUT_FORMATS, type Output, type OutputFormat, render } from './output.ts'
+
+export const VERSION = '0.1.0'
+const DEFAULT_SERVER = '127.0.0.1:8080'
+
+export interface Context<O> {
+  readonly options: O
+  readonly args: readonly string[]
+  /** Connected at the first use, closed by the runner. */
+  readonly client: AdminClient
+  readonly progress: (line: string) => void
+}
+
+export interface CommandSpec<O> {
+  /** As commander writes it: `create <name> <size>`. */
+  readonly usage: string
+  readonly description: string
+  readonly options?: readonly Option[]
+  readonly examples?: readonly string[]
+  /** false: JSON without `format_version` (the form of `xsan dev` is fixed). */
+  readonly versioned?: boolean
+  run(context: Context<O>): Promise<Output | undefined>
+}
+
+export function command<O = Record<string, never>>(spec: CommandSpec<O>): Command {
+  const made = configure(new Command(spec.usage.split(' ')[0])).description(spec.description)
+  for (const argument of spec.usage.split(' ').slice(1)) made.argument(argument)
+  for (const option of spec.options ?? []) made.addOption(option)
+  for (const option of commonOptions()) made.addOption(option)
+  if (spec.examples) made.addHelpText('after', `\nExamples:\n${spec.examples.map((example) => `  ${example}`).join('\n')}`)
+  made.action(async () => {
+    let client: AdminClient | undefined
+    try {
+      const context: Context<O> = {
+        options: made.opts() as O,
+        args: made.processedArgs.flat() as string[],
+        get client() {
+          client ??= new AdminClient(given(made, 'server') ?? process.env['XSAN_SERVER'] ?? serverOfThisHost())
+          return client
+        },
+        progress: (line) => void process.stderr.write(`${line}\n`),
+      }
+      const output = await spec.run(context)
+      if (output) process.stdout.write(`${render(output, (given(made, 'output') ?? 'table') as OutputFormat, { versioned: spec.versioned ?? true })}\n`)
+    } finally {
+      await client?.close()
+    }
+  })
+  return made
+}
+
+/** A noun: `xsan volume`, with its verbs. */
+export function group(name: string, description: string, commands: readonly Command[]): Command {
+  const made = configure(new Command(name)).description(description)
+  for (const option of commonOptions()) made.addOption(option)
+  for (const child of commands) made.addCommand(child)
+  return made
+}
+
+export function program(name: string, description: string, commands: readonly Command[]): Command {
+  return group(name, description, commands).version(VERSION)
+}
+
+/** Runs the command line and sets the exit code. Never throws. */
+export async function main(root: Command, argv: readonly string[] = process.argv): Promise<void> {
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code === 'EPIPE') process.exit(ExitCode.OK)
+  })
+  try {
+    await root.parseAsync(argv)
+  } catch (error) {
+    process.exitCode = report(error, root.name())
+  }
+}
+
+/** Prints what went wrong and returns the exit code. */
+export function report(error: unknown, name: string): ExitCode {
+  if (error instanceof CommanderError) {
+    // Help and version are asked for, and commander has printed them
+    if (error.exitCode === 0) return ExitCode.OK
+    if (error.code !== 'commander.help') {
+      const message = error.message.replace(/^error: /, '').replace(/\n.*$/s, '')
+      const suggestion = /\(Did you mean (.+)\?\)/.exec(error.message)?.[1]
+      process.stderr.write(`${formatError(new XsanError('INVALID_PARAM', message, suggestion ? `${suggestion}, or ${name} --help` : `${name} --help`))}\n`)
+    }
+    return ExitCode.USAGE
+  }
+  if (error instanceof UsageError) {
+    process.stderr.write(`${formatError(error)}\n`)
+    return ExitCode.USAGE
+  }
+  if (error instanceof XsanError) {
+    process.stderr.write(`${formatError(error)}\n`)
+    return EXIT_CODES[error.status]
+  }
+  process.stderr.write(
+    `${formatError(new XsanError('INTERNAL', messageOf(error), `Report this, with: ${error instanceof Error ? (error.stack ?? '') : ''}`))}\n`,
+  )
+  return ExitCode.FAULT
+}
+
+/** The command line itself is wrong. */
+export class UsageError extends XsanError {
+  override name = 'UsageError'
+  constructor(message: string, nextStep: string) {
+    super('INVALID_PARAM', message, nextStep)
+  }
+}
+
+/** `500ms`, `60s`, `5m`, `2h`; a bare number is seconds. */
+export function parseDuration(text: string): number {
+  const match = /^(\d+(?:\.\d+)?)(ms|s|m|h)?$/.exec(text.trim())
+  if (!match) throw new UsageError(`"${text}" is not a duration`, 'Write 500ms, 60s, 5m or 2h.')
+  return Number(match[1]) * { ms: 1, s: 1000, m: 60_000, h: 3_600_000 }[(match[2] ?? 's') as 'ms' | 's' | 'm' | 'h']
+}
+
+export function parseCount(text: string): number {
+  if (!/^\d+$/.test(text)) throw new UsageError(`"${text}" is not a whole number`, 'Write digits only.')
+  return Number(text)
+}
+
+export const sleep = (delayMs: number) => new Promise<void>((resolve) => setTimeout(resolve, delayMs))
+
+function configure(made: Command): Command {
+  // commander's own lines are replaced by `report`
+  return made.exitOverride().configureOutput({ writeErr: (text) => void (text.startsWith('error:') ? '' : process.stderr.write(text)) })
+}
+
+function commonOptions(): Option[] {
+  return [
+    new Option('-o, --output <format>', 'how to print').choices([...OUTPUT_FORMATS]),
+    new Option('--server <host:port>', `node to ask; default: XSAN_SERVER, the node of ${DEFAULT_CONFIG_PATH}, ${DEFAULT_SERVER}`),
+  ]
+}
+
+/** The option as written nearest to the command: after the verb, after the noun, or before it. */
+function given(from: Command, name: string): string | undefined {
+  for (let at: Command | null = from; at !== null; at = at.parent) {
+    const value: unknown = at.getOptionValue(name)
+    if (typeof value === 'string') return value
+  }
+  return undefined
+}
+
+function serverOfThisHost(): string {
+  if (!existsSync(DEFAULT_CONFIG_PATH)) return DEFAULT_SERVER
+  try {
+    const { cluster } = loadConfig(DEFAULT_CONFIG_PATH).config
+    return `${cluster.bind_ip}:${cluster.bind_port}`
+  } catch {
+    return DEFAULT_SERVER
+  }
+}

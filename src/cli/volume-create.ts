@@ -1,0 +1,32 @@
+import { Option } from 'commander'
+import { parseSize } from '../base/units.ts'
+import { command, parseCount } from './program.ts'
+import { volumeOutput } from './volume-output.ts'
+
+interface Options {
+  replicas?: number
+  minCopies?: number
+  sync?: 'on' | 'off'
+}
+
+export const volumeCreate = command<Options>({
+  usage: 'create <name> <size>',
+  description: 'create a thin volume',
+  options: [
+    new Option('--replicas <n>', 'copies; default: storage.default_replica_count').argParser(parseCount),
+    new Option('--min-copies <n>', 'copies that must be there for a write to be accepted').argParser(parseCount),
+    new Option('--sync <mode>', 'acknowledge a write when it is on stable storage (on) or in memory of all copies (off)').choices(['on', 'off']),
+  ],
+  examples: ['xsan volume create db1 100G --replicas 3'],
+  async run({ client, options, args }) {
+    const [name, size] = args
+    const volume = await client.call('Volume/Create', {
+      name,
+      sizeBytes: parseSize(size!),
+      replicas: options.replicas ?? 0,
+      minCopies: options.minCopies ?? 0,
+      ...(options.sync === undefined ? {} : { syncWhenWrite: options.sync === 'on' }),
+    })
+    return volumeOutput(volume)
+  },
+})
