@@ -5,7 +5,7 @@
  *   node tools/print-transitions.ts --check    exits 1 when the document disagrees with the code
  */
 import { readFileSync, writeFileSync } from 'node:fs'
-import { GONE, REPLICA_STATE_NAMES, type ReplicaStateName, TRANSITIONS, type Transition } from '../src/placement/chain.ts'
+import { GONE, REPLICA_STATE_NAMES, TRANSITIONS, type Transition } from '../src/placement/chain.ts'
 
 const BEGIN = '<!-- transitions:begin (written by tools/print-transitions.ts) -->'
 const END = '<!-- transitions:end -->'
@@ -15,9 +15,7 @@ const stateName = (state: Transition['from']) => (state === GONE ? '(not in the 
 
 export function transitionsMarkdown(): string {
   const rows = (TRANSITIONS as readonly Transition[]).map(({ name, from, when, to, others }) => {
-    const along = Object.entries(others ?? {}).map(
-      ([state, target]) => `${state === REPLICA_STATE_NAMES[from as never] ? 'other ' : ''}${state as ReplicaStateName} -> ${stateName(target)}`,
-    )
+    const along = Object.entries(others ?? {}).map(([state, target]) => `${state === stateName(from) ? `other ${state}` : state} -> ${stateName(target)}`)
     return `| ${name} | ${stateName(from)} | ${when.join('; ')} | ${[`**${stateName(to)}**`, ...along].join('; ')} |`
   })
   return ['| row | a replica in state | when all of | goes to (and in the same step) |', '|---|---|---|---|', ...rows].join('\n')
