@@ -109,7 +109,7 @@ export const ForwardFlag = {
 /** ACKS: list of these. Cumulative per slot (protocol 12). */
 export const Ack = struct('Ack', little(16), { slot: u32, chainVersion: u32, sv: u53 })
 /** CREDITS: list of these. Counts since the session began; they only grow. */
-export const Credit = struct('Credit', little(16), { hop: u32, rows: u32, bytes: u53 })
+export const Credit = struct('Credit', little(24), { hop: u32, reserved: zero(4), rows: u53, bytes: u53 })
 /** FORWARD_REFUSALS: list of these; `chainVersion` is the refuser's. */
 export const ForwardRefusal = struct('ForwardRefusal', little(16), { slot: u32, chainVersion: u32, status: u32, disk: u32 })
 
@@ -161,7 +161,12 @@ export const ReadAnswer = struct('ReadAnswer', little(24), {
 })
 
 /** A request of the plain async code (resync, flush, repair); its arguments are the rest of the head. */
-export const Call = struct('Call', little(16), { requestRow: u32, requestGeneration: u32, kind: u32, capacityBytes: note(u32, 'room the caller has for the answer') })
+export const Call = struct('Call', little(16), {
+  requestRow: u32,
+  requestGeneration: u32,
+  kind: u32,
+  capacityBytes: note(u32, 'room the caller has for the answer'),
+})
 export const CallKind = { DIGESTS: 1, LIST_BLOCKS: 2, BLOCK: 3, FLUSH: 4, PAGE: 5 } as const
 /** A piece of the answer, to be placed at `offsetBytes` of the caller's buffer. The last piece carries the status and the whole length. */
 export const CallData = struct('CallData', little(32), {

@@ -1,0 +1,624 @@
+/**
+ * The block client of one reactor: routing, channels, retries, cancels (protocol 4, 5, 16, 17).
+ *
+ *   write: channel -> head (here, or its peer) -> answer -> done
+ *             ^         |  stale, lost, busy: wait 100 ms .. 1 s or for a new table, then ask the head of that table
+ *             +---------+  out of time: Cancel{channel, n} through the log, until confirmed; then the write has failed for good
+ *
+ * A channel has one update in flight and one sequence over all slots. An operation whose buffer may still be read (by a record here, by a send)
+ * is pinned: it is not done before.
+ */
+import { columns, f64, i32, u8 } from '../base/columns.ts'
+import type { VolumeNumber } from '../base/ids.ts'
+import { Status } from '../base/status.ts'
+import { CHAIN_OP_PAGES_MAX, PAGE_BYTES } from '../base/units.ts'
+import type { IoQueue } from '../env/ioqueue.ts'
+import { CHAIN_ENTRIES_MAX, ReplicaState } from '../placement/chain.ts'
+import { slotOf } from '../placement/ring.ts'
+import { CHANNELS_PER_CLIENT } from '../store/channel-rows.ts'
+import { RecordKind } from '../store/store.ts'
+import { type BlockClient, type Done, WriteFlag } from './block-client.ts'
+import type { Counters } from './counters.ts'
+import type { Reads } from './read.ts'
+import { NONE } from './records.ts'
+import type { ChainTable } from './table.ts'
+import type { Writes } from './write.ts'
+
+const OpKind = { READ: 0, WRITE: 1, ZERO: 2, CANCEL: 3, FLUSH: 4 } as const
+const OpState = {
+  WAITS_FOR_CHANNEL: 1,
+  PARKED: 2,
+  /** Asked a replica, here or elsewhere; its answer, or the end of its connection, will come. */
+  ASKED: 3,
+  FLUSHING: 4,
+  /** The outcome is known; the buffer is still pinned, or the call that started it has not returned. */
+  ENDING: 5,
+} as const
+
+export interface ClientSettings {
+  /** Time for an operation in all. */
+  retryTotalMs: number
+  retryFirstMs: number
+  retryMaxMs: number
+  /** Life an update carries, and time for a write whose client has gone. */
+  writeLifeMs: number
+}
+
+/** How operations reach replicas on other nodes. */
+export interface RemoteReplicas {
+  /** Index of the peer with that node number when it can be asked now, else NONE. */
+  peerOf(node: number): number
+  session(peer: number): number
+  /** Sends the operation as an update; the buffer is pinned until it is sent. NO_CREDIT, NO_BUFFER: try again later. */
+  sendUpdate(peer: number, op: number): number
+  sendRead(peer: number, op: number): number
+  flush(volume: VolumeNumber, deadlineMs: number, done: (status: number) => void): void
+}
+
+const RETRYABLE: ReadonlySet<number> = new Set([
+  Status.BUSY,
+  Status.STOPPING,
+  Status.LEASE_EXPIRED,
+  Status.NOT_HEAD,
+  Status.ROUTING_STALE,
+  Status.CHAIN_VERSION_MISMATCH,
+  Status.REQUEST_REFUSED,
+  Status.WRITE_EXPIRED,
+  Status.NO_CREDIT,
+  Status.NO_BUFFER,
+  Status.CONNECTION_LOST,
+  Status.CHECKSUM_MISMATCH,
+  Status.NODE_UNREACHABLE,
+])
+/** Answers which say that this try was not ordered. */
+const NOT_ORDERED: ReadonlySet<number> = new Set([
+  Status.BUSY,
+  Status.STOPPING,
+  Status.CHAIN_VERSION_MISMATCH,
+  Status.WRITE_EXPIRED,
+  Status.NO_CREDIT,
+  Status.NO_BUFFER,
+  Status.NODE_UNREACHABLE,
+  Status.CHECKSUM_MISMATCH,
+])
+
+export class Client implements BlockClient {
+  readonly ops
+  readonly #done: Array<Done | undefined>
+  /** Set by `stop`. */
+  stopping = false
+  readonly settings: ClientSettings
+  readonly #queue: IoQueue
+  readonly #table: ChainTable
+  readonly #writes: Writes
+  readonly #reads: Reads
+  readonly #remote: RemoteReplicas
+  readonly #counters: Counters
+  readonly #needTable: (slot: number, version: number) => void
+  readonly #clientHigh: number
+  readonly #channelSeq = new Float64Array(CHANNELS_PER_CLIENT)
+  readonly #freeChannels = new Int32Array(CHANNELS_PER_CLIENT)
+  #freeChannelCount = 0
+  #waitingFirst = NONE
+  #waitingLast = NONE
+  #parkedFirst = NONE
+  /** A BlockClient call is on the stack: outcomes wait for its return. */
+  #inCall = false
+  #ended: number[] = []
+
+  constructor(options: {
+    queue: IoQueue
+    table: ChainTable
+    writes: Writes
+    reads: Reads
+    remote: RemoteReplicas
+    counters: Counters
+    settings: ClientSettings
+    needTable: (slot: number, version: number) => void
+    opsMax: number
+  }) {
+    this.#queue = options.queue
+    this.#table = options.table
+    this.#writes = options.writes
+    this.#reads = options.reads
+    this.#remote = options.remote
+    this.#counters = options.counters
+    this.settings = options.settings
+    this.#needTable = options.needTable
+    this.#clientHigh = clientHighOf(options.table.identity.node, options.table.identity.reactor)
+    this.ops = columns('client operation', options.opsMax, {
+      kind: u8,
+      state: u8,
+      durable: u8,
+      volume: f64,
+      index: i32,
+      offsetBytes: i32,
+      lengthBytes: i32,
+      bufferPage: i32,
+      slot: i32,
+      callerRow: i32,
+      channel: i32,
+      seq: f64,
+      /** An earlier try may have been ordered. */
+      unknown: u8,
+      attempts: i32,
+      startedMs: f64,
+      deadlineMs: f64,
+      retryAtMs: f64,
+      backoffMs: f64,
+      /** Asked: the peer and its session; NONE: here. */
+      peer: i32,
+      session: i32,
+      pins: i32,
+      status: i32,
+      /** CANCEL: what the write will have failed with. */
+      failure: i32,
+      next: i32,
+    })
+    this.#done = new Array(options.opsMax)
+    // channel 0 is never used, so that a forgotten field is not a channel (checklist 0.33)
+    for (let channel = CHANNELS_PER_CLIENT - 1; channel > 0; channel--) this.#freeChannels[this.#freeChannelCount++] = channel
+  }
+
+  // ---- BlockClient ---------------------------------------------------------------------------------------------------------
+
+  read(volume: VolumeNumber, index: number, firstPage: number, pageCount: number, bufferPage: number, done: Done, row: number): void {
+    this.#start(OpKind.READ, volume, index, firstPage * PAGE_BYTES, pageCount * PAGE_BYTES, bufferPage, 0, done, row)
+  }
+
+  write(volume: VolumeNumber, index: number, offsetBytes: number, lengthBytes: number, bufferPage: number, flags: number, done: Done, row: number): void {
+    this.#start(OpKind.WRITE, volume, index, offsetBytes, lengthBytes, bufferPage, flags, done, row)
+  }
+
+  zero(volume: VolumeNumber, index: number, firstPage: number, pageCount: number, flags: number, done: Done, row: number): void {
+    this.#start(OpKind.ZERO, volume, index, firstPage * PAGE_BYTES, pageCount * PAGE_BYTES, NONE, flags, done, row)
+  }
+
+  flush(volume: VolumeNumber, done: Done, row: number): void {
+    this.#start(OpKind.FLUSH, volume, 0, 0, 0, NONE, 0, done, row)
+  }
+
+  orphan(done: Done, row: number): void {
+    const { ops } = this
+    for (let op = 0; op < ops.rowsMax; op++) {
+      if (!ops.isUsed(op) || ops.callerRow[op] !== row || this.#done[op] !== done) continue
+      ops.deadlineMs[op] = Math.min(ops.deadlineMs[op]!, this.#queue.nowMs + this.settings.writeLifeMs)
+    }
+  }
+
+  volumeByName(name: string) {
+    const volume = this.#table.volumeByName(name)
+    if (volume === undefined) return undefined
+    return { volume: volume.volume, sizeBytes: volume.sizeBytes, readOnly: volume.readOnly, syncWhenWrite: volume.syncWhenWrite }
+  }
+
+  sizeBytes(volume: VolumeNumber): number {
+    return this.#table.volumes.get(volume)?.sizeBytes ?? -1
+  }
+
+  volumeNames(): readonly string[] {
+    return this.#table.volumeNames()
+  }
+
+  get ready(): boolean {
+    return !this.stopping && this.#table.revision > 0 && this.#table.leaseValid(this.#queue.nowMs)
+  }
+
+  // ---- start ---------------------------------------------------------------------------------------------------------------
+
+  #start(
+    kind: number,
+    volume: VolumeNumber,
+    index: number,
+    offsetBytes: number,
+    lengthBytes: number,
+    bufferPage: number,
+    flags: number,
+    done: Done,
+    row: number,
+  ): void {
+    const { ops } = this
+    const op = ops.alloc()
+    if (op < 0) throw new Error(`more than ${ops.rowsMax} client operations`)
+    const nowMs = this.#queue.nowMs
+    const known = this.#table.volumes.get(volume)
+    this.#done[op] = done
+    ops.callerRow[op] = row
+    ops.kind[op] = kind
+    ops.volume[op] = volume
+    ops.index[op] = index
+    ops.offsetBytes[op] = offsetBytes
+    ops.lengthBytes[op] = lengthBytes
+    ops.bufferPage[op] = bufferPage
+    ops.channel[op] = NONE
+    ops.peer[op] = NONE
+    ops.attempts[op] = ops.unknown[op] = ops.pins[op] = 0
+    ops.startedMs[op] = nowMs
+    ops.deadlineMs[op] = nowMs + this.settings.retryTotalMs
+    ops.backoffMs[op] = this.settings.retryFirstMs
+    ops.durable[op] = known === undefined || known.syncWhenWrite || flags & WriteFlag.FUA ? 1 : 0
+    this.#inCall = true
+    if (this.stopping) this.#end(op, Status.STOPPING)
+    else if (known === undefined && this.#table.revision > 0) this.#end(op, Status.VOLUME_NOT_FOUND)
+    else if (kind === OpKind.FLUSH) this.#startFlush(op, volume, known === undefined || known.syncWhenWrite)
+    else if (kind === OpKind.READ) this.#dispatch(op)
+    else if (this.#freeChannelCount > 0) this.#openChannel(op)
+    else this.#awaitChannel(op)
+    this.#inCall = false
+  }
+
+  #startFlush(op: number, volume: VolumeNumber, isAlwaysDurable: boolean): void {
+    if (isAlwaysDurable) {
+      this.#end(op, Status.SUCCESS)
+      return
+    }
+    this.ops.state[op] = OpState.FLUSHING
+    const generation = this.ops.generation[op]!
+    this.#remote.flush(volume, this.ops.deadlineMs[op]!, (status) => {
+      if (this.ops.generation[op] === generation) this.#end(op, status)
+    })
+  }
+
+  #openChannel(op: number): void {
+    const channel = this.#freeChannels[--this.#freeChannelCount]!
+    this.ops.channel[op] = channel
+    this.ops.seq[op] = this.#channelSeq[channel] = this.#channelSeq[channel]! + 1
+    this.#dispatch(op)
+  }
+
+  #awaitChannel(op: number): void {
+    const { ops } = this
+    this.#counters.updatesWaitedForChannel++
+    ops.state[op] = OpState.WAITS_FOR_CHANNEL
+    ops.next[op] = NONE
+    if (this.#waitingLast === NONE) this.#waitingFirst = op
+    else ops.next[this.#waitingLast] = op
+    this.#waitingLast = op
+  }
+
+  // ---- ask a replica -------------------------------------------------------------------------------------------------------
+
+  #dispatch(op: number): void {
+    const { ops } = this
+    const table = this.#table
+    if (table.slotCount === 0) {
+      this.#park(op)
+      return
+    }
+    ops.slot[op] = slotOf(ops.volume[op]!, ops.index[op]! >>> 0, table.slotCount)
+    ops.attempts[op]!++
+    ops.state[op] = OpState.ASKED
+    if (ops.kind[op] === OpKind.READ) this.#askRead(op)
+    else this.#askHead(op)
+  }
+
+  #askHead(op: number): void {
+    const { ops } = this
+    const table = this.#table
+    const slot = ops.slot[op]!
+    const head = table.headNode[slot]!
+    // a sub-page write is merged in its buffer: not while an earlier try still reads it
+    if (head === 0 || table.headState[slot] !== ReplicaState.SERVING || (ops.pins[op]! > 0 && this.#isSubPage(op))) {
+      this.#park(op)
+      return
+    }
+    if (head === table.identity.node) {
+      ops.peer[op] = NONE
+      this.#submitUpdate(op)
+      return
+    }
+    const peer = this.#remote.peerOf(head)
+    const status = peer === NONE ? Status.NODE_UNREACHABLE : this.#remote.sendUpdate(peer, op)
+    if (status !== Status.SUCCESS) {
+      this.#park(op)
+      return
+    }
+    this.#counters.remoteUpdates++
+    ops.peer[op] = peer
+    ops.session[op] = this.#remote.session(peer)
+  }
+
+  #isSubPage(op: number): boolean {
+    return this.ops.kind[op] === OpKind.WRITE && ((this.ops.offsetBytes[op]! | this.ops.lengthBytes[op]!) & (PAGE_BYTES - 1)) !== 0
+  }
+
+  /** The head is here: no message, no copy. */
+  #submitUpdate(op: number): void {
+    const { ops } = this
+    const { updates, crcs } = this.#writes
+    const u = updates.alloc()
+    if (u < 0) {
+      this.#park(op)
+      return
+    }
+    const nowMs = this.#queue.nowMs
+    const { identity } = this.#table
+    updates.peer[u] = NONE
+    updates.session[u] = 0
+    updates.requestRow[u] = op
+    updates.requestGeneration[u] = ops.generation[op]!
+    updates.slot[u] = ops.slot[op]!
+    updates.chainVersion[u] = this.#table.version[ops.slot[op]!]!
+    updates.kind[u] = this.recordKind(op)
+    updates.durable[u] = ops.durable[op]!
+    updates.clientHigh[u] = this.#clientHigh
+    updates.clientLow[u] = identity.incarnation
+    updates.channel[u] = ops.channel[op]!
+    updates.seq[u] = ops.seq[op]!
+    updates.deadlineMs[u] = nowMs + this.lifeMs(op)
+    updates.receivedMs[u] = nowMs
+    const isEmpty = ops.kind[op] === OpKind.CANCEL
+    updates.volume[u] = isEmpty ? 0 : ops.volume[op]!
+    updates.layer[u] = 0
+    updates.index[u] = isEmpty ? 0 : ops.index[op]!
+    updates.offsetBytes[u] = isEmpty ? 0 : ops.offsetBytes[op]!
+    updates.lengthBytes[u] = isEmpty ? 0 : ops.lengthBytes[op]!
+    updates.bufferPage[u] = ops.bufferPage[op]!
+    updates.owned[u] = 0
+    if (ops.kind[op] === OpKind.WRITE) this.checksums(op, crcs, u * CHAIN_OP_PAGES_MAX)
+    this.#writes.submit(u)
+  }
+
+  #askRead(op: number): void {
+    const { ops } = this
+    const table = this.#table
+    const slot = ops.slot[op]!
+    const isRetryElsewhere = ops.attempts[op]! > 1 && (ops.status[op] === Status.BLOCK_CORRUPTED || ops.status[op] === Status.READ_FAILED)
+    if (table.ownState[slot] === ReplicaState.SERVING && !isRetryElsewhere) {
+      ops.peer[op] = NONE
+      this.#submitRead(op)
+      return
+    }
+    const count = table.entryCount[slot]!
+    const base = slot * CHAIN_ENTRIES_MAX
+    for (let i = 0; i < count; i++) {
+      const e = base + ((i + ops.attempts[op]! + slot) % count)
+      if (table.entryState[e] !== ReplicaState.SERVING || table.entryNode[e] === table.identity.node) continue
+      const peer = this.#remote.peerOf(table.entryNode[e]!)
+      if (peer === NONE || this.#remote.sendRead(peer, op) !== Status.SUCCESS) continue
+      this.#counters.readsRemote++
+      ops.peer[op] = peer
+      ops.session[op] = this.#remote.session(peer)
+      return
+    }
+    ops.status[op] = Status.SUCCESS
+    this.#park(op)
+  }
+
+  #submitRead(op: number): void {
+    const { ops } = this
+    const { reads } = this.#reads
+    const r = reads.alloc()
+    if (r < 0) {
+      this.#park(op)
+      return
+    }
+    this.#counters.readsLocal++
+    reads.peer[r] = NONE
+    reads.requestRow[r] = op
+    reads.requestGeneration[r] = ops.generation[op]!
+    reads.slot[r] = ops.slot[op]!
+    reads.chainVersion[r] = this.#table.version[ops.slot[op]!]!
+    reads.volume[r] = ops.volume[op]!
+    reads.layer[r] = 0
+    reads.index[r] = ops.index[op]!
+    reads.firstPage[r] = ops.offsetBytes[op]! / PAGE_BYTES
+    reads.pageCount[r] = ops.lengthBytes[op]! / PAGE_BYTES
+    reads.bufferPage[r] = ops.bufferPage[op]!
+    reads.owned[r] = 0
+    reads.receivedMs[r] = this.#queue.nowMs
+    this.#reads.submit(r)
+  }
+
+  recordKind(op: number): RecordKind {
+    const kind = this.ops.kind[op]
+    return kind === OpKind.WRITE ? RecordKind.WRITE : kind === OpKind.ZERO ? RecordKind.ZERO : RecordKind.EMPTY
+  }
+
+  /** Remaining life the next try carries. A cancel is tried for as long as it takes. */
+  lifeMs(op: number): number {
+    const { ops, settings } = this
+    if (ops.kind[op] === OpKind.CANCEL) return settings.writeLifeMs
+    return Math.max(0, Math.min(settings.writeLifeMs, ops.deadlineMs[op]! - this.#queue.nowMs))
+  }
+
+  /** CRCs of the operation's bytes in each touched page, into `crcs` from `at` on; returns how many. */
+  checksums(op: number, crcs: Uint32Array, at: number): number {
+    const { ops } = this
+    const { arena } = this.#queue
+    const end = (ops.offsetBytes[op]! % PAGE_BYTES) + ops.lengthBytes[op]!
+    const page = ops.bufferPage[op]!
+    let from = ops.offsetBytes[op]! % PAGE_BYTES
+    let count = 0
+    while (from < end) {
+      const delta = from % PAGE_BYTES
+      const length = Math.min(PAGE_BYTES - delta, end - from)
+      crcs[at + count] = arena.crc32c(page + count, delta, length)
+      count++
+      from += length
+    }
+    return count
+  }
+
+  // ---- answers -------------------------------------------------------------------------------------------------------------
+
+  /** The outcome of a try. Late ones (of an earlier generation, or of a try given up) change nothing. */
+  onAnswer(op: number, generation: number, status: number, chainVersion: number): void {
+    const { ops } = this
+    if (op < 0 || op >= ops.rowsMax || !ops.isUsed(op) || ops.generation[op] !== generation || ops.state[op] !== OpState.ASKED) return
+    ops.status[op] = status
+    if (status === Status.SUCCESS) {
+      this.#end(op, ops.kind[op] === OpKind.CANCEL ? ops.failure[op]! : Status.SUCCESS)
+      return
+    }
+    const slot = ops.slot[op]!
+    if (chainVersion > this.#table.version[slot]!) this.#needTable(slot, chainVersion)
+    if (ops.kind[op] === OpKind.READ) {
+      const hasTriedAll = ops.attempts[op]! > this.#table.entryCount[slot]! * 2
+      if (RETRYABLE.has(status) || !hasTriedAll) this.#park(op, status === Status.BLOCK_CORRUPTED || status === Status.READ_FAILED)
+      else this.#end(op, status)
+      return
+    }
+    if (!NOT_ORDERED.has(status)) {
+      if (RETRYABLE.has(status)) ops.unknown[op] = 1
+      else if (ops.kind[op] !== OpKind.CANCEL && ops.unknown[op] === 0) {
+        this.#end(op, status)
+        return
+      } else if (ops.kind[op] !== OpKind.CANCEL) this.#cancel(op, status)
+    }
+    this.#park(op)
+  }
+
+  /** The session of a peer has ended: what was asked there is asked again. */
+  peerLost(peer: number): void {
+    const { ops } = this
+    if (ops.inUse === 0) return
+    for (let op = 0; op < ops.rowsMax; op++) {
+      if (ops.isUsed(op) && ops.state[op] === OpState.ASKED && ops.peer[op] === peer) this.onAnswer(op, ops.generation[op]!, Status.CONNECTION_LOST, 0)
+    }
+  }
+
+  /** The write is given up: from now on the row stands for its Cancel, with the next seq of the channel (protocol 16). */
+  #cancel(op: number, failure: number): void {
+    const { ops } = this
+    this.#counters.cancels++
+    ops.kind[op] = OpKind.CANCEL
+    ops.failure[op] = failure
+    ops.durable[op] = 1
+    ops.seq[op] = this.#channelSeq[ops.channel[op]!] = this.#channelSeq[ops.channel[op]!]! + 1
+    ops.deadlineMs[op] = Number.POSITIVE_INFINITY
+    ops.backoffMs[op] = this.settings.retryFirstMs
+  }
+
+  // ---- waiting -------------------------------------------------------------------------------------------------------------
+
+  #park(op: number, atOnce = false): void {
+    const { ops } = this
+    ops.state[op] = OpState.PARKED
+    ops.peer[op] = NONE
+    ops.retryAtMs[op] = atOnce ? 0 : this.#queue.nowMs + ops.backoffMs[op]!
+    ops.backoffMs[op] = Math.min(ops.backoffMs[op]! * 2, this.settings.retryMaxMs)
+    ops.next[op] = this.#parkedFirst
+    this.#parkedFirst = op
+  }
+
+  /** Asks again for everything that waits: after a new table, a new lease, a new session, new credit. */
+  wake(): void {
+    this.#retry(Number.POSITIVE_INFINITY)
+  }
+
+  /** Every now and then: those whose wait is over, and whose time is. */
+  tick(): void {
+    this.#retry(this.#queue.nowMs)
+    this.#expireWaiting()
+  }
+
+  #retry(dueMs: number): void {
+    const { ops } = this
+    const nowMs = this.#queue.nowMs
+    let op = this.#parkedFirst
+    this.#parkedFirst = NONE
+    // in the order they were parked
+    let first = NONE
+    while (op !== NONE) {
+      const next = ops.next[op]!
+      ops.next[op] = first
+      first = op
+      op = next
+    }
+    for (op = first; op !== NONE; ) {
+      const next = ops.next[op]!
+      if (nowMs >= ops.deadlineMs[op]!) this.#outOfTime(op)
+      else if (ops.retryAtMs[op]! <= dueMs) {
+        this.#counters.clientRetries++
+        if (dueMs === Number.POSITIVE_INFINITY) ops.backoffMs[op] = this.settings.retryFirstMs
+        this.#dispatch(op)
+      } else {
+        ops.next[op] = this.#parkedFirst
+        this.#parkedFirst = op
+      }
+      op = next
+    }
+  }
+
+  #outOfTime(op: number): void {
+    const { ops } = this
+    if (ops.kind[op] === OpKind.READ || ops.unknown[op] === 0) {
+      const isBad = ops.kind[op] === OpKind.READ && (ops.status[op] === Status.BLOCK_CORRUPTED || ops.status[op] === Status.READ_FAILED)
+      this.#end(op, isBad ? ops.status[op]! : Status.VOLUME_UNAVAILABLE)
+      return
+    }
+    this.#cancel(op, Status.WRITE_CANCELLED)
+    this.#dispatch(op)
+  }
+
+  #expireWaiting(): void {
+    const { ops } = this
+    while (this.#waitingFirst !== NONE && this.#queue.nowMs >= ops.deadlineMs[this.#waitingFirst]!) {
+      const op = this.#waitingFirst
+      this.#unlinkWaiting()
+      this.#end(op, Status.VOLUME_UNAVAILABLE)
+    }
+  }
+
+  #unlinkWaiting(): void {
+    this.#waitingFirst = this.ops.next[this.#waitingFirst]!
+    if (this.#waitingFirst === NONE) this.#waitingLast = NONE
+  }
+
+  // ---- end -----------------------------------------------------------------------------------------------------------------
+
+  pin(op: number): void {
+    this.ops.pins[op]!++
+  }
+
+  unpin(op: number): void {
+    const { ops } = this
+    if (--ops.pins[op]! === 0 && ops.state[op] === OpState.ENDING) this.#finish(op)
+  }
+
+  #end(op: number, status: number): void {
+    const { ops } = this
+    ops.status[op] = status
+    ops.state[op] = OpState.ENDING
+    const channel = ops.channel[op]!
+    if (channel !== NONE) {
+      ops.channel[op] = NONE
+      this.#freeChannels[this.#freeChannelCount++] = channel
+    }
+    if (ops.pins[op] === 0) this.#finish(op)
+    if (channel !== NONE && this.#waitingFirst !== NONE && this.#freeChannelCount > 0) {
+      const waiting = this.#waitingFirst
+      this.#unlinkWaiting()
+      this.#openChannel(waiting)
+    }
+  }
+
+  #finish(op: number): void {
+    if (this.#inCall) {
+      this.#ended.push(op)
+      return
+    }
+    const done = this.#done[op]!
+    const row = this.ops.callerRow[op]!
+    const status = this.ops.status[op]!
+    this.#done[op] = undefined
+    this.ops.free(op)
+    done(row, status)
+  }
+
+  /** Outcomes that were known before their call had returned. */
+  settle(): void {
+    while (this.#ended.length > 0) for (const op of this.#ended.splice(0)) this.#finish(op)
+  }
+
+  /** Operations of this node not yet done. */
+  get underWay(): number {
+    return this.ops.inUse
+  }
+}
+
+/** Rule 4: the client is a reactor of a node; its incarnation is the low half. */
+export function clientHighOf(node: number, reactor: number): number {
+  return ((node << 8) | reactor) >>> 0
+}

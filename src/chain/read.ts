@@ -1,0 +1,210 @@
+/**
+ * Reads at a replica (protocol 18, 19), for operations of this node and for peers:
+ * refuse -> wait for the commit of what is staged -> read, verify -> answer, if lease and chain version still hold.
+ * A read that names a newer version than this replica's waits for the table.
+ *
+ * A bad page is fetched from another replica, repaired, and read again.
+ */
+import { columns, f64, i32, u8, u32 } from '../base/columns.ts'
+import { Status } from '../base/status.ts'
+import { PAGE_BYTES } from '../base/units.ts'
+import type { Arena, PageNumber } from '../env/arena.ts'
+import type { IoQueue } from '../env/ioqueue.ts'
+import { ReplicaState } from '../placement/chain.ts'
+import type { Counters } from './counters.ts'
+import { NONE, svOf } from './records.ts'
+import type { Replicas } from './replica.ts'
+import type { ChainTable } from './table.ts'
+
+export interface ReadHooks {
+  /** Outcome of a read of this node. */
+  answerLocal(requestRow: number, requestGeneration: number, status: number): void
+  /** Outcome of a peer's read: the row stays until `release`, with its buffer when status is SUCCESS. */
+  answerPeer(row: number, status: number, detail: number): void
+  needTable(slot: number, version: number): void
+  repair(slot: number, volume: number, layer: number, index: number, page: number, done: (repaired: boolean) => void): void
+}
+
+/** Attempts to repair pages for one read before it fails. */
+const REPAIRS_MAX = 8
+
+export class Reads {
+  readonly reads
+  readonly #queue: IoQueue
+  readonly #arena: Arena
+  readonly #table: ChainTable
+  readonly #replicas: Replicas
+  readonly #counters: Counters
+  readonly #hooks: ReadHooks
+  readonly #id = new Uint32Array(2)
+  readonly #done: (row: number, status: number, extra: number) => void
+  /** Per slot: first of the reads that wait for a commit. */
+  #waiting = new Int32Array(0)
+  /** Reads that wait for memory or for the store's attention. */
+  #stalled: number[] = []
+
+  constructor(options: { queue: IoQueue; table: ChainTable; replicas: Replicas; counters: Counters; hooks: ReadHooks; readsMax: number }) {
+    this.#queue = options.queue
+    this.#arena = options.queue.arena
+    this.#table = options.table
+    this.#replicas = options.replicas
+    this.#counters = options.counters
+    this.#hooks = options.hooks
+    this.reads = columns('read', options.readsMax, {
+      /** NONE: an operation of this node, which owns the buffer. */
+      peer: i32,
+      session: i32,
+      requestRow: i32,
+      requestGeneration: i32,
+      slot: i32,
+      chainVersion: i32,
+      volume: f64,
+      layer: u32,
+      index: u32,
+      firstPage: i32,
+      pageCount: i32,
+      /** NONE: to be allocated. */
+      bufferPage: i32,
+      owned: u8,
+      repairs: u8,
+      next: i32,
+      receivedMs: f64,
+    })
+    this.#done = (row, status, extra) => this.#onRead(row, status, extra)
+  }
+
+  resize(slotCount: number): void {
+    this.#waiting = new Int32Array(slotCount).fill(NONE)
+  }
+
+  /** Takes a filled row (all columns but repairs, next). The answer may come inside the call. */
+  submit(r: number): void {
+    this.reads.repairs[r] = 0
+    this.#attempt(r)
+  }
+
+  #attempt(r: number): void {
+    const { reads } = this
+    const table = this.#table
+    const slot = reads.slot[r]!
+    const version = table.version[slot]!
+    const refusal = this.#refusal(slot, reads.chainVersion[r]!, version)
+    if (refusal === Status.CHAIN_VERSION_MISMATCH) {
+      this.#wait(r, slot)
+      return
+    }
+    if (refusal !== Status.SUCCESS) {
+      this.#counters.readsRefused++
+      this.#answer(r, refusal, 0)
+      return
+    }
+    const store = this.#replicas.storeOf(slot)!
+    const block = store.findBlock(reads.volume[r]!, reads.layer[r]!, reads.index[r]!)
+    const id = this.#id
+    store.newestId(block, reads.firstPage[r]!, reads.pageCount[r]!, id)
+    if (svOf(id[0]!, id[1]!) > this.#replicas.committed[slot]!) {
+      this.#counters.readsWaited++
+      this.#wait(r, slot)
+      return
+    }
+    if (reads.bufferPage[r] === NONE) {
+      const page = this.#arena.alloc(reads.pageCount[r]! * PAGE_BYTES)
+      if (page === -1) {
+        this.#stalled.push(r)
+        return
+      }
+      reads.bufferPage[r] = page
+      reads.owned[r] = 1
+    }
+    store.read(block, reads.firstPage[r]!, reads.pageCount[r]!, reads.bufferPage[r]!, this.#done, r)
+  }
+
+  /** Until the next commit of the slot, or its next version. */
+  #wait(r: number, slot: number): void {
+    this.reads.next[r] = this.#waiting[slot]!
+    this.#waiting[slot] = r
+  }
+
+  #refusal(slot: number, asked: number, version: number): number {
+    if (asked < version) return Status.ROUTING_STALE
+    if (asked > version) {
+      this.#hooks.needTable(slot, asked)
+      return Status.CHAIN_VERSION_MISMATCH
+    }
+    if (this.#table.ownState[slot] !== ReplicaState.SERVING || this.#replicas.storeOf(slot) === undefined) return Status.REQUEST_REFUSED
+    return this.#table.leaseValid(this.#queue.nowMs) ? Status.SUCCESS : Status.LEASE_EXPIRED
+  }
+
+  #onRead(r: number, status: number, extra: number): void {
+    const { reads } = this
+    const slot = reads.slot[r]!
+    if (status === Status.BUSY) {
+      this.#stalled.push(r)
+      return
+    }
+    // the content may have come from memory alone: the lease is looked at after the look at the content
+    const nowMs = this.#queue.sampleClockMs()
+    const refusal = this.#refusal(slot, reads.chainVersion[r]!, this.#table.version[slot]!)
+    if (refusal !== Status.SUCCESS || !this.#table.leaseValid(nowMs)) {
+      this.#answer(r, refusal === Status.SUCCESS ? Status.LEASE_EXPIRED : refusal, 0)
+    } else if (status === Status.SUCCESS) this.#answer(r, Status.SUCCESS, 0)
+    else this.#repair(r, status, extra)
+    if (this.#stalled.length > 0) this.retryStalled()
+  }
+
+  #repair(r: number, status: number, page: number): void {
+    const { reads } = this
+    if (status !== Status.BLOCK_CORRUPTED || reads.repairs[r]! >= REPAIRS_MAX) {
+      this.#answer(r, status, page)
+      return
+    }
+    reads.repairs[r]!++
+    this.#hooks.repair(reads.slot[r]!, reads.volume[r]!, reads.layer[r]!, reads.index[r]!, page, (repaired) => {
+      if (repaired) this.#counters.readsRepaired++
+      if (repaired) this.#attempt(r)
+      else this.#answer(r, status, page)
+    })
+  }
+
+  #answer(r: number, status: number, detail: number): void {
+    const { reads } = this
+    if (status === Status.SUCCESS) {
+      this.#counters.reads++
+      this.#counters.readBytes += reads.pageCount[r]! * PAGE_BYTES
+      this.#counters.readMs += this.#queue.nowMs - reads.receivedMs[r]!
+    }
+    if (reads.peer[r] !== NONE) {
+      this.#hooks.answerPeer(r, status, detail)
+      return
+    }
+    const requestRow = reads.requestRow[r]!
+    const requestGeneration = reads.requestGeneration[r]!
+    reads.free(r)
+    this.#hooks.answerLocal(requestRow, requestGeneration, status)
+  }
+
+  /** A peer's read has been answered (or its peer is gone): row and buffer are free. */
+  release(r: number): void {
+    const { reads } = this
+    if (reads.owned[r] === 1) this.#arena.free(reads.bufferPage[r] as PageNumber)
+    reads.owned[r] = 0
+    reads.free(r)
+  }
+
+  /** More of the slot is committed, or its version has changed. */
+  wake(slot: number): void {
+    let r = this.#waiting[slot]!
+    if (r === NONE) return
+    this.#waiting[slot] = NONE
+    while (r !== NONE) {
+      const next = this.reads.next[r]!
+      this.#attempt(r)
+      r = next
+    }
+  }
+
+  /** Reads that found no memory or a busy store try again. */
+  retryStalled(): void {
+    for (const r of this.#stalled.splice(0)) this.#attempt(r)
+  }
+}

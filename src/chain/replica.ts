@@ -1,0 +1,559 @@
+/**
+ * The replicas of this reactor: staging, committing, and what a new table version means for them (protocol 6 to 8, 11 to 15, 21, 22).
+ *
+ *   list of a slot (staged, uncommitted, in order):   committed < [ r1 ][ r2 ][ r3 ][ r4 ] <= last
+ *                                                                  ^ready so far  ^next to forward
+ *
+ *   eligible: may be committed as far as others are concerned (a tail: all staged; else: what the successor acknowledged in this version)
+ *   ready:    as durable here as asked
+ *   committed = min(eligible, ready), acknowledged to the predecessor as it rises
+ *
+ * Invariants: eligible, ready and committed are slot sequence numbers (sv) and only fall when the replica leaves the write path or starts a
+ * new term; records leave the list at its head only; nothing is acknowledged that is not committed.
+ */
+import { assert } from '../base/assert.ts'
+import { Status } from '../base/status.ts'
+import { PAGE_BYTES } from '../base/units.ts'
+import type { Arena, PageNumber } from '../env/arena.ts'
+import { ReplicaState } from '../placement/chain.ts'
+import { RecordKind, type ReplicaStore, StageRecord } from '../store/store.ts'
+import { NONE, RecordState, type Records, recordRows, svOf } from './records.ts'
+import { SyncSession } from './session.ts'
+import type { MountedStore } from './store-relay.ts'
+import { type ChainTable, NO_STORE } from './table.ts'
+
+const { SERVING, DRAINING, SYNCING, LASTSRV } = ReplicaState
+
+/** What the replicas need of the rest of the reactor. Called synchronously; must not call back into the same slot's staging. */
+export interface ReplicaHooks {
+  /** There may be records to forward. */
+  forward(slot: number): void
+  /** Acknowledge what is committed to the predecessor. */
+  acknowledge(slot: number): void
+  /** Tell the peer that sent the record that it was not taken. The row is freed right after. */
+  refuse(row: number, status: number): void
+  /** A row that came from a peer is free: its credit goes back. */
+  creditFreed(peer: number, hop: number, payloadBytes: number): void
+  needTable(slot: number, version: number): void
+  /** `committed` of the slot has risen: waiting reads look again. */
+  committed(slot: number): void
+  /** The update's record is committed here; the row lets go of the update. */
+  updateCommitted(update: number): void
+  /** The payload of the client operation is read no more by this row. */
+  unpinned(operation: number): void
+  /** Rows have become free. */
+  roomForRecords(): void
+  /** Any new version, before its consequences: updates and reads that wait here look again. */
+  versionChanged(slot: number): void
+  sessionStarted(session: SyncSession): void
+  log(level: 'ERROR' | 'WARN' | 'INFO' | 'DEBUG', message: string, fields: Readonly<Record<string, unknown>>): void
+}
+
+export class Replicas {
+  readonly table: ChainTable
+  readonly stores: readonly ReplicaStore[]
+  readonly records: Records
+  /** Rows of hop 0: clients' updates, ordered here. */
+  headRecords = 0
+  readonly sessions = new Map<number, SyncSession>()
+  /** Per store: nothing may be served or acknowledged from it any more. */
+  readonly storeFailed: boolean[]
+  readonly #arena: Arena
+  readonly #hooks: ReplicaHooks
+  readonly #stage = new StageRecord()
+
+  // per slot
+  committed = new Float64Array(0)
+  eligible = new Float64Array(0)
+  ready = new Float64Array(0)
+  /** Since which version this replica serves, as far as it knows; 0: it does not. */
+  #servingSince = new Int32Array(0)
+  #first = new Int32Array(0)
+  #last = new Int32Array(0)
+  #readyNext = new Int32Array(0)
+  /** First record not yet forwarded in this version and session; NONE: all are. */
+  forwardNext = new Int32Array(0)
+  /** Forwards that wait for a table or for room in the journal, in order. */
+  #parkedFirst = new Int32Array(0)
+  #parkedLast = new Int32Array(0)
+
+  // per store
+  readonly #stagedFirst: Int32Array
+  readonly #stagedLast: Int32Array
+  readonly #durableFirst: Int32Array
+  readonly #durableLast: Int32Array
+  readonly #waitForRoom: Array<Set<number>>
+  readonly #durableWaiters: Array<Array<{ seq: number; resolve: () => void }>>
+
+  constructor(options: { table: ChainTable; stores: readonly MountedStore[]; arena: Arena; hooks: ReplicaHooks; recordsMax: number }) {
+    const { stores } = options
+    assert(stores.length < NO_STORE, `${stores.length} disks on one reactor`)
+    this.table = options.table
+    this.stores = stores.map(({ store }) => store)
+    this.#arena = options.arena
+    this.#hooks = options.hooks
+    this.records = recordRows(options.recordsMax)
+    this.storeFailed = stores.map(({ store }) => store.failed)
+    this.#stagedFirst = new Int32Array(stores.length).fill(NONE)
+    this.#stagedLast = new Int32Array(stores.length).fill(NONE)
+    this.#durableFirst = new Int32Array(stores.length).fill(NONE)
+    this.#durableLast = new Int32Array(stores.length).fill(NONE)
+    this.#waitForRoom = stores.map(() => new Set())
+    this.#durableWaiters = stores.map(() => [])
+  }
+
+  lastHigh(slot: number): number {
+    return this.stores[this.table.ownStore[slot]!]!.lastHigh[slot]!
+  }
+  lastLow(slot: number): number {
+    return this.stores[this.table.ownStore[slot]!]!.lastLow[slot]!
+  }
+  lastSv(slot: number): number {
+    const store = this.stores[this.table.ownStore[slot]!]!
+    return svOf(store.lastHigh[slot]!, store.lastLow[slot]!)
+  }
+
+  /** The disk of the slot's own entry, when it may be used. */
+  storeOf(slot: number): ReplicaStore | undefined {
+    const index = this.table.ownStore[slot]!
+    return index === NO_STORE || this.storeFailed[index] ? undefined : this.stores[index]
+  }
+
+  /** First of the staged and uncommitted records; NONE. */
+  firstRecord(slot: number): number {
+    return this.#first[slot]!
+  }
+
+  // ---- taking records --------------------------------------------------------------------------------------------------
+
+  /** A forward, its payload complete, from its slot's predecessor as far as the sender knows (protocol 11). The row is this class's from now on. */
+  receive(row: number): void {
+    const { records, table } = this
+    const slot = records.slot[row]!
+    if (this.#parkedFirst[slot] !== NONE) {
+      this.#park(slot, row)
+      return
+    }
+    const status = this.#take(slot, row)
+    if (status === Status.BUSY || status === Status.CHAIN_VERSION_MISMATCH) {
+      this.#park(slot, row)
+      if (status === Status.CHAIN_VERSION_MISMATCH) this.#hooks.needTable(slot, records.chainVersion[row]!)
+      else this.#awaitRoom(table.ownStore[slot]!, slot)
+    } else if (status !== Status.SUCCESS) {
+      this.#hooks.refuse(row, status)
+      this.#release(row)
+    }
+  }
+
+  /** SUCCESS: the row is staged, skipped or released. BUSY, CHAIN_VERSION_MISMATCH: try again later. Else: to be refused. */
+  #take(slot: number, row: number): number {
+    const { records, table } = this
+    const version = table.version[slot]!
+    if (records.chainVersion[row]! < version) return Status.ROUTING_STALE
+    if (records.chainVersion[row]! > version) return Status.CHAIN_VERSION_MISMATCH
+    const storeIndex = table.ownStore[slot]!
+    const state = table.ownState[slot]!
+    if (storeIndex === NO_STORE || table.ownDisks[storeIndex] !== records.disk[row] || state > SYNCING) return Status.REQUEST_REFUSED
+    if (this.storeFailed[storeIndex]) return Status.WRITE_FAILED
+    const store = this.stores[storeIndex]!
+    records.store[row] = storeIndex
+    const sv = records.sv[row]!
+    const lastSv = svOf(store.lastHigh[slot]!, store.lastLow[slot]!)
+    if (lastSv !== 0 && sv <= lastSv) {
+      // already here, or seen in this session
+      if (this.committed[slot]! >= sv) this.#hooks.acknowledge(slot)
+      this.#release(row)
+      return Status.SUCCESS
+    }
+    const streamStarts = state === SYNCING && lastSv === 0
+    if (!streamStarts && (records.prevHigh[row] !== store.lastHigh[slot] || records.prevLow[row] !== store.lastLow[slot])) {
+      this.#hooks.log('ERROR', 'a forward does not follow the last record of its slot', { slot, sv, lastSv, version })
+      return Status.REQUEST_REFUSED
+    }
+    if (state === SYNCING) return this.#takeInSession(slot, row, store)
+    const admitted = this.#admit(store, row, false)
+    if (admitted !== Status.SUCCESS) return admitted
+    this.stage(row)
+    return Status.SUCCESS
+  }
+
+  /** Protocol 22. */
+  #takeInSession(slot: number, row: number, store: ReplicaStore): number {
+    const { records } = this
+    const session = this.sessions.get(slot)
+    if (session === undefined) return Status.REQUEST_REFUSED
+    const volume = records.volume[row]!
+    const layer = records.layer[row]!
+    const index = records.index[row]!
+    const sv = records.sv[row]!
+    const isEmpty = records.kind[row] === RecordKind.EMPTY
+    const isUninstalled = !isEmpty && !session.isInstalled(volume, layer, index)
+    const isHeld = !isUninstalled && (isEmpty ? sv <= session.high && session.listedSv >= 0 : session.covers(volume, layer, index, sv))
+    if (isUninstalled || isHeld) {
+      if (isUninstalled) session.skipped(volume, layer, index, sv)
+      store.setLast(slot, records.idHigh[row]!, records.idLow[row]!)
+      this.#append(slot, row)
+      this.#skip(row)
+      this.eligible[slot] = sv
+      this.#settleReady(slot)
+      return Status.SUCCESS
+    }
+    const admitted = this.#admit(store, row, false)
+    if (admitted !== Status.SUCCESS) return admitted
+    this.stage(row)
+    return Status.SUCCESS
+  }
+
+  /** Whether the store takes the record now; `fromHead`: a client's update. */
+  #admit(store: ReplicaStore, row: number, fromHead: boolean): number {
+    this.#fill(row)
+    return store.admit(this.#stage, fromHead)
+  }
+
+  /** Head: may the ordered update be staged? Its id need not be set yet. */
+  admitUpdate(row: number): number {
+    return this.#admit(this.stores[this.records.store[row]!]!, row, true)
+  }
+
+  /** Calls `fn` once when the store's `admit` may say otherwise. */
+  onRoom(storeIndex: number, fn: () => void): void {
+    this.stores[storeIndex]!.onRoom(fn)
+  }
+
+  /** Stages an admitted record as the slot's last, and has it forwarded. Its id, prev and payload are set. */
+  stage(row: number): void {
+    const { records, table } = this
+    const slot = records.slot[row]!
+    const storeIndex = records.store[row]!
+    this.#fill(row)
+    records.state[row] = 0
+    records.journalSeq[row] = this.stores[storeIndex]!.stage(this.#stage)
+    this.#append(slot, row)
+    this.#enqueue(storeIndex, row)
+    if (table.successorNode[slot] === 0) this.eligible[slot] = records.sv[row]!
+    else {
+      if (this.forwardNext[slot] === NONE) this.forwardNext[slot] = row
+      this.#hooks.forward(slot)
+    }
+  }
+
+  #fill(row: number): void {
+    const { records } = this
+    const stage = this.#stage
+    stage.kind = records.kind[row] as RecordKind
+    stage.slot = records.slot[row]!
+    stage.idHigh = records.idHigh[row]!
+    stage.idLow = records.idLow[row]!
+    stage.volume = records.volume[row]!
+    stage.layer = records.layer[row]!
+    stage.index = records.index[row]!
+    stage.firstPage = records.firstPage[row]!
+    stage.pageCount = records.pageCount[row]!
+    stage.payloadPage = records.payloadPage[row]!
+    stage.crcs = records.crcs
+    stage.crcFirst = row * (records.crcs.length / records.rowsMax)
+    stage.clientHigh = records.clientHigh[row]!
+    stage.clientLow = records.clientLow[row]!
+    stage.channel = records.channel[row]!
+    stage.seq = records.seq[row]!
+    stage.durable = records.durable[row] === 1
+  }
+
+  #append(slot: number, row: number): void {
+    const { records } = this
+    records.next[row] = NONE
+    const last = this.#last[slot]!
+    if (last === NONE) this.#first[slot] = row
+    else records.next[last] = row
+    this.#last[slot] = row
+    if (this.#readyNext[slot] === NONE) this.#readyNext[slot] = row
+  }
+
+  #enqueue(storeIndex: number, row: number): void {
+    const { records } = this
+    records.nextStaged[row] = NONE
+    const last = this.#stagedLast[storeIndex]!
+    if (last === NONE) this.#stagedFirst[storeIndex] = row
+    else records.nextStaged[last] = row
+    this.#stagedLast[storeIndex] = row
+    if (records.durable[row] === 1) this.#enqueueDurable(storeIndex, row)
+  }
+
+  #enqueueDurable(storeIndex: number, row: number): void {
+    const { records } = this
+    records.nextDurable[row] = NONE
+    const last = this.#durableLast[storeIndex]!
+    if (last === NONE) this.#durableFirst[storeIndex] = row
+    else records.nextDurable[last] = row
+    this.#durableLast[storeIndex] = row
+  }
+
+  /** A record that is acknowledged without storing is ready when all before it are. */
+  #skip(row: number): void {
+    const { records } = this
+    const storeIndex = records.store[row]!
+    records.state[row] = RecordState.SKIPPED | RecordState.STAGED
+    const last = this.#durableLast[storeIndex]!
+    if (records.durable[row] === 1 && last !== NONE) {
+      records.journalSeq[row] = records.journalSeq[last]!
+      this.#enqueueDurable(storeIndex, row)
+    } else records.state[row]! |= RecordState.READY
+  }
+
+  // ---- the journal's word ------------------------------------------------------------------------------------------------
+
+  onStaged(storeIndex: number, upTo: number): void {
+    const { records } = this
+    for (let row = this.#stagedFirst[storeIndex]!; row !== NONE && records.journalSeq[row]! <= upTo; row = this.#stagedFirst[storeIndex]!) {
+      const next = records.nextStaged[row]!
+      this.#stagedFirst[storeIndex] = next
+      if (next === NONE) this.#stagedLast[storeIndex] = NONE
+      records.state[row]! |= RecordState.STAGED
+      if (records.durable[row] === 0) this.#becomeReady(row)
+      else this.#freeIfDone(row)
+    }
+  }
+
+  onDurable(storeIndex: number, upTo: number): void {
+    const { records } = this
+    this.onStaged(storeIndex, upTo)
+    for (let row = this.#durableFirst[storeIndex]!; row !== NONE && records.journalSeq[row]! <= upTo; row = this.#durableFirst[storeIndex]!) {
+      const next = records.nextDurable[row]!
+      this.#durableFirst[storeIndex] = next
+      if (next === NONE) this.#durableLast[storeIndex] = NONE
+      this.#becomeReady(row)
+    }
+    const waiters = this.#durableWaiters[storeIndex]!
+    while (waiters.length > 0 && waiters[0]!.seq <= upTo) waiters.shift()!.resolve()
+  }
+
+  #becomeReady(row: number): void {
+    this.records.state[row]! |= RecordState.READY
+    if (this.records.state[row]! & RecordState.DROPPED) this.#freeIfDone(row)
+    else this.#settleReady(this.records.slot[row]!)
+  }
+
+  /** Raises `ready` over the ready records at the head of what was not. */
+  #settleReady(slot: number): void {
+    const { records } = this
+    let row = this.#readyNext[slot]!
+    while (row !== NONE && records.state[row]! & RecordState.READY) {
+      if (records.sv[row]! > this.ready[slot]!) this.ready[slot] = records.sv[row]!
+      row = records.next[row]!
+    }
+    this.#readyNext[slot] = row
+    this.advance(slot)
+  }
+
+  /** Commits, and acknowledges upstream, what may be committed and is ready (protocol 12). */
+  advance(slot: number): void {
+    const { records } = this
+    const upTo = Math.min(this.eligible[slot]!, this.ready[slot]!)
+    if (upTo <= this.committed[slot]!) return
+    this.committed[slot] = upTo
+    let row = this.#first[slot]!
+    while (row !== NONE && records.sv[row]! <= upTo) {
+      const next = records.next[row]!
+      this.#first[slot] = next
+      if (next === NONE) this.#last[slot] = NONE
+      if (this.#readyNext[slot] === row) this.#readyNext[slot] = next
+      if (this.forwardNext[slot] === row) this.forwardNext[slot] = next
+      records.state[row]! |= RecordState.COMMITTED
+      const update = records.update[row]!
+      if (update !== NONE) {
+        records.update[row] = NONE
+        this.#hooks.updateCommitted(update)
+      }
+      this.#freeIfDone(row)
+      row = next
+    }
+    if (this.table.predecessorNode[slot] !== 0) this.#hooks.acknowledge(slot)
+    this.#hooks.committed(slot)
+  }
+
+  /** An acknowledgement from the present successor in the present version (protocol 12). */
+  acknowledged(slot: number, sv: number): void {
+    const upTo = Math.min(sv, this.lastSv(slot))
+    if (upTo > this.eligible[slot]!) {
+      this.eligible[slot] = upTo
+      this.advance(slot)
+    }
+  }
+
+  /** A send that read the record's payload has ended. */
+  sent(row: number): void {
+    this.records.sends[row]!--
+    this.#freeIfDone(row)
+  }
+
+  #freeIfDone(row: number): void {
+    const { records } = this
+    const state = records.state[row]!
+    const gone = state & RecordState.COMMITTED ? RecordState.STAGED : state & RecordState.DROPPED ? RecordState.STAGED | RecordState.READY : -1
+    if (gone === -1 || (state & gone) !== gone || records.sends[row] !== 0) return
+    this.#release(row)
+  }
+
+  /** Frees a row in no list. */
+  #release(row: number): void {
+    const { records } = this
+    const pinned = records.pinned[row]!
+    const peer = records.peer[row]!
+    const hop = records.hop[row]!
+    const payloadBytes = records.kind[row] === RecordKind.WRITE ? records.pageCount[row]! * PAGE_BYTES : 0
+    if (records.owned[row] === 1) this.#arena.free(records.payloadPage[row] as PageNumber)
+    records.update[row] = records.pinned[row] = NONE
+    records.free(row)
+    if (hop === 0) this.headRecords--
+    if (pinned !== NONE) this.#hooks.unpinned(pinned)
+    if (peer !== NONE) this.#hooks.creditFreed(peer, hop, payloadBytes)
+    this.#hooks.roomForRecords()
+  }
+
+  /** A row whose receipt was broken off. */
+  abandon(row: number): void {
+    this.#release(row)
+  }
+
+  // ---- a new table -----------------------------------------------------------------------------------------------------------
+
+  /** After the first table: the arrays get their size. */
+  resize(slotCount: number): void {
+    this.committed = new Float64Array(slotCount)
+    this.eligible = new Float64Array(slotCount)
+    this.ready = new Float64Array(slotCount)
+    this.#servingSince = new Int32Array(slotCount)
+    this.#first = new Int32Array(slotCount).fill(NONE)
+    this.#last = new Int32Array(slotCount).fill(NONE)
+    this.#readyNext = new Int32Array(slotCount).fill(NONE)
+    this.forwardNext = new Int32Array(slotCount).fill(NONE)
+    this.#parkedFirst = new Int32Array(slotCount).fill(NONE)
+    this.#parkedLast = new Int32Array(slotCount).fill(NONE)
+    for (const store of this.stores) assert(store.slotCount === slotCount, `disk ${store.disk} has ${store.slotCount} slots, the cluster ${slotCount}`)
+  }
+
+  /** The table holds a newer version of the slot's chain (protocol 14, 15, 21). */
+  learn(slot: number): void {
+    const { table } = this
+    const state = table.ownState[slot]!
+    const since = table.ownSince[slot]!
+    this.#hooks.versionChanged(slot)
+    if (state !== SYNCING && this.sessions.delete(slot)) {
+      const store = this.storeOf(slot)
+      store?.endSession(slot)
+    }
+    if (state === SERVING || state === DRAINING) this.#learnMember(slot, since)
+    else if (state === SYNCING) {
+      if (this.sessions.get(slot)?.since !== since) this.#startSession(slot, since)
+    } else if (state !== LASTSRV) this.#leaveWritePath(slot)
+    this.#retryParked(slot)
+  }
+
+  #learnMember(slot: number, since: number): void {
+    const { table } = this
+    const isTail = table.successorNode[slot] === 0
+    const lastSv = this.lastSv(slot)
+    if (this.#first[slot] === NONE && this.ready[slot]! < lastSv) this.ready[slot] = lastSv
+    if (this.#servingSince[slot] !== since) {
+      this.#servingSince[slot] = since
+      this.committed[slot] = 0
+      this.eligible[slot] = isTail ? lastSv : this.ready[slot]!
+    } else this.eligible[slot] = isTail ? lastSv : this.committed[slot]!
+    this.advance(slot)
+    this.reforward(slot)
+    if (this.committed[slot]! > 0 && table.predecessorNode[slot] !== 0) this.#hooks.acknowledge(slot)
+  }
+
+  /** Everything staged and uncommitted goes (again) to the successor, in order (protocol 14). */
+  reforward(slot: number): void {
+    this.forwardNext[slot] = this.table.successorNode[slot] === 0 ? NONE : this.#first[slot]!
+    if (this.forwardNext[slot] !== NONE) this.#hooks.forward(slot)
+  }
+
+  #startSession(slot: number, since: number): void {
+    this.#leaveWritePath(slot)
+    this.ready[slot] = 0
+    const store = this.storeOf(slot)
+    if (store === undefined) return
+    const session = new SyncSession(slot, since)
+    this.sessions.set(slot, session)
+    store.startSession(slot)
+    this.#hooks.sessionStarted(session)
+  }
+
+  /** What is staged stays on the disk; as a member this replica starts anew. */
+  #leaveWritePath(slot: number): void {
+    const { records } = this
+    this.committed[slot] = this.eligible[slot] = 0
+    this.#servingSince[slot] = 0
+    for (let row = this.#first[slot]!; row !== NONE; ) {
+      const next = records.next[row]!
+      records.state[row]! |= RecordState.DROPPED
+      this.#freeIfDone(row)
+      row = next
+    }
+    this.#first[slot] = this.#last[slot] = this.#readyNext[slot] = this.forwardNext[slot] = NONE
+  }
+
+  // ---- waiting forwards -------------------------------------------------------------------------------------------------------
+
+  #park(slot: number, row: number): void {
+    const { records } = this
+    records.next[row] = NONE
+    const last = this.#parkedLast[slot]!
+    if (last === NONE) this.#parkedFirst[slot] = row
+    else records.next[last] = row
+    this.#parkedLast[slot] = row
+  }
+
+  #retryParked(slot: number): void {
+    const { records } = this
+    for (let row = this.#parkedFirst[slot]!; row !== NONE; row = this.#parkedFirst[slot]!) {
+      const next = records.next[row]!
+      const status = this.#take(slot, row)
+      if (status === Status.CHAIN_VERSION_MISMATCH) {
+        this.#hooks.needTable(slot, records.chainVersion[row]!)
+        return
+      }
+      if (status === Status.BUSY) {
+        this.#awaitRoom(this.table.ownStore[slot]!, slot)
+        return
+      }
+      this.#parkedFirst[slot] = next
+      if (next === NONE) this.#parkedLast[slot] = NONE
+      if (status !== Status.SUCCESS) {
+        this.#hooks.refuse(row, status)
+        this.#release(row)
+      }
+    }
+  }
+
+  #awaitRoom(storeIndex: number, slot: number): void {
+    const waiting = this.#waitForRoom[storeIndex]!
+    if (waiting.size === 0) {
+      this.stores[storeIndex]!.onRoom(() => {
+        const slots = [...waiting]
+        waiting.clear()
+        for (const each of slots) this.#retryParked(each)
+      })
+    }
+    waiting.add(slot)
+  }
+
+  // ---- for resync and flush -----------------------------------------------------------------------------------------------------
+
+  /** Rule 22: the answer's committed id raises the stream position; its install is in the journal. */
+  raiseEligible(slot: number, sv: number): void {
+    if (sv > this.eligible[slot]!) this.eligible[slot] = sv
+  }
+
+  /** Everything of the slot up to `sv` is durable here. */
+  raiseReady(slot: number, sv: number): void {
+    if (sv > this.ready[slot]!) this.ready[slot] = sv
+    this.advance(slot)
+  }
+
+  storeFailure(storeIndex: number): void {
+    this.storeFailed[storeIndex] = true
+  }
+}

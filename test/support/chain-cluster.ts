@@ -1,0 +1,422 @@
+/**
+ * Several data planes in one isolate over the simulated network, memory stores, and a coordinator that is deliberately dumb: it knows at once
+ * what is so, makes every step that `settle` finds, and hands out tables and leases when told. For the tests of the chain layer.
+ */
+import assert from 'node:assert/strict'
+import { createHmac } from 'node:crypto'
+import type { DiskNumber, Incarnation, NodeNumber, SlotIndex, TableRevision, VolumeNumber } from '../../src/base/ids.ts'
+import { Prng } from '../../src/base/prng.ts'
+import { PAGE_BYTES } from '../../src/base/units.ts'
+import type { BlockClient } from '../../src/chain/block-client.ts'
+import { DataPlane, type DataPlaneOptions } from '../../src/chain/data-plane.ts'
+import { StoreRelay } from '../../src/chain/store-relay.ts'
+import { AsyncIo } from '../../src/env/async-io.ts'
+import { SimHost, type SimProcess } from '../../src/env/sim/host.ts'
+import { SimIoQueue, type SimIoQueueOptions } from '../../src/env/sim/ioqueue.ts'
+import { type NetworkOptions, SimNetwork } from '../../src/env/sim/network.ts'
+import { World } from '../../src/env/sim/world.ts'
+import { type Chain, type ChainEvent, firstChain, packChains, settle } from '../../src/placement/chain.ts'
+import type { ControlToReactor, ReactorToControl, TableNode, TableVolume } from '../../src/placement/messages.ts'
+import { View } from '../../src/placement/view.ts'
+import { type MemoryImage, MemoryStore, type MemoryStoreOptions } from '../../src/store/memory-store.ts'
+
+export const DATA_PORT = 8000
+/** How far the coordinator's word takes to a reactor, ms. */
+const CONTROL_DELAY_MS = 0.5
+
+export interface ChainClusterOptions {
+  readonly seed?: number
+  readonly nodes: number
+  readonly slots: number
+  /** Members of each chain at the start, node numbers in order; default: all, rotated by slot. */
+  readonly chainOf?: (slot: number) => number[]
+  readonly volumes?: readonly TableVolume[]
+  readonly network?: Partial<NetworkOptions>
+  readonly queue?: Partial<SimIoQueueOptions>
+  readonly store?: Partial<MemoryStoreOptions>
+  readonly plane?: Partial<Pick<DataPlaneOptions, 'limits' | 'settings'>>
+  readonly trace?: (line: string) => void
+}
+
+export const VOLUME = 1 as VolumeNumber
+export const RELAXED_VOLUME = 2 as VolumeNumber
+const VOLUMES: readonly TableVolume[] = [
+  { volume: VOLUME, name: 'db', sizeBytes: 2 ** 40, replicas: 3, syncWhenWrite: true, readOnly: false },
+  { volume: RELAXED_VOLUME, name: 'scratch', sizeBytes: 2 ** 40, replicas: 3, syncWhenWrite: false, readOnly: false },
+]
+
+export class ChainNode {
+  readonly cluster: ChainCluster
+  readonly number: NodeNumber
+  readonly host: SimHost
+  incarnation = 0 as Incarnation
+  process!: SimProcess
+  queue!: SimIoQueue
+  store!: MemoryStore
+  plane!: DataPlane
+  up = false
+  /** What the reactor told the control plane, oldest first. */
+  readonly told: ReactorToControl[] = []
+  #image: MemoryImage | undefined
+  #toReactor: ((message: ControlToReactor) => void) | undefined
+
+  constructor(cluster: ChainCluster, number: number) {
+    this.cluster = cluster
+    this.number = number as NodeNumber
+    this.host = new SimHost(cluster.network, { name: `n${number}`, address: `10.0.0.${number}` })
+  }
+
+  get client(): BlockClient {
+    return this.plane.client
+  }
+
+  get disk(): DiskNumber {
+    return this.number as number as DiskNumber
+  }
+
+  start(): void {
+    const { options } = this.cluster
+    this.incarnation = ((this.incarnation as number) + 1) as Incarnation
+    this.process = this.host.start(`xsand ${this.incarnation}`)
+    this.queue = new SimIoQueue({ arenaBytes: 64 * 1024 * 1024, ...options.queue, process: this.process, name: `n${this.number}.${this.incarnation}` })
+    const relay = new StoreRelay()
+    this.store = new MemoryStore({
+      ...options.store,
+      queue: this.queue,
+      disk: this.disk,
+      slotCount: options.slots,
+      events: relay,
+      ...(this.#image ? { image: this.#image } : {}),
+    })
+    const nonces = new Prng(this.cluster.world.random(`nonce ${this.number} ${this.incarnation}`).u32())
+    this.plane = new DataPlane({
+      ...options.plane,
+      queue: this.queue,
+      asyncIo: new AsyncIo(this.queue),
+      stores: [{ store: this.store, relay }],
+      identity: { clusterId: 'test', node: this.number, incarnation: this.incarnation, reactor: 0 },
+      listen: { host: this.host.address, port: DATA_PORT },
+      authenticate: {
+        hmac: (bytes) => createHmac('sha256', 'cluster key').update(bytes).digest(),
+        nonce: () => {
+          const bytes = new Uint8Array(16)
+          nonces.fill(bytes)
+          return bytes
+        },
+      },
+      port: {
+        send: (message) => {
+          this.told.push(message)
+          const { incarnation } = this
+          this.cluster.world.schedule(CONTROL_DELAY_MS, 'reactor to control', () => this.cluster.heard(this, incarnation, message))
+        },
+        onMessage: (handler) => {
+          this.#toReactor = handler
+        },
+      },
+    })
+    this.up = true
+    const { plane, queue } = this
+    queue.runReactor(() => queue.turn(0))
+    void plane.start().catch((error) => this.cluster.world.fail(error))
+  }
+
+  /** From the coordinator: arrives after a moment, unless this process is gone by then. */
+  send(message: ControlToReactor, delayMs = CONTROL_DELAY_MS): void {
+    const { incarnation } = this
+    this.process.schedule(delayMs, 'control to reactor', () => {
+      if (incarnation === this.incarnation && this.up) this.#toReactor!(message)
+    })
+  }
+
+  /** SIGKILL. */
+  kill(options: { keep?: number } = {}): void {
+    assert.ok(this.up)
+    this.up = false
+    this.#image = this.store.kill(options.keep ?? 0)
+    this.process.kill()
+  }
+
+  /** The host loses power; what was not durable is lost. */
+  losePower(options: { keep?: number } = {}): void {
+    assert.ok(this.up)
+    this.up = false
+    this.#image = this.store.powerLoss(options.keep ?? 0)
+    this.host.losePower('lose')
+    this.host.powerOn()
+  }
+}
+
+export class ChainCluster {
+  readonly options: ChainClusterOptions
+  readonly world: World
+  readonly network: SimNetwork
+  readonly nodes: ChainNode[] = []
+  readonly chains: Chain[] = []
+  readonly registered: number[] = []
+  readonly views: View[] = []
+  revision = 1 as TableRevision
+  /** Leases are granted for this long; 0: none are. */
+  leaseMs = 2000
+  /** Nodes that get neither leases nor tables. */
+  readonly cutOff = new Set<number>()
+  /** Up-to-date reports are believed. */
+  acceptReports = true
+  readonly #lastIds = new Map<number, Map<number, { hi: number; lo: number; version: number; incarnation: number }>>()
+
+  constructor(options: ChainClusterOptions) {
+    this.options = options
+    this.world = new World({ seed: options.seed ?? 1, trace: options.trace })
+    this.network = new SimNetwork(this.world, options.network ?? {})
+    for (let n = 1; n <= options.nodes; n++) {
+      this.nodes.push(new ChainNode(this, n))
+      this.registered.push(1)
+      this.views.push(View.UP)
+    }
+    for (let slot = 0; slot < options.slots; slot++) {
+      const members = options.chainOf?.(slot) ?? this.nodes.map((_, i) => ((i + slot) % options.nodes) + 1)
+      this.chains.push(firstChain(members.map((n) => ({ disk: n as DiskNumber, node: n as NodeNumber, incarnation: 1 as Incarnation }))))
+    }
+  }
+
+  node(number: number): ChainNode {
+    return this.nodes[number - 1]!
+  }
+
+  /** All nodes started, with their first table and lease. */
+  async start(): Promise<void> {
+    for (const node of this.nodes) {
+      node.start()
+      this.sendTable(node)
+    }
+    this.#renew()
+    await this.world.runFor(50)
+  }
+
+  #renew(): void {
+    for (const node of this.nodes) this.grant(node)
+    this.world.schedule(250, 'renewal', () => this.#renew())
+  }
+
+  grant(node: ChainNode): void {
+    if (!node.up || this.leaseMs === 0 || this.cutOff.has(node.number) || node.incarnation !== this.registered[node.number - 1]) return
+    if (node.process.state !== 'running') return
+    node.send({ type: 'lease', untilMs: node.host.bootMs() + this.leaseMs, revision: this.revision })
+  }
+
+  sendTable(node: ChainNode, slots?: readonly number[]): void {
+    if (!node.up || this.cutOff.has(node.number)) return
+    const picked = slots ?? this.chains.keys()
+    node.send({
+      type: 'table',
+      revision: this.revision,
+      slotCount: this.options.slots,
+      chains: packChains([...picked].map((slot) => ({ slot: slot as SlotIndex, chain: this.chains[slot]! }))),
+      nodes: this.nodes.map(
+        (each): TableNode => ({
+          node: each.number,
+          id: `node-${each.number}`,
+          incarnation: this.registered[each.number - 1]! as Incarnation,
+          dataAddress: `10.0.0.${each.number}:${DATA_PORT}`,
+        }),
+      ),
+      disks: this.nodes.map((each) => ({ disk: each.disk, node: each.number })),
+      volumes: this.options.volumes ?? VOLUMES,
+    })
+  }
+
+  event(more: Partial<ChainEvent> = {}): ChainEvent {
+    return {
+      views: {
+        view: (node) => this.views[node - 1] ?? View.DOWN,
+        incarnation: (node) => (this.registered[node - 1] ?? 0) as Incarnation,
+      },
+      ...more,
+    }
+  }
+
+  /** Every step that follows, for all slots (or one); tables go out. */
+  step(more: Partial<ChainEvent> = {}, slots: Iterable<number> = this.chains.keys()): void {
+    const changed: number[] = []
+    for (const slot of slots) {
+      const next = settle(this.chains[slot]!, this.event({ lastIds: this.#idsOf(slot), ...more }))
+      if (next === this.chains[slot]) continue
+      this.chains[slot] = next
+      changed.push(slot)
+    }
+    this.publish(changed)
+  }
+
+  publish(slots: readonly number[]): void {
+    if (slots.length === 0) return
+    this.revision = ((this.revision as number) + 1) as TableRevision
+    for (const node of this.nodes) this.sendTable(node, slots)
+  }
+
+  #idsOf(slot: number) {
+    return [...this.#lastIds].flatMap(([disk, ids]) => {
+      const id = ids.get(slot)
+      if (id === undefined) return []
+      return [{ disk: disk as DiskNumber, incarnation: id.incarnation as Incarnation, version: id.version as never, hi: id.hi, lo: id.lo }]
+    })
+  }
+
+  heard(node: ChainNode, incarnation: number, message: ReactorToControl): void {
+    if (message.type === 'needTable') {
+      if (node.incarnation === incarnation && !this.cutOff.has(node.number)) this.sendTable(node)
+    } else if (message.type === 'lastIds') {
+      const ids = this.#lastIds.get(message.disk) ?? new Map()
+      this.#lastIds.set(message.disk, ids)
+      for (let i = 0; i < message.ids.length; i += 4) {
+        const [slot, version, hi, lo] = message.ids.subarray(i, i + 4)
+        ids.set(slot!, { version: version!, hi: hi! >>> 0, lo: lo! >>> 0, incarnation })
+      }
+      this.step()
+    } else if (message.type === 'upToDate' && this.acceptReports) {
+      for (let i = 0; i < message.reports.length; i += 3) {
+        const [slot, since, by] = message.reports.subarray(i, i + 3)
+        this.step({ upToDate: { disk: node.disk, since: since! as never, incarnation: (by! >>> 0) as Incarnation } }, [slot!])
+      }
+    } else if (message.type === 'diskFailed') {
+      this.step({ diskUse: (disk) => (disk === message.disk ? 2 : 0) })
+    }
+  }
+
+  /** Everything of the node's present process is over, and known to be: evidence as of protocol 26, and at once renewals of the others. */
+  fence(node: ChainNode): void {
+    this.views[node.number - 1] = View.DOWN
+    for (const other of this.nodes) {
+      if (other !== node) other.send({ type: 'peerDown', node: node.number, incarnation: node.incarnation })
+    }
+    this.step()
+  }
+
+  /** Killed, and proven dead after a moment. */
+  async kill(number: number, options: { keep?: number; power?: boolean; proofMs?: number } = {}): Promise<void> {
+    const node = this.node(number)
+    if (options.power) node.losePower(options)
+    else node.kill(options)
+    await this.world.runFor(options.proofMs ?? 20)
+    this.fence(node)
+  }
+
+  /** Starts the node's next process, registers it; it joins by the table. */
+  restart(number: number): void {
+    const node = this.node(number)
+    node.start()
+    this.registered[number - 1] = node.incarnation
+    this.views[number - 1] = View.DOWN
+    this.step()
+    this.views[number - 1] = View.UP
+    this.revision = ((this.revision as number) + 1) as TableRevision
+    for (const each of this.nodes) this.sendTable(each, [])
+    this.sendTable(node)
+    this.step()
+    this.grant(node)
+  }
+
+  async until(what: string, holds: () => boolean, limitMs = 10_000): Promise<void> {
+    const held = await this.world.run(holds, limitMs)
+    assert.ok(held, `not within ${limitMs} ms: ${what}`)
+  }
+
+  /** All chains are made of SERVING replicas only, of live processes. */
+  get allServing(): boolean {
+    return this.chains.every((chain) => chain.entries.every((entry) => entry.state === 0 && entry.incarnation === this.registered[entry.node - 1]))
+  }
+
+  /** Nothing under way anywhere. */
+  get quiet(): boolean {
+    return this.nodes.every((node) => !node.up || node.plane.replicas.records.inUse === 0)
+  }
+
+  /** Replicas of every slot are byte-equal by digest, ids and rows included (invariant 5). */
+  assertEqual(): void {
+    for (const [slot, chain] of this.chains.entries()) {
+      const members = chain.entries.filter((entry) => entry.state <= 1 && this.node(entry.node).up).map((entry) => this.node(entry.node).store)
+      const of = (store: MemoryStore) => `${store.slotDigest(slot)} last ${store.lastHigh[slot]}:${store.lastLow[slot]}`
+      for (const store of members) assert.equal(of(store), of(members[0]!), `slot ${slot}: disk ${store.disk} differs from ${members[0]!.disk}`)
+    }
+  }
+}
+
+/** Calls of a node's client as promises; buffers are taken from and given back to its arena. */
+export class TestClient {
+  readonly node: ChainNode
+  readonly #waiting = new Map<number, (status: number) => void>()
+  #row = 0
+  readonly #done = (row: number, status: number): void => {
+    const resolve = this.#waiting.get(row)
+    assert.ok(resolve, 'done twice')
+    this.#waiting.delete(row)
+    this.node.queue.asyncPending = true
+    this.node.cluster.world.asyncPending = true
+    resolve(status)
+  }
+
+  constructor(node: ChainNode) {
+    this.node = node
+  }
+
+  get pending(): number {
+    return this.#waiting.size
+  }
+
+  #call(start: (row: number) => void): Promise<number> {
+    const row = this.#row++
+    return new Promise((resolve) => {
+      this.#waiting.set(row, resolve)
+      // inside an event, as a reactor's turn would be
+      this.node.process.schedule(0, 'client call', () => {
+        start(row)
+        this.node.plane.settle()
+      })
+    })
+  }
+
+  /** Writes `bytes` at an offset of a block; both multiples of 512. */
+  async write(index: number, offsetBytes: number, bytes: Uint8Array, options: { volume?: VolumeNumber; flags?: number } = {}): Promise<number> {
+    const { queue, client } = this.node
+    const delta = offsetBytes % PAGE_BYTES
+    const page = queue.arena.alloc(delta + bytes.length)
+    assert.ok(page !== -1, 'arena full')
+    queue.arena.bytes.set(bytes, page * PAGE_BYTES + delta)
+    const status = await this.#call((row) =>
+      client.write(options.volume ?? VOLUME, index, offsetBytes, bytes.length, page, options.flags ?? 0, this.#done, row),
+    )
+    queue.arena.free(page)
+    return status
+  }
+
+  async read(index: number, firstPage: number, pageCount: number, volume = VOLUME): Promise<{ status: number; bytes: Uint8Array }> {
+    const { queue, client } = this.node
+    const page = queue.arena.alloc(pageCount * PAGE_BYTES)
+    assert.ok(page !== -1, 'arena full')
+    const status = await this.#call((row) => client.read(volume, index, firstPage, pageCount, page, this.#done, row))
+    const bytes = queue.arena.bytes.slice(page * PAGE_BYTES, (page + pageCount) * PAGE_BYTES)
+    queue.arena.free(page)
+    return { status, bytes }
+  }
+
+  zero(index: number, firstPage: number, pageCount: number, volume = VOLUME): Promise<number> {
+    return this.#call((row) => this.node.client.zero(volume, index, firstPage, pageCount, 0, this.#done, row))
+  }
+
+  flush(volume: VolumeNumber): Promise<number> {
+    return this.#call((row) => this.node.client.flush(volume, this.#done, row))
+  }
+
+  /** A write and the row by which it can be orphaned. */
+  orphanable(index: number, offsetBytes: number, bytes: Uint8Array): { status: Promise<number>; orphan: () => void } {
+    const row = this.#row
+    const status = this.write(index, offsetBytes, bytes)
+    return { status, orphan: () => this.node.client.orphan(this.#done, row) }
+  }
+}
+
+/** `count` bytes that tell where they come from. */
+export function pattern(tag: number, count = PAGE_BYTES): Uint8Array {
+  const bytes = new Uint8Array(count)
+  new Prng(tag).fill(bytes)
+  return bytes
+}
