@@ -163,7 +163,7 @@ class Member {
   words: Words | undefined
   fatal: unknown
   leaderChanges: string[] = []
-  /** Crash at the next send of bytes for which this holds, before they leave. */
+  /** Crash at the next send, before anything leaves. */
   crashBeforeSend = false
   #kv: DiskKv | undefined
   #life = 0
@@ -495,6 +495,7 @@ test('a node long away catches up by snapshot, and again after a restart', async
   assert.ok([...leader.disk.stored.keys()].filter((key) => key.startsWith('raft/log/')).length <= 120)
   await away.start({ voters: [n(1), n(2), n(3)] })
   assert.equal((await cluster.allEqual()).length, 200)
+  await cluster.world.run(100)
   assert.ok(away.raft!.status().firstIndex > 100)
   await cluster.propose(leader.id, 'after')
   away.crash()
@@ -524,14 +525,12 @@ test('one node grows to three without a restart, and shrinks again', async () =>
   for (const id of [2, 3]) {
     await cluster.add(n(id)).start('join')
     assert.deepEqual((await cluster.settle(cluster.raft(1).addLearner(n(id)))).learners, [n(id)])
-    await cluster.world.run(
-      5000,
-      () =>
-        (cluster
-          .raft(1)
-          .status()
-          .progress.find(({ node }) => node === id)?.matched ?? 0) >= cluster.raft(1).applied,
-    )
+    const matched = () =>
+      cluster
+        .raft(1)
+        .status()
+        .progress.find(({ node }) => node === id)?.matched ?? 0
+    await cluster.world.run(1000, () => matched() >= cluster.raft(1).applied)
     const members = await cluster.settle(cluster.raft(1).promote(n(id)))
     assert.ok(members.voters.includes(n(id)) && members.learners.length === 0 && members.votersOutgoing.length === 0)
     await cluster.propose(1, `with ${id}`)
@@ -575,8 +574,8 @@ test('a voter is replaced in one joint change, even when the leader is lost in t
     await cluster.world.run(10_000)
     await leader.start({ voters: [n(1), n(2), n(3)] })
     await cluster.world.run(10_000, () => {
-      const members = cluster.up.find((member) => member.raft!.isLeader)?.raft!.members
-      return members !== undefined && members.votersOutgoing.length === 0
+      const leading = cluster.up.find((member) => member.raft!.isLeader)
+      return leading !== undefined && leading.raft!.members.votersOutgoing.length === 0
     })
     const next = cluster.up.find((member) => member.raft!.isLeader)!
     await cluster.propose(next.id, 'on')
@@ -657,11 +656,10 @@ test('a read shares no round that started before it', async () => {
   const leader = await cluster.elect()
   const first = leader.raft!.readIndex()
   await cluster.world.run(0.5)
-  const done = cluster.propose(leader.id, 'x')
-  await done
+  await cluster.propose(leader.id, 'x')
   const second = await cluster.settle(leader.raft!.readIndex())
   assert.ok((await cluster.settle(first)) <= second)
-  assert.ok(second >= leader.raft!.applied - 1 && leader.words!.words.includes('x'))
+  assert.equal(second, leader.raft!.applied)
 })
 
 test('a new leader answers reads only once its own term has something committed', async () => {
@@ -724,7 +722,7 @@ test('a damaged, gapped or foreign log is refused with the reason', async () => 
   const cluster = await Cluster.of(1)
   const other = cluster.add(n(2))
   for (const [name, value] of cluster.node(1).disk.stored) other.disk.stored.set(name, value)
-  await assert.rejects(other.start(voters.voters.length ? 'join' : voters), is('INVALID_PARAM', /belongs to node 1/))
+  await assert.rejects(other.start('join'), is('INVALID_PARAM', /belongs to node 1/))
 })
 
 test('garbage, forged and misdirected messages are refused and harm nothing', async () => {

@@ -130,9 +130,13 @@ impl Storage for Log {
         Ok(self.last())
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> Result<Snapshot> {
+    fn snapshot(&self, request_index: u64, to: u64) -> Result<Snapshot> {
         if let Some(snapshot) = &self.snapshot {
-            if snapshot.get_metadata().index >= request_index.max(self.truncated_index) {
+            let meta = snapshot.get_metadata();
+            let members = meta.get_conf_state();
+            // A node ignores a snapshot from before it was a member.
+            let knows = [&members.voters, &members.learners, &members.voters_outgoing].iter().any(|list| list.contains(&to));
+            if knows && meta.index >= request_index.max(self.truncated_index) {
                 return Ok(snapshot.clone());
             }
         }
