@@ -66,6 +66,7 @@ export class IoError extends Error {
 
 /** At most this many completions are dispatched in one turn, and at most COMPLETIONS_PER_HANDLE of one handle. */
 export const COMPLETIONS_PER_TURN = 256
+export const COMPLETIONS_PER_HANDLE = 32
 /** Most segments of one gathered send or write. */
 export const SEGMENTS_MAX = 512
 /** `extra` of a recvMultishot completion: (buffer id << 1) | MORE. */

@@ -3,8 +3,10 @@
  * to the event loop (through setImmediate, about 1 us) when something there may wait:
  * - `queue.asyncPending`: a completion handler settled a promise, or the wake handler asks for messages to be read;
  * - a turn without completions: nothing is lost by looking;
- * - 20 ms of work without a look, so that timers and messages of this thread are late by at most that under load
- *   (and by at most one idle turn, 100 ms, at rest: wake the queue to be quicker).
+ * - 20 ms of work without a look.
+ * So timers of Node are late by at most 20 ms under load. At rest the waits after asyncPending begin at 1 ms and double to 100 ms,
+ * so that a timer that async code has just set is late by no more than its own length, and a message of another thread by at most
+ * 100 ms (wake the queue after posting it, and it comes at once).
  *
  * An error thrown by a handler leaves the loop as an uncaught exception: on a worker the worker dies and the main thread sees
  * 'error'; the process is the failure unit.
@@ -32,6 +34,7 @@ export function runReactor(queue: IoQueue, options: { counters?: SharedArrayBuff
   const counters = new Int32Array(options.counters ?? new SharedArrayBuffer(REACTOR_COUNTERS_BYTES))
   const stopped = Promise.withResolvers<void>()
   let stopping = false
+  let waitMs = TURN_WAIT_MS
 
   const run = (): void => {
     const lookAtMs = queue.sampleClockMs() + LOOK_EVERY_MS
@@ -40,11 +43,15 @@ export function runReactor(queue: IoQueue, options: { counters?: SharedArrayBuff
         stopped.resolve()
         return
       }
-      const count = queue.turn(TURN_WAIT_MS)
+      const count = queue.turn(waitMs)
       Atomics.add(counters, ReactorCounter.TURNS, 1)
-      if (count === 0) break
+      if (count === 0) {
+        waitMs = Math.min(2 * waitMs, TURN_WAIT_MS)
+        break
+      }
       Atomics.add(counters, ReactorCounter.COMPLETIONS, count)
     } while (!queue.asyncPending && queue.nowMs < lookAtMs)
+    if (queue.asyncPending) waitMs = 1
     queue.asyncPending = false
     Atomics.add(counters, ReactorCounter.EVENT_LOOP_RETURNS, 1)
     setImmediate(run)
