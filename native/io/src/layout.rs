@@ -9,8 +9,8 @@
 //! An address is page * 4096 + delta. A handle is generation << 16 | slot; a generation is 1 .. 32767, so that a handle is a
 //! positive int32 and never 0.
 
-/// Changed whenever a word moves: the caller compares it when it loads the addon.
-pub const ABI: u32 = 1;
+/// Changed whenever a word moves or a call changes: the caller compares it when it loads the addon.
+pub const ABI: u32 = 2;
 
 pub const PAGE_BYTES: usize = 4096;
 pub const DESCRIPTOR_WORDS: usize = 16;

@@ -172,8 +172,10 @@ test('without provided buffers everything but recvMultishot works', () =>
 // ---- the engine checks for itself -----------------------------------------------------------------------------------------
 
 test('no descriptor, however wrong, does more than throw', () => {
-  const { NativeQueue } = loadAddon()
+  const addon = loadAddon()
+  const { NativeQueue } = addon
   const native = new NativeQueue({ arenaPages: 256, providedCount: 16, providedPages: 1, handlesMax: 64, opsMax: 512, crcsMax: 64, hugePages: false })
+  const id = native.id()
   const control = native.control()
   const arena = new Uint8Array(native.arena())
   const at = native.offsets()
@@ -217,26 +219,27 @@ test('no descriptor, however wrong, does more than throw', () => {
       segments[i * 3 + 2] = random.chance(0.9) ? 4096 : word()
     }
     try {
-      completions += native.turn(count, 0)
+      completions += addon.queueTurn(id, count, 0)
     } catch (error) {
       assert.ok(error instanceof Error)
       faults++
     }
     if (round % 500 === 0) handles.push(native.socketTcp('127.0.0.1', port))
   }
-  assert.throws(() => native.turn(1025, 0), /descriptors/)
-  assert.throws(() => native.flush(2 ** 31))
+  assert.throws(() => addon.queueTurn(id, 1025, 0), /descriptors/)
+  assert.throws(() => addon.queueFlush(id, 2 ** 31))
   for (const [page, delta, length] of [
     [255, 1, 4096],
     [-1, 0, 1],
     [0, 0, -1],
     [2 ** 31 - 1, 2 ** 31 - 1, 2 ** 31 - 1],
   ] as const) {
-    assert.throws(() => native.crc32c(page, delta, length), /outside the arena/)
+    assert.throws(() => addon.queueCrc32c(id, page, delta, length), /outside the arena/)
   }
   assert.ok(faults > 1000 && completions > 100, `${faults} faults, ${completions} completions`)
   native.destroy()
-  assert.throws(() => native.turn(0, 0), /destroyed/)
+  assert.throws(() => addon.queueTurn(id, 0, 0), /destroyed/)
+  assert.throws(() => addon.queueTurn(4_000_000_000, 0, 0), /destroyed/)
   arena.fill(1)
 })
 

@@ -12,7 +12,7 @@
 import { AssertionError, assert } from '../../base/assert.ts'
 import { PAGE_BYTES } from '../../base/units.ts'
 import { type CompletionHandler, type Handle, IoError, type IoQueue, MORE, type OpenedFile, type OpenFileOptions, SEGMENTS_MAX, type Tag } from '../ioqueue.ts'
-import { loadAddon, type NativeQueue } from '../native/addon.ts'
+import { loadAddon, type NativeAddon, type NativeQueue } from '../native/addon.ts'
 import { NativeArena } from './arena.ts'
 
 const DESCRIPTOR_WORDS = 16
@@ -84,7 +84,9 @@ export class NativeIoQueue implements IoQueue {
   inFlight = 0
   /** Give it to other threads: `wakeQueue(wakeId)` of the addon. */
   readonly wakeId: number
+  readonly #addon: NativeAddon
   readonly #native: NativeQueue
+  readonly #id: number
   readonly #clock: Float64Array
   readonly #descriptors: Int32Array
   readonly #segments: Int32Array
@@ -124,7 +126,9 @@ export class NativeIoQueue implements IoQueue {
     const native = orIoError(() => new addon.NativeQueue({ arenaPages, providedCount, providedPages, handlesMax, opsMax, crcsMax, hugePages }))
     const control = native.control()
     const at = native.offsets()
+    this.#addon = addon
     this.#native = native
+    this.#id = native.id()
     this.#clock = new Float64Array(control, at.clock, 1)
     this.#descriptors = new Int32Array(control, at.descriptors, DESCRIPTORS_MAX * DESCRIPTOR_WORDS)
     this.#segments = new Int32Array(control, at.segments, SEGMENTS_POOL * SEGMENT_WORDS)
@@ -133,7 +137,7 @@ export class NativeIoQueue implements IoQueue {
     this.#meta = new Int32Array(control, at.meta, handlesMax)
     this.#sendBusy = new Uint8Array(control, at.sendBusy, handlesMax)
     this.crcs = new Uint32Array(control, at.crcs, crcsMax)
-    this.arena = new NativeArena(native, arenaPages, providedCount * providedPages)
+    this.arena = new NativeArena(addon, native, arenaPages, providedCount * providedPages)
     this.#arenaBytes = arenaPages * PAGE_BYTES
     this.#opsMax = opsMax
     this.#providedPages = providedPages
@@ -152,7 +156,7 @@ export class NativeIoQueue implements IoQueue {
   }
 
   sampleClockMs(): number {
-    return this.#native.sampleClock()
+    return this.#addon.queueSampleClock(this.#id)
   }
 
   // ---- sockets -------------------------------------------------------------------------------------------------------
@@ -333,7 +337,7 @@ export class NativeIoQueue implements IoQueue {
       this.#completionNext = 0
       this.#completionCount = 0
       const prepared = this.#takeDescriptors()
-      this.#completionCount = this.#native.turn(prepared, timeoutMs)
+      this.#completionCount = this.#addon.queueTurn(this.#id, prepared, timeoutMs)
       this.#keepSegments()
     }
     this.#inTurn = true
@@ -422,7 +426,7 @@ export class NativeIoQueue implements IoQueue {
 
   /** The descriptors or segments of this turn fill their array: the addon takes them now, without waiting. */
   #flush(): void {
-    this.#native.flush(this.#takeDescriptors())
+    this.#addon.queueFlush(this.#id, this.#takeDescriptors())
     this.#keepSegments()
   }
 
