@@ -160,6 +160,15 @@ export class History {
     }
   }
 
+  /** Page numbers of a volume that any operation touched, ascending. */
+  pagesOf(volume: number): number[] {
+    const prefix = `${volume}:`
+    return [...this.#pages.keys()]
+      .filter((key) => key.startsWith(prefix))
+      .map((key) => Number(key.slice(prefix.length)))
+      .sort((a, b) => a - b)
+  }
+
   /** Operations called and not ended. */
   get openCount(): number {
     return this.#open.size

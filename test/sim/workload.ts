@@ -1,0 +1,269 @@
+/**
+ * Clients of a simulated cluster: each sits on one node, uses its volume layer as an export does, and tells the history what it did and saw.
+ * The mixes are adversarial: few pages, many clients, overlapping, unaligned and block-crossing ranges, zeroes, flushes, FUA.
+ */
+import type { VolumeNumber } from '../../src/base/ids.ts'
+import type { Prng } from '../../src/base/prng.ts'
+import { Status, statusName } from '../../src/base/status.ts'
+import { BLOCK_BYTES, PAGE_BYTES, SECTOR_BYTES } from '../../src/base/units.ts'
+import { WriteFlag } from '../../src/chain/block-client.ts'
+import type { Tag } from '../../src/env/ioqueue.ts'
+import type { SimProcess } from '../../src/env/sim/host.ts'
+import type { SimIoQueue } from '../../src/env/sim/ioqueue.ts'
+import type { VolumeLayer } from '../../src/volume/volume.ts'
+import { type History, type OpenOp, writeStamps } from './history.ts'
+
+/** Where a client can sit: a running process with its volume layer. */
+export interface ClientSeat {
+  readonly process: SimProcess
+  readonly queue: SimIoQueue
+  readonly volumes: VolumeLayer
+}
+
+export interface WorkloadOptions {
+  readonly name: string
+  readonly history: History
+  readonly random: Prng
+  readonly volume: VolumeNumber
+  readonly sizeBytes: number
+  readonly syncWhenWrite: boolean
+  /** Operations in all, over all seats. */
+  readonly opsMax: number
+  /** Under way at one time. */
+  readonly depth: number
+  /** Mean pause between operations. */
+  readonly thinkMs: number
+  /** A running node to sit on, or undefined while there is none. */
+  readonly seat: () => ClientSeat | undefined
+}
+
+const OP_SECTORS_MAX = 64
+const RESEAT_MS = 50
+
+/** Starts of the few pages on which most operations meet: around the borders of blocks, where requests are split. */
+function hotOffsets(sizeBytes: number): number[] {
+  const offsets: number[] = []
+  for (let block = 0; block * BLOCK_BYTES < sizeBytes; block++) {
+    offsets.push(block * BLOCK_BYTES, block * BLOCK_BYTES + 5 * PAGE_BYTES)
+    if (block > 0) offsets.push(block * BLOCK_BYTES - PAGE_BYTES)
+  }
+  return offsets
+}
+
+interface Running {
+  readonly kind: 'read' | 'write' | 'flush'
+  readonly open: OpenOp | undefined
+  readonly page: number
+  readonly calledMs: number
+  readonly durable: boolean
+}
+
+export class SimClient {
+  readonly options: WorkloadOptions
+  /** Operations begun. */
+  begun = 0
+  /** Ends by status, for the summary. */
+  readonly ends = new Map<string, number>()
+  longestMs = 0
+  #seat: ClientSeat | undefined
+  #seats = 0
+  #running = new Map<number, Running>()
+  #nextRow = 0
+  readonly #hot: number[]
+  #stopped = false
+
+  constructor(options: WorkloadOptions) {
+    this.options = options
+    this.#hot = hotOffsets(options.sizeBytes)
+  }
+
+  get done(): boolean {
+    return (this.#stopped || this.begun >= this.options.opsMax) && this.#running.size === 0
+  }
+
+  get underWay(): number {
+    return this.#running.size
+  }
+
+  /** What it waits for, oldest first. */
+  describe(): string {
+    return [...this.#running.values()]
+      .map((r) => `${r.kind} ${r.open ? `${r.open.id} at ${r.open.offsetBytes}+${r.open.lengthBytes}` : ''} since ${r.calledMs.toFixed(0)} ms`)
+      .join(', ')
+  }
+
+  /** Begins nothing new; what is under way ends by itself. */
+  stop(): void {
+    this.#stopped = true
+  }
+
+  /** Call once; from then on it sits down wherever `seat` says, and again after its process has died. */
+  start(world: { schedule(delayMs: number, label: string, fn: () => void): unknown }, writeLifeMs: number): void {
+    const { random, history } = this.options
+    const sit = () => {
+      if (this.#stopped || this.begun >= this.options.opsMax) return
+      const seat = this.options.seat()
+      if (!seat?.process.alive) {
+        world.schedule(RESEAT_MS * (0.5 + random.unit()), 'client looks for a seat', sit)
+        return
+      }
+      this.#seat = seat
+      this.#seats++
+      const name = `${this.options.name}.${this.#seats}`
+      const tag: Tag = seat.queue.register(`client ${name}`, () => {
+        if (this.#seat === seat) this.#step(seat, name, tag)
+      })
+      seat.process.onEnd(() => {
+        if (this.#seat !== seat) return
+        this.#seat = undefined
+        history.clientDied(name, seat.process.world.nowMs + writeLifeMs)
+        this.#running = new Map()
+        world.schedule(RESEAT_MS * (0.5 + random.unit()), 'client looks for a seat', sit)
+      })
+      for (let i = 0; i < this.options.depth; i++) seat.queue.timeout(random.unit() * this.options.thinkMs, tag, i)
+    }
+    sit()
+  }
+
+  #step(seat: ClientSeat, name: string, tag: Tag): void {
+    const { random, opsMax, thinkMs } = this.options
+    if (this.#stopped || this.begun >= opsMax) return
+    const next = () => {
+      if (this.#seat === seat) seat.queue.timeout(random.unit() * 2 * thinkMs, tag, 0)
+    }
+    this.begun++
+    const dice = random.unit()
+    if (dice < 0.4) this.#read(seat, name, next)
+    else if (dice < 0.85) this.#write(seat, name, next)
+    else if (dice < 0.93) this.#zero(seat, name, next)
+    else this.#flush(seat, next)
+  }
+
+  #range(): { offsetBytes: number; lengthBytes: number } {
+    const { random, sizeBytes } = this.options
+    const base = random.chance(0.9) ? random.pick(this.#hot) : random.below(sizeBytes / PAGE_BYTES) * PAGE_BYTES
+    const offsetBytes = base + (random.chance(0.5) ? random.below(8) * SECTOR_BYTES : 0)
+    const sectors = random.chance(0.5) ? 8 : random.chance(0.7) ? random.between(1, 16) : random.between(1, OP_SECTORS_MAX)
+    return { offsetBytes, lengthBytes: Math.min(sectors * SECTOR_BYTES, sizeBytes - offsetBytes) }
+  }
+
+  #alloc(seat: ClientSeat, offsetBytes: number, lengthBytes: number): number {
+    return seat.queue.arena.alloc((offsetBytes % PAGE_BYTES) + lengthBytes)
+  }
+
+  #begin(running: Running): number {
+    const row = this.#nextRow++
+    this.#running.set(row, running)
+    return row
+  }
+
+  #end(seat: ClientSeat, row: number, status: number): Running | undefined {
+    const running = this.#running.get(row)
+    if (!running || this.#seat !== seat) return undefined
+    this.#running.delete(row)
+    const kind = `${running.kind} ${statusName(status)}`
+    this.ends.set(kind, (this.ends.get(kind) ?? 0) + 1)
+    this.longestMs = Math.max(this.longestMs, seat.process.localNowMs - running.calledMs)
+    return running
+  }
+
+  #read(seat: ClientSeat, name: string, next: () => void): void {
+    const { history, volume } = this.options
+    const { offsetBytes, lengthBytes } = this.#range()
+    const page = this.#alloc(seat, offsetBytes, lengthBytes)
+    if (page < 0) {
+      next()
+      return
+    }
+    const open = history.beginRead({ client: name, volume, offsetBytes, lengthBytes, nowMs: seat.process.localNowMs })
+    const row = this.#begin({ kind: 'read', open, page, calledMs: seat.process.localNowMs, durable: false })
+    seat.volumes.read(
+      volume,
+      offsetBytes,
+      lengthBytes,
+      page,
+      (_row, status) => {
+        const running = this.#end(seat, row, status)
+        if (!running) return
+        const bytes = status === Status.SUCCESS ? seat.queue.arena.bytes : undefined
+        history.endRead(open, bytes, page * PAGE_BYTES + (offsetBytes % PAGE_BYTES), seat.process.localNowMs)
+        seat.queue.arena.free(page as never)
+        next()
+      },
+      row,
+    )
+  }
+
+  #write(seat: ClientSeat, name: string, next: () => void): void {
+    const { history, volume, random, syncWhenWrite } = this.options
+    const { offsetBytes, lengthBytes } = this.#range()
+    const page = this.#alloc(seat, offsetBytes, lengthBytes)
+    if (page < 0) {
+      next()
+      return
+    }
+    const fua = random.chance(0.1)
+    const open = history.beginWrite({ client: name, volume, offsetBytes, lengthBytes, nowMs: seat.process.localNowMs })
+    writeStamps(seat.queue.arena.bytes, page * PAGE_BYTES + (offsetBytes % PAGE_BYTES), open)
+    const durable = syncWhenWrite || fua
+    const row = this.#begin({ kind: 'write', open, page, calledMs: seat.process.localNowMs, durable })
+    seat.volumes.write(
+      volume,
+      offsetBytes,
+      lengthBytes,
+      page,
+      fua ? WriteFlag.FUA : WriteFlag.NONE,
+      (_row, status) => this.#written(seat, row, status, next),
+      row,
+    )
+  }
+
+  #zero(seat: ClientSeat, name: string, next: () => void): void {
+    const { history, volume, random, syncWhenWrite } = this.options
+    let { offsetBytes, lengthBytes } = this.#range()
+    const isTrim = random.chance(0.5)
+    if (isTrim) {
+      const end = Math.floor((offsetBytes + lengthBytes) / PAGE_BYTES) * PAGE_BYTES
+      offsetBytes = Math.ceil(offsetBytes / PAGE_BYTES) * PAGE_BYTES
+      lengthBytes = end - offsetBytes
+      if (lengthBytes <= 0) {
+        next()
+        return
+      }
+    }
+    const scratch = isTrim ? 0 : seat.volumes.zeroScratchPages(offsetBytes, lengthBytes)
+    const page = scratch > 0 ? seat.queue.arena.alloc(scratch * PAGE_BYTES) : -1
+    if (scratch > 0 && page < 0) {
+      next()
+      return
+    }
+    const open = history.beginWrite({ client: name, volume, offsetBytes, lengthBytes, nowMs: seat.process.localNowMs, zero: true })
+    const row = this.#begin({ kind: 'write', open, page, calledMs: seat.process.localNowMs, durable: syncWhenWrite })
+    const done = (_row: number, status: number) => this.#written(seat, row, status, next)
+    if (isTrim) seat.volumes.trim(volume, offsetBytes, lengthBytes, WriteFlag.NONE, done, row)
+    else seat.volumes.zero(volume, offsetBytes, lengthBytes, page, WriteFlag.NONE, done, row)
+  }
+
+  #written(seat: ClientSeat, row: number, status: number, next: () => void): void {
+    const running = this.#end(seat, row, status)
+    if (!running) return
+    this.options.history.endWrite(running.open!, status === Status.SUCCESS ? 'ok' : 'failed', seat.process.localNowMs, running.durable)
+    if (running.page >= 0) seat.queue.arena.free(running.page as never)
+    next()
+  }
+
+  #flush(seat: ClientSeat, next: () => void): void {
+    const { history, volume } = this.options
+    const calledMs = seat.process.localNowMs
+    const row = this.#begin({ kind: 'flush', open: undefined, page: -1, calledMs, durable: false })
+    seat.volumes.flush(
+      volume,
+      (_row, status) => {
+        if (!this.#end(seat, row, status)) return
+        if (status === Status.SUCCESS) history.flushed(volume, calledMs)
+        next()
+      },
+      row,
+    )
+  }
+}
