@@ -10,7 +10,6 @@ import { chainsCreate } from './ops/chains-create.ts'
 import { chainsStep } from './ops/chains-step.ts'
 import { clusterInit } from './ops/cluster-init.ts'
 import { diskFailed } from './ops/disk-failed.ts'
-import { diskRemove } from './ops/disk-remove.ts'
 import { featureRaise } from './ops/feature-raise.ts'
 import { nodeAddresses } from './ops/node-addresses.ts'
 import { nodeAdmit } from './ops/node-admit.ts'
@@ -37,7 +36,6 @@ export const OPERATIONS = {
   'node.leave': nodeLeave,
   'node.remove': nodeRemove,
   'disk.failed': diskFailed,
-  'disk.remove': diskRemove,
   'volume.create': volumeCreate,
   'volume.resize': volumeResize,
   'volume.delete': volumeDelete,

@@ -155,6 +155,8 @@ export class ClusterState {
   readonly #dirty = new Set<string>()
   /** Index of the command being applied. */
   #index = 0
+  /** Not stored: processes that lost replicas in commands applied since `takeDropped`. */
+  #dropped: Array<{ node: NodeNumber; incarnation: Incarnation }> = []
 
   // ---- reading ----------------------------------------------------------------------------------------------------------
 
@@ -217,6 +219,11 @@ export class ClusterState {
   /** By slot; empty until the first disks are there. */
   get chains(): readonly Chain[] {
     return this.#chains
+  }
+
+  /** Whether a volume was ever created: before that no block can have been written. */
+  get everHadVolumes(): boolean {
+    return this.#meta.nextVolume > 1
   }
 
   slotRevision(slot: SlotIndex): number {
@@ -359,6 +366,15 @@ export class ClusterState {
     this.#slotRevisions[slot] = this.#index
     this.#dirty.add(`chains/${hex(Math.floor(slot / SLOTS_PER_VALUE), 4)}`)
     this.#tableChanged()
+  }
+
+  /** That process was found dead, or without a lease, and left a chain: its peers close its connections. */
+  noteDropped(node: NodeNumber, incarnation: Incarnation): void {
+    this.#dropped.push({ node, incarnation })
+  }
+
+  takeDropped(): ReadonlyArray<{ readonly node: NodeNumber; readonly incarnation: Incarnation }> {
+    return this.#dropped.splice(0)
   }
 
   remember(id: string, result: CommandResult): void {

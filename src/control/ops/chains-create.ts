@@ -1,6 +1,6 @@
 import { XsanError } from '../../base/errors.ts'
-import type { DiskNumber } from '../../base/ids.ts'
-import { firstChain } from '../../placement/chain.ts'
+import type { ChainVersion, DiskNumber, SlotIndex } from '../../base/ids.ts'
+import { type Chain, DiskUse, invalidChain, ReplicaState } from '../../placement/chain.ts'
 import type { Operation } from './operation.ts'
 
 export interface ChainsCreateArgs {
@@ -8,23 +8,34 @@ export interface ChainsCreateArgs {
   readonly slots: ReadonlyArray<readonly DiskNumber[]>
 }
 
-/** The first chains: nobody has written anything, so all replicas serve. Done again it changes nothing. */
-export const chainsCreate: Operation<ChainsCreateArgs, null> = {
+/**
+ * The first chains, all replicas serving: nobody has written anything. While no volume was ever created that stays true, so the chains may be
+ * made anew for the nodes that are there by then; after that this changes nothing.
+ */
+export const chainsCreate: Operation<ChainsCreateArgs, { changed: number }> = {
   feature: 1,
   apply(state, { slots }) {
-    if (state.chains.length > 0) return null
+    if (state.everHadVolumes) return { changed: 0 }
     if (slots.length !== state.theCluster.slotCount) throw new XsanError('INVALID_PARAM', `${slots.length} chains for ${state.theCluster.slotCount} slots`)
-    state.createChains(
-      slots.map((disks) =>
-        firstChain(
-          disks.map((disk) => {
-            const node = state.disks.get(disk)?.node
-            if (node === undefined) throw new XsanError('DISK_NOT_FOUND', `there is no disk ${disk}`)
-            return { disk, node, incarnation: state.incarnation(node) }
-          }),
-        ),
-      ),
-    )
-    return null
+    const chains = slots.map((disks, slot) => {
+      const version = ((state.chains[slot]?.version ?? 0) + 1) as ChainVersion
+      const entries = disks.map((disk) => {
+        const node = state.disks.get(disk)?.node
+        if (node === undefined || state.diskUse(disk) !== DiskUse.NORMAL) throw new XsanError('DISK_NOT_FOUND', `there is no disk ${disk} to be used`)
+        return { disk, node, state: ReplicaState.SERVING, since: version, incarnation: state.incarnation(node) }
+      })
+      const chain: Chain = { version, entries }
+      const reason = invalidChain(chain)
+      if (reason !== null) throw new XsanError('INVALID_PARAM', `chain of slot ${slot}: ${reason}`)
+      return chain
+    })
+    if (state.chains.length === 0) {
+      state.createChains(chains)
+      return { changed: chains.length }
+    }
+    chains.forEach((chain, slot) => {
+      state.setChain(slot as SlotIndex, chain)
+    })
+    return { changed: chains.length }
   },
 }

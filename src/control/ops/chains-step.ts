@@ -7,8 +7,8 @@
  */
 import { XsanError } from '../../base/errors.ts'
 import type { ChainVersion, DiskNumber, Incarnation, NodeNumber, SlotIndex } from '../../base/ids.ts'
-import { type Chain, type ChainEvent, DiskUse, type LastId, settle } from '../../placement/chain.ts'
-import { type ViewRow, viewsFromRows } from '../../placement/view.ts'
+import { type Chain, type ChainEvent, DiskUse, inWritePath, type LastId, settle } from '../../placement/chain.ts'
+import { View, type ViewRow, viewsFromRows } from '../../placement/view.ts'
 import type { ClusterState } from '../state.ts'
 import type { Operation } from './operation.ts'
 
@@ -57,7 +57,13 @@ export const chainsStep: Operation<ChainsStepArgs, ChainsStepValue> = {
       if (add !== undefined && state.disks.get(add[0])?.node !== add[1]) throw new XsanError('BUSY', `disk ${add[0]} is not of node ${add[1]} (any more)`)
     }
     const changes = chainChanges(state, args)
-    for (const { slot, chain } of changes) state.setChain(slot, chain)
+    const down = new Map(args.views.filter(({ view }) => view === View.DOWN).map((row) => [row.node, row]))
+    const dropped = new Set<NodeNumber>()
+    for (const { slot, chain } of changes) {
+      for (const { node, state: was } of state.chains[slot]!.entries) if (inWritePath(was) && down.has(node)) dropped.add(node)
+      state.setChain(slot, chain)
+    }
+    for (const node of [...dropped].sort((a, b) => a - b)) state.noteDropped(node, down.get(node)!.incarnation)
     return { changed: changes.length }
   },
 }

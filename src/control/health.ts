@@ -1,0 +1,68 @@
+/** The verdict of `cluster status`: computed from what is known, never a stored flag; each reason a sentence. */
+import type { NodeNumber, SlotIndex } from '../base/ids.ts'
+import { isMember, ReplicaState } from '../placement/chain.ts'
+import { View } from '../placement/view.ts'
+import { replicaCount } from './settings.ts'
+import type { ClusterState } from './state.ts'
+
+export interface HealthInput {
+  readonly state: ClusterState
+  /** UP: holds a lease, as far as is known. */
+  readonly view: (node: NodeNumber) => View
+  /** Slots that lack a replica for a moment by plan. */
+  readonly planned: ReadonlySet<SlotIndex>
+}
+
+export interface ChainCounts {
+  readonly total: number
+  readonly full: number
+  readonly degraded: number
+  readonly unavailable: number
+}
+
+export interface Health {
+  readonly health: 'safe' | 'at-risk' | 'unavailable'
+  readonly reasons: string[]
+  readonly chains: ChainCounts
+}
+
+const plural = (count: number, one: string, many: string) => `${count} ${count === 1 ? one : many}`
+
+export function healthOf({ state, view, planned }: HealthInput): Health {
+  const reasons: string[] = []
+  const wanted = replicaCount(state)
+  let full = 0
+  let degraded = 0
+  let unavailable = 0
+  let lost = 0
+  state.chains.forEach((chain, slot) => {
+    const serving = chain.entries.filter(
+      (entry) => entry.state === ReplicaState.SERVING && view(entry.node) !== View.DOWN && entry.incarnation === state.incarnation(entry.node),
+    )
+    if (serving.length === 0) {
+      unavailable++
+      if (!chain.entries.some((entry) => isMember(entry.state))) lost++
+    } else if (serving.length >= wanted || (planned.has(slot as SlotIndex) && serving.length >= wanted - 1)) full++
+    else degraded++
+  })
+  const chains = { total: state.chains.length, full, degraded, unavailable }
+  const nodes = [...state.nodes.values()].sort((a, b) => a.node - b.node)
+  if (chains.total === 0) reasons.push('No disk serves yet.')
+  if (unavailable > 0) {
+    const why = lost > 0 ? 'all copies went down together; the nodes that held them last are waited for' : 'no node with a copy serves now'
+    reasons.push(`${plural(unavailable, 'part', 'parts')} of ${chains.total} of the data cannot be used: ${why}.`)
+  }
+  for (const node of nodes) if (node.incarnation > 0 && view(node.node) === View.DOWN) reasons.push(`Node ${node.id} is down.`)
+  for (const node of nodes) if (node.state === 'leaving') reasons.push(`Node ${node.id} is being emptied, to be removed.`)
+  const failed = [...state.disks.values()].filter((disk) => disk.state === 'failed').sort((a, b) => a.disk - b.disk)
+  for (const disk of failed) reasons.push(`Disk ${disk.path} of ${state.nodes.get(disk.node)?.id ?? disk.node} failed: ${disk.reason}.`)
+  const withDisks = new Set([...state.disks.values()].filter((disk) => disk.role === 'capacity' && disk.state === 'ok').map((disk) => disk.node)).size
+  if (chains.total > 0 && withDisks < wanted)
+    reasons.push(`${plural(wanted, 'copy is', 'copies are')} wanted, only ${plural(withDisks, 'node has', 'nodes have')} disks.`)
+  if (degraded > 0)
+    reasons.push(
+      `${plural(degraded, 'part', 'parts')} of ${chains.total} of the data ${degraded === 1 ? 'has' : 'have'} fewer than ${plural(wanted, 'copy', 'copies')}.`,
+    )
+  const health = chains.total === 0 || unavailable > 0 ? 'unavailable' : reasons.length > 0 ? 'at-risk' : 'safe'
+  return { health, reasons, chains }
+}

@@ -1,0 +1,54 @@
+/**
+ * Who this node is, kept outside the Raft log because it is needed to open it.
+ *
+ *   node/identity   JSON: format, cluster id and uuid, key, own number, whether it founded the cluster, members to speak Raft with
+ */
+import { XsanError } from '../base/errors.ts'
+import type { NodeNumber } from '../base/ids.ts'
+import type { Kv } from '../env/control.ts'
+
+const KEY = 'node/identity'
+const FORMAT = 1
+
+export interface Identity {
+  readonly clusterId: string
+  readonly clusterUuid: string
+  /** Hex. */
+  readonly clusterKey: string
+  readonly node: NodeNumber
+  readonly nodeId: string
+  /** Hex: signs this node's heartbeats. */
+  readonly nodeKey: string
+  readonly founder: boolean
+  readonly slotCount: number
+  /** grpc addresses of members when it joined: used until the replicated state is here. */
+  readonly members: ReadonlyArray<{ readonly node: NodeNumber; readonly grpc: string }>
+}
+
+/** Throws WRONG_CLUSTER when the data directory belongs to another cluster or node than the configuration names. */
+export async function loadIdentity(
+  kv: Kv,
+  config: { readonly nodeId: string; readonly clusterId: string; readonly dataDir: string },
+): Promise<Identity | undefined> {
+  const stored = (await kv.scan(KEY)).find(({ key }) => key === KEY)
+  if (stored === undefined) return undefined
+  const { format, ...identity } = JSON.parse(new TextDecoder().decode(stored.value)) as Identity & { format: number }
+  if (format !== FORMAT)
+    throw new XsanError('DISK_INCOMPATIBLE', `${config.dataDir} has the form ${format}, this program reads ${FORMAT}`, 'Use the version that wrote it.')
+  const nextStep = 'Correct cluster.cluster_id, cluster.node_id or cluster.data_dir in the configuration.'
+  if (identity.clusterId !== config.clusterId) {
+    throw new XsanError(
+      'WRONG_CLUSTER',
+      `${config.dataDir} belongs to the cluster ${identity.clusterId}, the configuration names ${config.clusterId}`,
+      nextStep,
+    )
+  }
+  if (identity.nodeId !== config.nodeId) {
+    throw new XsanError('WRONG_CLUSTER', `${config.dataDir} belongs to the node ${identity.nodeId}, the configuration names ${config.nodeId}`, nextStep)
+  }
+  return identity
+}
+
+export async function storeIdentity(kv: Kv, identity: Identity): Promise<void> {
+  await kv.batch([{ type: 'put', key: KEY, value: new TextEncoder().encode(JSON.stringify({ format: FORMAT, ...identity })) }])
+}

@@ -1,0 +1,584 @@
+/**
+ * The coordinator: what the Raft leader does beyond Raft. It grants leases, believes things of nodes (View), and turns evidence and reports
+ * into chain changes, one Raft command for all slots.
+ *
+ * All of it is volatile and begins anew with every term. Invariants (protocol 26 to 32):
+ * - It begins when all earlier entries are applied, and takes every node to hold a lease until its own election + L.
+ * - A grant follows a read-index round that began after the request arrived, and goes to the registered incarnation only.
+ * - From proposing a change that drops a node until that is applied or known to be dead, the node is granted nothing.
+ * - A renewal makes a node UP only if it arrived after the newest evidence against anybody.
+ * - The leader counts a lease from the arrival of the request (the node from its sending), longer by the drift bound.
+ */
+import { messageOf, XsanError } from '../base/errors.ts'
+import type { ChainVersion, DiskNumber, Incarnation, NodeNumber, SlotIndex } from '../base/ids.ts'
+import type { Clock, Log, TimerId } from '../env/control.ts'
+import { entryOf, ReplicaState } from '../placement/chain.ts'
+import { CoordinatorView, View } from '../placement/view.ts'
+import type { Raft } from '../raft/driver.ts'
+import { type ArgsOf, encodeCommand, type OperationName, type ValueOf, valueOf } from './command.ts'
+import { Members } from './members.ts'
+import { type ChainsStepArgs, chainChanges, type SlotFacts } from './ops/chains-step.ts'
+import { Rebalancer } from './rebalance.ts'
+import { numberSetting } from './settings.ts'
+import type { ClusterState } from './state.ts'
+
+const DRIFT_BOUND = 0.01
+const TICK_MS = 50
+const PLAN_EVERY_MS = 250
+const ROUND_TIMEOUT_MS = 1000
+/** A node that goes and comes is held off its chains: not at all, then this long, doubling. */
+const HOLD_FIRST_MS = 1000
+const HOLD_MAX_MS = 60_000
+/** Losses older than this are forgotten. */
+const LOSSES_FORGOTTEN_MS = 10 * 60_000
+/** Facts of one command: keeps it well below the largest one. */
+const FACTS_MAX = 2048
+
+export interface Grant {
+  readonly granted: boolean
+  /** Why not. */
+  readonly reason: string
+  readonly leaseMs: number
+  readonly tableRevision: number
+}
+
+export interface CoordinatorOptions {
+  readonly raft: Raft
+  readonly state: ClusterState
+  readonly clock: Clock
+  readonly log: Log
+  readonly leaseMs: number
+  readonly virtualNodesPerPhysical?: number | undefined
+  /** Asks a node to renew at once. */
+  readonly nudge: (node: NodeNumber) => void
+}
+
+interface NodeLease {
+  /** Leader's clock. */
+  endMs: number
+  /** The revision its data plane has confirmed, and of which incarnation. */
+  confirmed: number
+  incarnation: Incarnation
+  /** Revisions it was told and has not confirmed: since when. */
+  told: Array<{ revision: number; sinceMs: number }>
+  losses: number
+  lastLossMs: number
+  holdUntilMs: number
+  /** When it went DOWN; undefined while it is not. */
+  downSinceMs: number | undefined
+  seenMs: number
+}
+
+/** One term of leadership. Stopped for good when the term ends. */
+export class Coordinator {
+  readonly view = new CoordinatorView()
+  readonly #options: CoordinatorOptions
+  readonly #raft: Raft
+  readonly #state: ClusterState
+  readonly #clock: Clock
+  readonly #leases = new Map<NodeNumber, NodeLease>()
+  readonly #members: Members
+  readonly #rebalancer: Rebalancer
+  readonly #upToDate = new Map<SlotIndex, readonly [DiskNumber, ChainVersion, Incarnation]>()
+  readonly #lastIds = new Map<SlotIndex, Map<DiskNumber, readonly [DiskNumber, Incarnation, ChainVersion, number, number, number]>>()
+  readonly #electedMs: number
+  #ready = false
+  #stopped = false
+  readonly #started: Promise<void>
+  /** Raised by each new evidence: a renewal that arrived before says nothing of now. */
+  #generation = 0
+  /** Nodes that the change under way drops. */
+  #blocked: ReadonlySet<NodeNumber> = new Set()
+  #round: Promise<void> | undefined
+  #nextRound: Promise<void> | undefined
+  #changing = false
+  #wanted = false
+  /** The views have news: every slot has to be looked at. */
+  #lookAtAll = true
+  #disksRevision = -1
+  #timer: TimerId | undefined
+  #tickMs: number
+  #planMs: number
+  #unavailableSinceMs: number | undefined
+  #acceptDataLoss = false
+  #recoverNow = false
+
+  constructor(options: CoordinatorOptions) {
+    this.#options = options
+    this.#raft = options.raft
+    this.#state = options.state
+    this.#clock = options.clock
+    this.#electedMs = this.#tickMs = this.#planMs = options.clock.nowMs()
+    this.#members = new Members({
+      raft: options.raft,
+      state: options.state,
+      log: options.log,
+      clock: options.clock,
+      isUp: (node) => this.view.view(node) === View.UP,
+    })
+    this.#rebalancer = new Rebalancer({
+      state: options.state,
+      clock: options.clock,
+      log: options.log,
+      view: this.view,
+      downSinceMs: (node) => this.#leases.get(node)?.downSinceMs,
+      virtualNodesPerPhysical: options.virtualNodesPerPhysical,
+    })
+    this.#started = this.#start()
+    // a caller that waits for it sees the reason; nobody else has to
+    this.#started.catch(() => undefined)
+  }
+
+  /** Resolves when it serves; rejects when the term ends before. */
+  get started(): Promise<void> {
+    return this.#started
+  }
+
+  get ready(): boolean {
+    return this.#ready && !this.#stopped
+  }
+
+  stop(): void {
+    this.#stopped = true
+    if (this.#timer !== undefined) this.#clock.clearTimer(this.#timer)
+  }
+
+  async #start(): Promise<void> {
+    while (!this.#stopped) {
+      try {
+        // an answer means: an entry of this term is committed, and all up to it are applied
+        await this.#raft.readIndex({ asLeader: true, timeoutMs: ROUND_TIMEOUT_MS })
+        break
+      } catch (error) {
+        if (error instanceof XsanError && (error.status === 'NOT_LEADER' || error.status === 'STOPPING')) throw error
+      }
+    }
+    if (this.#stopped) throw notLeader()
+    this.view.newLeader([...this.#state.nodes.values()].filter((node) => node.incarnation > 0).map((node) => [node.node, node.incarnation] as const))
+    const endMs = this.#electedMs + this.#options.leaseMs * (1 + DRIFT_BOUND)
+    for (const node of this.#state.nodes.values()) if (node.incarnation > 0) this.#lease(node.node).endMs = endMs
+    this.#ready = true
+    this.#tickMs = this.#clock.nowMs()
+    this.#options.log.log('INFO', 'this node coordinates the cluster', { term: this.#raft.term, nodes: this.#state.nodes.size })
+    this.#arm()
+    this.#nudgeAll()
+    this.wake()
+  }
+
+  // ---- what nodes say -----------------------------------------------------------------------------------------------------
+
+  /** Protocol 28, 29. Throws NOT_LEADER, PERMISSION_DENIED (fenced), CONSENSUS_FAILED. */
+  async renew(node: NodeNumber, incarnation: Incarnation, tableRevision: number): Promise<Grant> {
+    const arrivedMs = this.#clock.nowMs()
+    const generation = this.#generation
+    this.#checkSender(node, incarnation)
+    await this.#confirmLeadership()
+    if (this.#stopped) throw notLeader()
+    this.#checkSender(node, incarnation)
+    const lease = this.#lease(node)
+    lease.seenMs = arrivedMs
+    this.#confirm(lease, incarnation, tableRevision)
+    const { leaseMs } = this.#options
+    const refuse = (reason: string): Grant => ({ granted: false, reason, leaseMs, tableRevision: this.#state.revision })
+    if (this.#blocked.has(node)) return refuse('a change of the chains without this node is under way')
+    const oldest = lease.told[0]
+    if (tableRevision < this.#state.revision && oldest !== undefined && arrivedMs - oldest.sinceMs > leaseMs / 2) {
+      return refuse(`its data plane has not taken over table revision ${oldest.revision}`)
+    }
+    if (tableRevision < this.#state.revision && lease.told.at(-1)?.revision !== this.#state.revision) {
+      lease.told.push({ revision: this.#state.revision, sinceMs: arrivedMs })
+    }
+    lease.endMs = Math.max(lease.endMs, arrivedMs + leaseMs * (1 + DRIFT_BOUND))
+    if (generation === this.#generation && this.view.view(node) !== View.UP && this.view.renewal(node, incarnation)) this.#cameUp(node, lease)
+    return { granted: true, reason: '', leaseMs, tableRevision: this.#state.revision }
+  }
+
+  /** Proofs of death, bound to incarnations (design 4). */
+  refused(against: ReadonlyArray<{ readonly node: NodeNumber; readonly incarnation: Incarnation }>): void {
+    if (this.#state.settings.get('failover.trust_refused') === false) return
+    this.#evidence(against, 'its host refuses connections')
+  }
+
+  /** Protocol 24, 31. Several disks of one node never hold one slot in the same state, so the entry's `since` tells which is meant. */
+  upToDate(node: NodeNumber, reports: ReadonlyArray<{ readonly slot: SlotIndex; readonly since: ChainVersion; readonly incarnation: Incarnation }>): void {
+    for (const { slot, since, incarnation } of reports) {
+      const entry = this.#state.chains[slot]?.entries.find((of) => of.node === node && of.state === ReplicaState.SYNCING)
+      if (entry === undefined || entry.since !== since || entry.incarnation !== incarnation) continue
+      this.#upToDate.set(slot, [entry.disk, since, incarnation])
+    }
+    if (this.#upToDate.size > 0) this.wake()
+  }
+
+  lastIds(
+    node: NodeNumber,
+    incarnation: Incarnation,
+    disk: DiskNumber,
+    ids: ReadonlyArray<{ readonly slot: SlotIndex; readonly version: ChainVersion; readonly hi: number; readonly lo: number }>,
+    powerLost: boolean,
+  ): void {
+    if (this.#state.disks.get(disk)?.node !== node) return
+    for (const { slot, version, hi, lo } of ids) {
+      if (!(slot >= 0 && slot < this.#state.chains.length)) continue
+      let ofSlot = this.#lastIds.get(slot)
+      if (ofSlot === undefined) {
+        ofSlot = new Map()
+        this.#lastIds.set(slot, ofSlot)
+      }
+      ofSlot.set(disk, [disk, incarnation, version, hi, lo, powerLost ? 1 : 0])
+    }
+    if (ids.length > 0) this.wake()
+  }
+
+  /** The node's data plane has applied the table of that revision (also said by every renewal). */
+  confirm(node: NodeNumber, incarnation: Incarnation, tableRevision: number): void {
+    if (this.#state.incarnation(node) === incarnation) this.#confirm(this.#lease(node), incarnation, tableRevision)
+  }
+
+  // ---- what the operator says ---------------------------------------------------------------------------------------------
+
+  /** Go on without the LASTSRV that are away; with `loss` even from copies that may lack acknowledged writes. For this term. */
+  recover(options: { readonly loss: boolean }): void {
+    this.#recoverNow = true
+    this.#acceptDataLoss = options.loss
+    this.#lookAtAll = true
+    this.wake()
+  }
+
+  // ---- what status shows --------------------------------------------------------------------------------------------------
+
+  leaseOf(node: NodeNumber): { readonly leaseMs: number; readonly seenMs: number; readonly view: View; readonly confirmed: number } {
+    const lease = this.#leases.get(node)
+    return {
+      leaseMs: lease === undefined ? 0 : Math.max(0, Math.round(lease.endMs - this.#clock.nowMs())),
+      seenMs: lease?.seenMs ?? 0,
+      view: this.view.view(node),
+      confirmed: lease?.confirmed ?? 0,
+    }
+  }
+
+  /** Slots that are on their way by plan (rebalance, change of head). */
+  get planned(): ReadonlySet<SlotIndex> {
+    return this.#rebalancer.planned
+  }
+
+  // ---- commands -----------------------------------------------------------------------------------------------------------
+
+  async propose<N extends OperationName>(op: N, args: ArgsOf<N>, id?: string): Promise<ValueOf<N>> {
+    return valueOf(op, await this.#raft.propose(encodeCommand(op, args, id), { timeoutMs: 5000 }))
+  }
+
+  // ---- driver's events ----------------------------------------------------------------------------------------------------
+
+  /** After entries were applied. */
+  onApplied(): void {
+    if (!this.ready) return
+    let news = false
+    for (const node of this.#state.nodes.values()) {
+      if (node.incarnation > this.view.incarnation(node.node)) {
+        this.view.registered(node.node, node.incarnation)
+        this.#wentDown(node.node)
+        news = true
+      }
+    }
+    for (const node of this.#leases.keys()) {
+      if (this.#state.nodes.has(node)) continue
+      this.view.forget(node)
+      this.#leases.delete(node)
+    }
+    if (news) this.#doubted()
+    if (this.#state.disksRevision !== this.#disksRevision) {
+      this.#disksRevision = this.#state.disksRevision
+      this.#lookAtAll = true
+      this.wake()
+    }
+  }
+
+  // ---- inside -------------------------------------------------------------------------------------------------------------
+
+  #checkSender(node: NodeNumber, incarnation: Incarnation): void {
+    const registered = this.#state.nodes.get(node)
+    if (registered === undefined)
+      throw new XsanError('NODE_NOT_FOUND', `node ${node} is not a member (any more)`, 'Empty its data_dir and join again with a new token.')
+    if (registered.incarnation !== incarnation) {
+      throw new XsanError(
+        'PERMISSION_DENIED',
+        `process ${incarnation} of ${registered.id} is fenced: process ${registered.incarnation} has registered`,
+        'End the older process.',
+      )
+    }
+  }
+
+  #lease(node: NodeNumber): NodeLease {
+    let lease = this.#leases.get(node)
+    if (lease === undefined) {
+      lease = { endMs: 0, confirmed: 0, incarnation: 0 as Incarnation, told: [], losses: 0, lastLossMs: 0, holdUntilMs: 0, downSinceMs: undefined, seenMs: 0 }
+      this.#leases.set(node, lease)
+    }
+    return lease
+  }
+
+  #confirm(lease: NodeLease, incarnation: Incarnation, revision: number): void {
+    if (lease.incarnation !== incarnation) {
+      lease.incarnation = incarnation
+      lease.confirmed = 0
+      lease.told = []
+    }
+    if (revision <= lease.confirmed) return
+    lease.confirmed = revision
+    lease.told = lease.told.filter((told) => told.revision > revision)
+    if (this.#hasDraining()) this.wake()
+  }
+
+  #hasDraining(): boolean {
+    return this.#state.chains.some((chain) => chain.entries.some((entry) => entry.state === ReplicaState.DRAINING))
+  }
+
+  /** A read-index round that starts after this call; calls that come while one is under way share the next. */
+  #confirmLeadership(): Promise<void> {
+    if (this.#stopped) return Promise.reject(notLeader())
+    if (this.#nextRound === undefined) {
+      const before = this.#round ?? this.#started
+      const next = before
+        .catch(() => undefined)
+        .then(async () => {
+          this.#round = next
+          this.#nextRound = undefined
+          if (!this.#ready || this.#stopped) throw notLeader()
+          await this.#raft.readIndex({ asLeader: true, timeoutMs: ROUND_TIMEOUT_MS })
+        })
+      this.#nextRound = next
+      next.catch(() => undefined)
+    }
+    return this.#nextRound
+  }
+
+  #evidence(against: ReadonlyArray<{ readonly node: NodeNumber; readonly incarnation: Incarnation }>, why: string): void {
+    if (!this.ready) return
+    const down = this.view.evidence(against)
+    if (down.length === 0) return
+    for (const node of down) {
+      this.#options.log.log('WARN', 'a node is down', { node: this.#state.nodes.get(node)?.id, incarnation: this.view.incarnation(node), why })
+      this.#wentDown(node)
+    }
+    this.#doubted()
+  }
+
+  #doubted(): void {
+    this.#generation++
+    this.#lookAtAll = true
+    this.#nudgeAll()
+    this.wake()
+  }
+
+  #nudgeAll(): void {
+    for (const row of this.view.rows()) if (row.view !== View.DOWN) this.#options.nudge(row.node)
+  }
+
+  #wentDown(node: NodeNumber): void {
+    const lease = this.#lease(node)
+    if (lease.downSinceMs !== undefined) return
+    const nowMs = this.#clock.nowMs()
+    if (nowMs - lease.lastLossMs > LOSSES_FORGOTTEN_MS) lease.losses = 0
+    lease.downSinceMs = nowMs
+    lease.lastLossMs = nowMs
+    lease.losses++
+  }
+
+  #cameUp(node: NodeNumber, lease: NodeLease): void {
+    if (lease.downSinceMs !== undefined) {
+      const holdMs = lease.losses <= 1 ? 0 : Math.min(HOLD_MAX_MS, HOLD_FIRST_MS * 2 ** (lease.losses - 2))
+      lease.holdUntilMs = this.#clock.nowMs() + holdMs
+      lease.downSinceMs = undefined
+      this.#options.log.log('INFO', 'a node is up', { node: this.#state.nodes.get(node)?.id, incarnation: this.view.incarnation(node), holdMs })
+    }
+    this.#lookAtAll = true
+    this.wake()
+  }
+
+  #arm(): void {
+    this.#timer = this.#clock.setTimer(TICK_MS, () => {
+      if (this.#stopped) return
+      this.#tick()
+      if (!this.#stopped) this.#arm()
+    })
+  }
+
+  #tick(): void {
+    const nowMs = this.#clock.nowMs()
+    const { leaseMs } = this.#options
+    // This process was away itself: renewals wait in its sockets. To take a lease for longer than it is costs time, never safety.
+    if (nowMs - this.#tickMs > leaseMs / 4) {
+      for (const lease of this.#leases.values()) if (lease.endMs > this.#tickMs) lease.endMs = Math.max(lease.endMs, nowMs + leaseMs / 2)
+    }
+    const over: Array<{ node: NodeNumber; incarnation: Incarnation }> = []
+    for (const row of this.view.rows()) {
+      if (row.view !== View.DOWN && this.#lease(row.node).endMs <= nowMs) over.push({ node: row.node, incarnation: row.incarnation })
+    }
+    if (over.length > 0) this.#evidence(over, 'its lease is over')
+    for (const lease of this.#leases.values()) {
+      if (lease.holdUntilMs > this.#tickMs && lease.holdUntilMs <= nowMs) {
+        this.#lookAtAll = true
+        this.wake()
+      }
+    }
+    this.#tickMs = nowMs
+    if (nowMs - this.#planMs >= PLAN_EVERY_MS) {
+      this.#planMs = nowMs
+      this.#members.reconcile()
+      this.#lookForUnavailable(nowMs)
+      this.wake()
+    }
+  }
+
+  #lookForUnavailable(nowMs: number): void {
+    const unavailable = this.#state.chains.some((chain) => chain.entries.every((entry) => entry.state !== ReplicaState.SERVING))
+    if (!unavailable) {
+      this.#unavailableSinceMs = undefined
+      this.#lastIds.clear()
+      this.#recoverNow = this.#acceptDataLoss = false
+    } else this.#unavailableSinceMs ??= nowMs
+  }
+
+  // ---- the one change of the chains under way -----------------------------------------------------------------------------
+
+  /** Something may call for a change of the chains. */
+  wake(): void {
+    this.#wanted = true
+    if (this.#changing || !this.ready) return
+    this.#changing = true
+    void this.#change()
+  }
+
+  async #change(): Promise<void> {
+    // what comes in the same turn goes into the same command
+    await undefined
+    while (this.#wanted && this.ready) {
+      this.#wanted = false
+      try {
+        await this.#changeOnce()
+      } catch (error) {
+        if (this.#stopped) break
+        this.#options.log.log('WARN', 'a change of the chains failed, trying again', { error: messageOf(error) })
+        await this.#sleep(TICK_MS)
+        this.#lookAtAll = true
+        this.#wanted = true
+      }
+    }
+    this.#changing = false
+    this.#blocked = new Set()
+  }
+
+  async #changeOnce(): Promise<void> {
+    const create = this.#rebalancer.firstChains()
+    if (create !== undefined) {
+      await this.#proposeBlocking('chains.create', create, new Set())
+      this.#lookAtAll = true
+      this.#wanted = true
+      return
+    }
+    const known = this.#event()
+    if (!known.factsOnly) this.#lookAtAll = false
+    const changes = chainChanges(this.#state, known)
+    if (changes.length === 0) return
+    // only the facts that count; those that find no room come with the next command
+    const changing = new Set(changes.map(({ slot }) => slot))
+    const args = { ...known, facts: known.facts.filter(({ slot }) => changing.has(slot)).slice(0, FACTS_MAX) }
+    const before = changes.map(({ slot }) => this.#state.chains[slot]!)
+    const down = new Set(args.views.filter((row) => row.view === View.DOWN).map((row) => row.node))
+    await this.#proposeBlocking('chains.step', args, down)
+    for (const { slot } of changes) this.#forgetDone(slot)
+    const dropped = before.flatMap((chain) => chain.entries.filter((entry) => down.has(entry.node) && entry.state <= ReplicaState.SYNCING)).length
+    this.#options.log.log(dropped > 0 ? 'WARN' : 'DEBUG', 'chains changed', { slots: changes.length, dropped, revision: this.#state.revision })
+    // a step may make the next one possible
+    this.#wanted = true
+  }
+
+  #forgetDone(slot: SlotIndex): void {
+    const report = this.#upToDate.get(slot)
+    const chain = this.#state.chains[slot]
+    if (report === undefined || chain === undefined) return
+    const entry = entryOf(chain, report[0])
+    if (entry?.state !== ReplicaState.SYNCING || entry.since !== report[1]) this.#upToDate.delete(slot)
+  }
+
+  /** What is known now. */
+  #event(): ChainsStepArgs {
+    const nowMs = this.#clock.nowMs()
+    const facts = new Map<SlotIndex, SlotFacts>()
+    const add = (slot: SlotIndex, fact: Omit<SlotFacts, 'slot'>) => {
+      facts.set(slot, { slot, ...facts.get(slot), ...fact })
+    }
+    let unavailable = 0
+    this.#state.chains.forEach((chain, at) => {
+      const slot = at as SlotIndex
+      let serving = false
+      for (const entry of chain.entries) {
+        if (entry.state === ReplicaState.SERVING) serving = true
+        else if (entry.state === ReplicaState.DRAINING) {
+          const lease = this.#leases.get(entry.node)
+          const confirmed = lease !== undefined && lease.incarnation === entry.incarnation && lease.confirmed >= this.#state.slotRevision(slot)
+          // without a confirmation the table may still say that its process is gone
+          const leave = this.#rebalancer.leaves(slot, entry.disk)
+          add(slot, confirmed ? { drained: [entry.disk, chain.version, entry.incarnation], leave } : { leave })
+        }
+      }
+      if (!serving) {
+        unavailable++
+        const ids = this.#lastIds.get(slot)
+        if (ids !== undefined) add(slot, { lastIds: [...ids.values()].sort((a, b) => a[0] - b[0]) })
+      }
+    })
+    for (const [slot, upToDate] of this.#upToDate) {
+      this.#forgetDone(slot)
+      if (this.#upToDate.has(slot) && this.view.view(this.#nodeOf(upToDate[0])) === View.UP) add(slot, { upToDate })
+    }
+    if (unavailable === 0) for (const move of this.#rebalancer.moves()) add(move.slot, move.fact)
+    const recoverWaitMs = numberSetting(this.#state, 'failover.recover_wait', 0)
+    const waited = recoverWaitMs > 0 && this.#unavailableSinceMs !== undefined && nowMs - this.#unavailableSinceMs >= recoverWaitMs
+    const recoverWithoutAll = unavailable > 0 && (waited || this.#recoverNow)
+    return {
+      views: this.view.rows(),
+      heldDown: [...this.#leases]
+        .filter(([, lease]) => lease.holdUntilMs > nowMs)
+        .map(([node]) => node)
+        .sort((a, b) => a - b),
+      facts: [...facts.values()],
+      factsOnly: !this.#lookAtAll && !recoverWithoutAll,
+      ...(recoverWithoutAll ? { recoverWithoutAll } : {}),
+      ...(recoverWithoutAll && this.#acceptDataLoss ? { acceptDataLoss: true } : {}),
+    }
+  }
+
+  #nodeOf(disk: DiskNumber): NodeNumber {
+    return this.#state.disks.get(disk)?.node ?? (0 as NodeNumber)
+  }
+
+  /** Proposes; returns when it is applied. The `blocked` nodes are granted nothing until its fate is known. */
+  async #proposeBlocking<N extends OperationName>(op: N, args: ArgsOf<N>, blocked: ReadonlySet<NodeNumber>): Promise<void> {
+    this.#blocked = blocked
+    try {
+      await this.propose(op, args)
+    } catch (error) {
+      if (error instanceof XsanError && error.status === 'CONSENSUS_FAILED') await this.#fateKnown()
+      throw error
+    } finally {
+      this.#blocked = new Set()
+    }
+  }
+
+  /** Everything in the log now is applied, or this term is over. */
+  async #fateKnown(): Promise<void> {
+    const { lastIndex, term } = this.#raft.status()
+    while (!this.#stopped && this.#raft.term === term && this.#raft.applied < lastIndex) await this.#sleep(TICK_MS)
+  }
+
+  #sleep(delayMs: number): Promise<void> {
+    return new Promise((resolve) => {
+      this.#clock.setTimer(delayMs, resolve)
+    })
+  }
+}
+
+function notLeader(): XsanError {
+  return new XsanError('NOT_LEADER', 'this node does not lead the cluster', 'Try again: the leader is being found.')
+}

@@ -1,0 +1,436 @@
+/**
+ * The node's side of the cluster: registers the process, keeps its lease, gives table and lease to the data plane, carries what the data plane
+ * has to say to whoever leads.
+ *
+ *   register -> data plane opened -> whole table -> (data plane ready) -> renew every L/4 -> lease
+ *
+ * Invariants:
+ * - The table comes from this node's own copy of the replicated state, in order of revision; a lease is passed on only after a table of at
+ *   least its revision (protocol 28), and counts from the sending of the request.
+ * - No renewal while the data plane is not ready or a reactor does not turn.
+ * - Reports are facts bound to incarnations and versions; they are repeated until they are seen in the replicated state or pointless.
+ */
+import { messageOf, XsanError } from '../base/errors.ts'
+import type { ChainVersion, DiskNumber, Incarnation, NodeNumber, SlotIndex } from '../base/ids.ts'
+import type { Clock, Log, Message, TimerId } from '../env/control.ts'
+import { ReplicaState } from '../placement/chain.ts'
+import type { ControlPort, DiskStats, ReactorQuery, ReactorToControl, ResyncStats } from '../placement/messages.ts'
+import type { Raft } from '../raft/driver.ts'
+import type { LeaderClient } from './leader-client.ts'
+import { booleanSetting } from './settings.ts'
+import type { ClusterState } from './state.ts'
+import { tableSince } from './table.ts'
+
+/** Renewals under way at one time (a trigger does not wait for an answer that may never come). */
+const RENEWALS_MAX = 4
+const REPEAT_MS = 500
+const QUERY_TIMEOUT_MS = 2000
+const STATS_EVERY_MS = 1000
+
+export interface AgentStats {
+  readonly counters: Readonly<Record<string, number>>
+  readonly disks: readonly DiskStats[]
+  readonly resync: ResyncStats
+}
+
+export interface NodeAgentOptions {
+  readonly node: NodeNumber
+  readonly incarnation: Incarnation
+  readonly state: ClusterState
+  readonly raft: Raft
+  readonly leaderClient: LeaderClient
+  readonly clock: Clock
+  readonly log: Log
+  readonly port: ControlPort
+  readonly leaseMs: number
+  readonly reactorTurning: () => boolean
+  /** The data plane is ready; its ports. */
+  readonly onReady: (ports: { readonly dataPort: number; readonly nbdPort: number }) => void
+  readonly onFatal: (error: unknown) => void
+}
+
+export class NodeAgent {
+  readonly #options: NodeAgentOptions
+  readonly #clock: Clock
+  readonly #state: ClusterState
+  /** Revision of the last table sent to the data plane, and the last one it has confirmed. */
+  #sentRevision = 0
+  #appliedRevision = 0
+  #settingsRevision = -1
+  #ready = false
+  #stopped = false
+  #leaseUntilMs = 0
+  /** A grant whose table is not here yet. */
+  #grant: { untilMs: number; revision: number } | undefined
+  #renewals = 0
+  #renewAgain = false
+  #renewTimer: TimerId | undefined
+  #repeatTimer: TimerId | undefined
+  #refusalLogged = ''
+  /** Registered incarnations as of the last look: an older one's connections are closed. */
+  readonly #incarnations = new Map<NodeNumber, Incarnation>()
+  readonly #refused = new Map<NodeNumber, Incarnation>()
+  readonly #upToDate = new Map<SlotIndex, { since: ChainVersion; incarnation: Incarnation }>()
+  readonly #lastIds = new Map<DiskNumber, Map<SlotIndex, readonly [ChainVersion, number, number]>>()
+  readonly #diskFailures = new Map<DiskNumber, string>()
+  #reporting = false
+  #reportAgain = false
+  #stats: AgentStats | undefined
+  #statsSentMs = 0
+  #queryId = 0
+  readonly #queries = new Map<number, (answer: unknown) => void>()
+  #resolveStopped: (() => void) | undefined
+  #addresses: { data: string; nbd: string } | undefined
+
+  constructor(options: NodeAgentOptions) {
+    this.#options = options
+    this.#clock = options.clock
+    this.#state = options.state
+  }
+
+  start(): void {
+    for (const node of this.#state.nodes.values()) this.#incarnations.set(node.node, node.incarnation)
+    this.#options.port.onMessage((message) => {
+      this.#onMessage(message)
+    })
+    this.#publish()
+    this.#repeat()
+  }
+
+  get leaseMs(): number {
+    return Math.max(0, this.#leaseUntilMs - this.#clock.nowMs())
+  }
+
+  get ready(): boolean {
+    return this.#ready
+  }
+
+  get tableApplied(): boolean {
+    return this.#ready && this.#appliedRevision > 0
+  }
+
+  get stats(): AgentStats | undefined {
+    return this.#stats
+  }
+
+  /** Says to the leader that the data plane listens elsewhere than was registered. */
+  announce(addresses: { data: string; nbd: string }): void {
+    this.#addresses = addresses
+    this.#report()
+  }
+
+  /** Asks the data plane; rejects with NETWORK_TIMEOUT. */
+  query(query: ReactorQuery): Promise<unknown> {
+    const queryId = ++this.#queryId
+    return new Promise((resolve, reject) => {
+      const timer = this.#clock.setTimer(QUERY_TIMEOUT_MS, () => {
+        this.#queries.delete(queryId)
+        reject(new XsanError('NETWORK_TIMEOUT', 'the data plane did not answer', 'See the log of that node.'))
+      })
+      this.#queries.set(queryId, (answer) => {
+        this.#clock.clearTimer(timer)
+        this.#queries.delete(queryId)
+        resolve(answer)
+      })
+      this.#options.port.send({ type: 'query', queryId, query })
+    })
+  }
+
+  /** Drains the data plane; resolves when it says so. Renewals go on until then. */
+  stopDataPlane(timeoutMs: number): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = this.#clock.setTimer(timeoutMs, resolve)
+      this.#resolveStopped = () => {
+        this.#clock.clearTimer(timer)
+        resolve()
+      }
+      this.#options.port.send({ type: 'stop' })
+    })
+  }
+
+  stop(): void {
+    this.#stopped = true
+    for (const timer of [this.#renewTimer, this.#repeatTimer]) if (timer !== undefined) this.#clock.clearTimer(timer)
+  }
+
+  // ---- events of the control plane ----------------------------------------------------------------------------------------
+
+  /** The replicated state has changed. */
+  onApplied(): void {
+    if (!this.#stopped) this.#publish()
+  }
+
+  onLeaderChange(): void {
+    if (this.#stopped || this.#options.raft.leader === 0) return
+    const { raft, node } = this.#options
+    if (this.#refused.get(raft.leader) === this.#state.incarnation(raft.leader) && raft.leader !== node)
+      this.#peerRefused(raft.leader, this.#state.incarnation(raft.leader))
+    // a new leader knows nothing of what its predecessor was told
+    this.renewNow()
+    this.#report()
+  }
+
+  /** The leader wants to hear from us, or we have news for it. */
+  renewNow(): void {
+    if (!this.#ready || this.#stopped) return
+    this.#renewAgain = true
+    this.#startRenewal()
+  }
+
+  // ---- table and lease to the data plane ----------------------------------------------------------------------------------
+
+  #publish(): void {
+    const { port } = this.#options
+    if (this.#state.settingsRevision !== this.#settingsRevision) {
+      this.#settingsRevision = this.#state.settingsRevision
+      port.send({ type: 'settings', settings: Object.fromEntries(this.#state.settings) })
+    }
+    if (this.#state.revision > this.#sentRevision) {
+      const table = tableSince(this.#state, this.#sentRevision)
+      if (table !== undefined) {
+        this.#sentRevision = table.revision
+        port.send(table)
+      }
+      this.#dropFinished()
+    }
+    for (const { node, incarnation } of this.#state.nodes.values()) {
+      const known = this.#incarnations.get(node) ?? (0 as Incarnation)
+      if (incarnation <= known) continue
+      this.#incarnations.set(node, incarnation)
+      if (known > 0 && node !== this.#options.node) port.send({ type: 'peerDown', node, incarnation: known })
+    }
+    for (const { node, incarnation } of this.#state.takeDropped()) if (node !== this.#options.node) port.send({ type: 'peerDown', node, incarnation })
+    const own = this.#state.nodes.get(this.#options.node)
+    if (own === undefined || own.incarnation > this.#options.incarnation) {
+      const what = own === undefined ? 'this node was removed from the cluster' : `a newer process of this node (${own.incarnation}) has registered`
+      this.#options.onFatal(
+        new XsanError('PERMISSION_DENIED', what, own === undefined ? 'Empty its data_dir to join again.' : 'Only one xsand may run on a data_dir.'),
+      )
+      return
+    }
+    this.#usePendingGrant()
+  }
+
+  #usePendingGrant(): void {
+    const grant = this.#grant
+    if (grant === undefined || this.#sentRevision < grant.revision) return
+    this.#grant = undefined
+    if (grant.untilMs <= this.#leaseUntilMs) return
+    this.#leaseUntilMs = grant.untilMs
+    this.#options.port.send({ type: 'lease', untilMs: grant.untilMs, revision: grant.revision as never })
+  }
+
+  // ---- renewals -----------------------------------------------------------------------------------------------------------
+
+  #armRenewal(): void {
+    if (this.#renewTimer !== undefined) this.#clock.clearTimer(this.#renewTimer)
+    this.#renewTimer = this.#clock.setTimer(this.#options.leaseMs / 4, () => {
+      this.#renewTimer = undefined
+      this.renewNow()
+      this.#armRenewal()
+    })
+  }
+
+  #startRenewal(): void {
+    if (this.#renewals >= RENEWALS_MAX) return
+    this.#renewAgain = false
+    this.#renewals++
+    void this.#renew().finally(() => {
+      this.#renewals--
+      if (this.#renewAgain && !this.#stopped) this.#startRenewal()
+    })
+  }
+
+  async #renew(): Promise<void> {
+    const { leaderClient, leaseMs, log, reactorTurning } = this.#options
+    if (!reactorTurning()) {
+      this.#logRefusal('a reactor does not turn: the lease is not renewed')
+      return
+    }
+    const sentMs = this.#clock.nowMs()
+    try {
+      const answer = await leaderClient.call('Renew', { tableRevision: this.#appliedRevision }, { timeoutMs: leaseMs / 2, once: true })
+      if (this.#stopped) return
+      if (answer['granted'] !== true) {
+        this.#logRefusal(`the lease is not renewed: ${String(answer['reason'])}`)
+        this.#publish()
+        return
+      }
+      if (this.#refusalLogged !== '') log.log('INFO', 'the lease is renewed again')
+      this.#refusalLogged = ''
+      const untilMs = sentMs + Number(answer['leaseMs'])
+      const revision = Number(answer['tableRevision'])
+      if (this.#grant === undefined || untilMs > this.#grant.untilMs) this.#grant = { untilMs, revision }
+      this.#publish()
+    } catch (error) {
+      if (this.#stopped) return
+      if (error instanceof XsanError && (error.status === 'PERMISSION_DENIED' || error.status === 'NODE_NOT_FOUND')) this.#options.onFatal(error)
+      else this.#logRefusal(`the lease could not be renewed: ${messageOf(error)}`)
+    }
+  }
+
+  #logRefusal(text: string): void {
+    if (this.#refusalLogged === text) return
+    this.#refusalLogged = text
+    this.#options.log.log('WARN', text, { leaseMs: Math.round(this.leaseMs) })
+  }
+
+  // ---- what the data plane says -------------------------------------------------------------------------------------------
+
+  #onMessage(message: ReactorToControl): void {
+    const { log, onFatal } = this.#options
+    switch (message.type) {
+      case 'ready':
+        this.#ready = true
+        this.#options.onReady(message)
+        this.renewNow()
+        this.#armRenewal()
+        return
+      case 'tableApplied':
+        if (message.revision <= this.#appliedRevision) return
+        this.#appliedRevision = message.revision
+        // the leader waits for this one
+        if (this.#drainingHere()) this.renewNow()
+        return
+      case 'needTable':
+        void this.#fetchTable(message.slot, message.version)
+        return
+      case 'upToDate':
+        for (let i = 0; i + 2 < message.reports.length; i += 3) {
+          const slot = message.reports[i] as SlotIndex
+          this.#upToDate.set(slot, { since: message.reports[i + 1] as ChainVersion, incarnation: (message.reports[i + 2]! >>> 0) as Incarnation })
+        }
+        this.#report()
+        return
+      case 'lastIds': {
+        const ids = this.#lastIds.get(message.disk) ?? new Map<SlotIndex, readonly [ChainVersion, number, number]>()
+        for (let i = 0; i + 3 < message.ids.length; i += 4) {
+          ids.set(message.ids[i] as SlotIndex, [message.ids[i + 1] as ChainVersion, message.ids[i + 2]! >>> 0, message.ids[i + 3]! >>> 0])
+        }
+        this.#lastIds.set(message.disk, ids)
+        this.#report()
+        return
+      }
+      case 'peerRefused':
+        this.#peerRefused(message.node, message.incarnation)
+        return
+      case 'diskFailed':
+        log.log('ERROR', 'a disk failed', { disk: message.disk, reason: message.reason })
+        this.#diskFailures.set(message.disk, message.reason)
+        this.#report()
+        return
+      case 'stats':
+        this.#stats = { counters: message.counters, disks: message.disks, resync: message.resync }
+        if (this.#clock.nowMs() - this.#statsSentMs >= STATS_EVERY_MS / 2) this.#report()
+        return
+      case 'answer':
+        this.#queries.get(message.queryId)?.(message.answer)
+        return
+      case 'log':
+        log.log(message.level, message.message, message.fields)
+        return
+      case 'stopped':
+        this.#resolveStopped?.()
+        return
+      case 'failed':
+        onFatal(new XsanError('INTERNAL', message.message, message.nextStep))
+        return
+    }
+  }
+
+  #drainingHere(): boolean {
+    const { node } = this.#options
+    return this.#state.chains.some((chain) => chain.entries.some((entry) => entry.node === node && entry.state === ReplicaState.DRAINING))
+  }
+
+  /** Proof of death (design 4): to the leader, or, when it is the leader, to Raft. */
+  #peerRefused(node: NodeNumber, incarnation: Incarnation): void {
+    if (this.#state.incarnation(node) !== incarnation || !booleanSetting(this.#state, 'failover.trust_refused', true)) return
+    const { raft, log } = this.#options
+    this.#refused.set(node, incarnation)
+    if (raft.leader === node) {
+      const survivors = raft.members.voters.filter((voter) => this.#refused.get(voter) !== this.#state.incarnation(voter)).sort((a, b) => a - b)
+      log.log('WARN', 'the process of the leader is dead', { node: this.#state.nodes.get(node)?.id, incarnation })
+      raft.leaderProvenDead(node, Math.max(0, survivors.indexOf(this.#options.node)))
+    }
+    this.#report()
+  }
+
+  async #fetchTable(slot: SlotIndex, version: ChainVersion): Promise<void> {
+    if ((this.#state.chains[slot]?.version ?? 0) >= version && this.#sentRevision >= this.#state.revision) return
+    // the state machine is up to date when it resolves; `onApplied` has published then
+    await this.#options.raft.readIndex({ timeoutMs: 1000 }).catch(() => undefined)
+  }
+
+  // ---- reports ------------------------------------------------------------------------------------------------------------
+
+  /** Drops what the replicated state shows to be done or pointless. */
+  #dropFinished(): void {
+    const { node } = this.#options
+    for (const [slot, { since }] of this.#upToDate) {
+      const entry = this.#state.chains[slot]?.entries.find((of) => of.node === node && of.since === since)
+      if (entry?.state !== ReplicaState.SYNCING) this.#upToDate.delete(slot)
+    }
+    for (const [disk, ids] of this.#lastIds) {
+      for (const slot of ids.keys()) {
+        if (this.#state.chains[slot]?.entries.some((entry) => entry.state === ReplicaState.SERVING) !== false) ids.delete(slot)
+      }
+      if (ids.size === 0) this.#lastIds.delete(disk)
+    }
+    for (const [peer, incarnation] of this.#refused) if (this.#state.incarnation(peer) !== incarnation) this.#refused.delete(peer)
+    for (const disk of this.#diskFailures.keys()) if (this.#state.disks.get(disk)?.state !== 'ok') this.#diskFailures.delete(disk)
+  }
+
+  #repeat(): void {
+    this.#repeatTimer = this.#clock.setTimer(REPEAT_MS, () => {
+      if (this.#stopped) return
+      if (this.#upToDate.size + this.#lastIds.size + this.#diskFailures.size > 0 || this.#addresses !== undefined) this.#report()
+      this.#repeat()
+    })
+  }
+
+  #report(): void {
+    if (this.#stopped) return
+    this.#reportAgain = true
+    if (this.#reporting) return
+    this.#reporting = true
+    void this.#sendReports()
+  }
+
+  async #sendReports(): Promise<void> {
+    const { leaderClient, log } = this.#options
+    // what the data plane says in one turn goes in one call
+    await undefined
+    while (this.#reportAgain && !this.#stopped) {
+      this.#reportAgain = false
+      this.#dropFinished()
+      try {
+        for (const request of this.#requests()) await leaderClient.call('Report', request, { timeoutMs: REPEAT_MS, once: true })
+        this.#addresses = undefined
+        // whoever has proof of a death is wanted by the leader as a witness that it lives itself
+        if (this.#refused.size > 0) this.renewNow()
+      } catch (error) {
+        log.log('DEBUG', 'a report did not reach the leader', { error: messageOf(error) })
+      }
+    }
+    this.#reporting = false
+  }
+
+  #requests(): Message[] {
+    const common: Record<string, unknown> = { appliedRevision: this.#appliedRevision }
+    if (this.#refused.size > 0) common['refused'] = [...this.#refused].map(([node, incarnation]) => ({ node, incarnation }))
+    if (this.#upToDate.size > 0) common['upToDate'] = [...this.#upToDate].flatMap(([slot, { since, incarnation }]) => [slot, since, incarnation])
+    if (this.#addresses !== undefined) Object.assign(common, this.#addresses)
+    const nowMs = this.#clock.nowMs()
+    if (this.#stats !== undefined && nowMs - this.#statsSentMs >= STATS_EVERY_MS / 2) {
+      this.#statsSentMs = nowMs
+      common['statsJson'] = JSON.stringify(this.#stats)
+    }
+    const requests: Message[] = [common]
+    for (const [disk, ids] of this.#lastIds) {
+      requests.push({ disk, lastIds: [...ids].flatMap(([slot, [version, hi, lo]]) => [slot, version, hi, lo]) })
+    }
+    for (const [disk, reason] of this.#diskFailures) requests.push({ disk, diskFailedReason: reason || 'failed' })
+    return requests
+  }
+}

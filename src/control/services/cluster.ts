@@ -1,0 +1,171 @@
+/** xsan.v1.Cluster, of a member (Init and Join of a node that is none are in plane.ts). */
+import { XsanError } from '../../base/errors.ts'
+import type { NodeNumber } from '../../base/ids.ts'
+import type { Message } from '../../env/control.ts'
+import { ReplicaState } from '../../placement/chain.ts'
+import { View } from '../../placement/view.ts'
+import { toHex } from '../auth.ts'
+import { healthOf } from '../health.ts'
+import type { Coordinator } from '../leader.ts'
+import { replicaCount } from '../settings.ts'
+import type { NodeRecord } from '../state.ts'
+import { encodeToken, hashSecret } from '../token.ts'
+import { type AdminService, atLeader, flag, fresh, here, number, type ServiceContext, text } from './service.ts'
+
+const TOKEN_VALID_MS = 24 * 3600_000
+const TOKEN_VALID_MS_MAX = 30 * TOKEN_VALID_MS
+
+const alreadyMember = here(async ({ state }) => {
+  throw new XsanError(
+    'ALREADY_EXISTS',
+    `this node belongs to the cluster ${state.cluster?.id ?? '(being started)'} already`,
+    'See it with `xsan cluster status`.',
+  )
+})
+
+export const clusterService: AdminService = {
+  Init: alreadyMember,
+  Join: alreadyMember,
+
+  AddNode: atLeader(async (context, request, call) => {
+    const { env, hmac, state } = context
+    const coordinator = await fresh(context)
+    const cluster = state.theCluster
+    const validMs = number(request, 'validMs') || TOKEN_VALID_MS
+    if (validMs > TOKEN_VALID_MS_MAX)
+      throw new XsanError('INVALID_PARAM', `a token that is good for ${validMs} ms`, `Take at most ${TOKEN_VALID_MS_MAX} (30 days).`)
+    // drawn from the request's id, so that a repeated request gives the same token
+    const secret = toHex(hmac(new TextEncoder().encode(`${cluster.key} join token`), new TextEncoder().encode(call.requestId)))
+    const expiresAtMs = env.clock.wallMs() + validMs
+    await coordinator.propose(
+      'token.add',
+      { hash: hashSecret(hmac, cluster.uuid, secret), nodeId: text(request, 'nodeId'), expiresAtMs, wallMs: env.clock.wallMs() },
+      call.requestId,
+    )
+    const leaderFirst = [...state.nodes.values()].sort((a, b) => Number(b.node === context.self) - Number(a.node === context.self) || a.node - b.node)
+    const addresses = leaderFirst.map((node) => node.grpc).filter((address) => address !== '')
+    return { token: encodeToken({ clusterId: cluster.id, clusterUuid: cluster.uuid, addresses, secret }), expiresAtMs }
+  }),
+
+  Status: atLeader(async (context) => clusterStatus(context, await fresh(context))),
+
+  RemoveNode: atLeader(async (context, request, call) => {
+    const { state } = context
+    const coordinator = await fresh(context)
+    const nodeId = text(request, 'nodeId')
+    const node = state.nodeById(nodeId)
+    if (node === undefined) throw new XsanError('NODE_NOT_FOUND', `there is no node ${nodeId}`, 'See `xsan node list`.')
+    if (!flag(request, 'force')) {
+      const left = new Set(
+        [...state.disks.values()].filter((disk) => disk.node !== node.node && disk.role === 'capacity' && disk.state === 'ok').map((disk) => disk.node),
+      )
+      const wanted = replicaCount(state)
+      if ([...state.disks.values()].some((disk) => disk.node === node.node) && left.size < wanted) {
+        throw new XsanError('BUSY', `without ${nodeId} there are ${left.size} nodes with disks for ${wanted} copies`, 'Add a node first, or say --force.')
+      }
+    }
+    await coordinator.propose('node.leave', { node: node.node }, call.requestId)
+    return { nodeId }
+  }),
+}
+
+/** `coordinator` undefined: what a node without a leader can say. */
+export function clusterStatus(context: ServiceContext, coordinator: Coordinator | undefined): Message {
+  const { state, raft, stats } = context
+  const cluster = state.cluster
+  const viewOf = (node: NodeNumber) => (coordinator === undefined ? View.MAYBE : coordinator.view.view(node))
+  const { health, reasons, chains } = healthOf({ state, view: viewOf, planned: coordinator?.planned ?? new Set() })
+  const nodes = nodeStatuses(context, coordinator)
+  const resync = { blocksLeft: 0, bytesMoved: 0, bytesNeeded: 0, slotsLeft: 0 }
+  for (const { stats: of } of stats.values()) {
+    resync.blocksLeft += of.resync.blocksLeft
+    resync.bytesMoved += of.resync.bytesMoved
+    resync.bytesNeeded += of.resync.bytesNeeded
+  }
+  for (const chain of state.chains) for (const entry of chain.entries) if (entry.state === ReplicaState.SYNCING) resync.slotsLeft++
+  return {
+    clusterId: cluster?.id ?? '',
+    clusterUuid: cluster?.uuid ?? '',
+    health: coordinator === undefined ? 'unavailable' : health,
+    reasons: coordinator === undefined ? ['No leader is known: a majority of the voting nodes does not answer.', ...reasons] : reasons,
+    leader: state.nodes.get(raft.leader)?.id ?? '',
+    term: raft.term,
+    appliedIndex: raft.applied,
+    tableRevision: state.revision,
+    nodes,
+    resync,
+    chains,
+    capacityBytes: nodes.reduce((sum, node) => sum + node.capacityBytes, 0),
+    usedBytes: nodes.reduce((sum, node) => sum + node.usedBytes, 0),
+    volumes: state.volumes.size,
+    featureLevel: state.featureLevel,
+  }
+}
+
+interface NodeNumbers {
+  capacityBytes: number
+  usedBytes: number
+}
+
+export function nodeStatuses(context: ServiceContext, coordinator: Coordinator | undefined): Array<Message & NodeNumbers> {
+  const { state, raft, stats, env } = context
+  const { voters, learners } = raft.members
+  const nowMs = env.clock.nowMs()
+  const counts = new Map<NodeNumber, { headed: number; serving: number; syncing: number }>()
+  for (const node of state.nodes.keys()) counts.set(node, { headed: 0, serving: 0, syncing: 0 })
+  for (const { entries } of state.chains) {
+    entries.forEach((entry, i) => {
+      const count = counts.get(entry.node)
+      if (count === undefined) return
+      if (i === 0 && entry.state <= ReplicaState.DRAINING) count.headed++
+      if (entry.state === ReplicaState.SERVING) count.serving++
+      else if (entry.state === ReplicaState.SYNCING) count.syncing++
+    })
+  }
+  return [...state.nodes.values()]
+    .sort((a, b) => a.node - b.node)
+    .map((node) => {
+      const lease = coordinator?.leaseOf(node.node)
+      const heard = context.heartbeats()?.heard.get(node.node)
+      const disks = [...state.disks.values()].filter((disk) => disk.node === node.node && disk.role === 'capacity')
+      const reported = stats.get(node.node)?.stats
+      const seenMs = Math.max(lease?.seenMs ?? 0, heard?.atMs ?? 0)
+      const count = counts.get(node.node)!
+      return {
+        id: node.id,
+        number: node.node,
+        state:
+          coordinator === undefined
+            ? 'unknown'
+            : nodeState(node, coordinator, heard !== undefined && heard.incarnation === node.incarnation && nowMs - heard.atMs < 5000),
+        raftRole: voters.includes(node.node) ? 'voter' : learners.includes(node.node) ? 'learner' : 'none',
+        leader: raft.leader === node.node,
+        incarnation: node.incarnation,
+        grpc: node.grpc,
+        data: node.data,
+        nbd: node.nbd,
+        nbdSocket: node.nbdSocket,
+        admin: node.admin,
+        leaseMs: lease?.leaseMs ?? 0,
+        seenMsAgo: seenMs === 0 ? 0 : Math.max(0, Math.round(nowMs - seenMs)),
+        disks: disks.length,
+        capacityBytes: disks.reduce((sum, disk) => sum + disk.capacityBytes, 0),
+        usedBytes: (reported?.disks ?? []).reduce((sum, disk) => sum + disk.usedBytes, 0),
+        chainsHeaded: count.headed,
+        chainsServing: count.serving,
+        chainsSyncing: count.syncing,
+        version: node.version,
+        zone: node.zone,
+        rack: node.rack,
+        dataDir: node.dataDir,
+      }
+    })
+}
+
+function nodeState(node: NodeRecord, coordinator: Coordinator, heard: boolean): string {
+  if (node.incarnation === 0) return 'starting'
+  const { view, leaseMs } = coordinator.leaseOf(node.node)
+  if (view === View.DOWN) return heard ? 'starting' : 'down'
+  if (view === View.MAYBE && leaseMs === 0) return 'unknown'
+  return node.state === 'leaving' ? 'draining' : 'ready'
+}

@@ -1,0 +1,33 @@
+/** xsan.v1.Export: every node exports every volume. */
+import { XsanError } from '../../base/errors.ts'
+import { page } from './pages.ts'
+import { type AdminService, atLeader, fresh, text } from './service.ts'
+import { theVolume } from './volume.ts'
+
+export const exportService: AdminService = {
+  List: atLeader(async (context, request) => {
+    const { state, stats } = context
+    await fresh(context)
+    const nodeId = text(request, 'nodeId')
+    const volumeName = text(request, 'volume')
+    if (nodeId !== '' && state.nodeById(nodeId) === undefined) throw new XsanError('NODE_NOT_FOUND', `there is no node ${nodeId}`, 'See `xsan node list`.')
+    const volumes = volumeName === '' ? [...state.volumes.values()].sort((a, b) => a.volume - b.volume) : [theVolume(context, volumeName)]
+    const nodes = [...state.nodes.values()].filter((node) => nodeId === '' || node.id === nodeId).sort((a, b) => a.node - b.node)
+    const all = volumes.flatMap((volume) =>
+      nodes.flatMap((node) => {
+        const ways = [
+          ...(node.nbd === '' ? [] : [`nbd://${node.nbd}/${volume.name}`]),
+          ...(node.nbdSocket === '' ? [] : [`nbd+unix:///${volume.name}?socket=${node.nbdSocket}`]),
+        ]
+        const connections = stats.get(node.node)?.stats.counters[`nbd_connections{volume=${volume.name}}`] ?? 0
+        return ways.map((uri) => ({ volume: volume.name, nodeId: node.id, protocol: 'nbd', uri, connections }))
+      }),
+    )
+    const { items, nextPageToken } = page(
+      all.map((item, index) => ({ item, index })),
+      ({ index }) => index,
+      request,
+    )
+    return { exports: items.map(({ item }) => item), nextPageToken }
+  }),
+}

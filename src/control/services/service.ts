@@ -1,0 +1,66 @@
+/** What the handlers of the admin services stand on, and where a call is answered. */
+import type { Incarnation, NodeNumber } from '../../base/ids.ts'
+import type { ControlEnv, Message } from '../../env/control.ts'
+import type { ReactorQuery } from '../../placement/messages.ts'
+import type { Raft } from '../../raft/driver.ts'
+import type { Heartbeats } from '../heartbeat.ts'
+import type { Coordinator } from '../leader.ts'
+import type { AgentStats } from '../node-agent.ts'
+import type { ControlConfig, Hmac } from '../options.ts'
+import type { ClusterState } from '../state.ts'
+
+/** Questions a node answers: to its data plane, or to its control plane. */
+export type NodeQuery = ReactorQuery | { readonly kind: 'config' } | { readonly kind: 'perf' }
+
+/** Of a member. */
+export interface ServiceContext {
+  readonly env: ControlEnv
+  readonly config: ControlConfig
+  readonly hmac: Hmac
+  readonly state: ClusterState
+  readonly raft: Raft
+  readonly self: NodeNumber
+  /** This node's, once it serves; rejects with NOT_LEADER. */
+  coordinator(): Promise<Coordinator>
+  /** The last that each node has reported, and when (own clock). */
+  readonly stats: ReadonlyMap<NodeNumber, { readonly incarnation: Incarnation; readonly atMs: number; readonly stats: AgentStats }>
+  readonly heartbeats: () => Heartbeats | undefined
+  /** Rejects with XsanError when the node does not answer. */
+  ask(node: NodeNumber, query: NodeQuery, timeoutMs: number): Promise<unknown>
+}
+
+export interface AdminCall {
+  readonly timeoutMs: number
+  /** The same in every repetition of one request. */
+  readonly requestId: string
+}
+
+export type AdminHandler = (context: ServiceContext, request: Message, call: AdminCall) => Promise<Message>
+
+/** Answered by the leader (others carry the call there), or by the node asked. */
+export interface AdminMethod {
+  readonly at: 'leader' | 'here'
+  readonly handler: AdminHandler
+}
+
+export type AdminService = Readonly<Record<string, AdminMethod>>
+
+export const atLeader = (handler: AdminHandler): AdminMethod => ({ at: 'leader', handler })
+export const here = (handler: AdminHandler): AdminMethod => ({ at: 'here', handler })
+
+/** State as new as anything acknowledged before the call; on the leader. */
+export async function fresh(context: ServiceContext): Promise<Coordinator> {
+  const coordinator = await context.coordinator()
+  await context.raft.readIndex({ asLeader: true, timeoutMs: 2000 })
+  return coordinator
+}
+
+export const text = (request: Message, field: string): string => {
+  const value = request[field]
+  return typeof value === 'string' ? value : ''
+}
+export const number = (request: Message, field: string): number => {
+  const value = Number(request[field] ?? 0)
+  return Number.isFinite(value) ? value : 0
+}
+export const flag = (request: Message, field: string): boolean => request[field] === true

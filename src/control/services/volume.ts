@@ -1,0 +1,106 @@
+/** xsan.v1.Volume */
+import { XsanError } from '../../base/errors.ts'
+import type { Message } from '../../env/control.ts'
+import { BLOCK_BYTES } from '../../base/units.ts'
+import { healthOf } from '../health.ts'
+import type { Coordinator } from '../leader.ts'
+import { booleanSetting, defaultReplicas, replicaCount } from '../settings.ts'
+import type { VolumeRecord } from '../state.ts'
+import { page } from './pages.ts'
+import { type AdminService, atLeader, flag, fresh, number, type ServiceContext, text } from './service.ts'
+
+export const volumeService: AdminService = {
+  Create: atLeader(async (context, request, call) => {
+    const { state, env, config } = context
+    const coordinator = await fresh(context)
+    const syncWhenWrite = request['syncWhenWrite']
+    const record = await coordinator.propose(
+      'volume.create',
+      {
+        name: text(request, 'name'),
+        sizeBytes: number(request, 'sizeBytes'),
+        replicas: number(request, 'replicas') || fewer(defaultReplicas(state), nodesWithDisks(context)),
+        minCopies: number(request, 'minCopies') || 1,
+        syncWhenWrite: typeof syncWhenWrite === 'boolean' ? syncWhenWrite : booleanSetting(state, 'storage.sync_when_write', config.syncWhenWrite),
+        readOnly: false,
+        createdAtMs: env.clock.wallMs(),
+      },
+      call.requestId,
+    )
+    return volumeInfo(context, coordinator, record)
+  }),
+
+  List: atLeader(async (context, request) => {
+    const coordinator = await fresh(context)
+    const volumes = [...context.state.volumes.values()].sort((a, b) => a.volume - b.volume)
+    const { items, nextPageToken } = page(volumes, (volume) => volume.volume, request)
+    return { volumes: items.map((volume) => volumeInfo(context, coordinator, volume)), nextPageToken }
+  }),
+
+  Info: atLeader(async (context, request) => {
+    const coordinator = await fresh(context)
+    return volumeInfo(context, coordinator, theVolume(context, text(request, 'volume')))
+  }),
+
+  Resize: atLeader(async (context, request, call) => {
+    const coordinator = await fresh(context)
+    const { volume } = theVolume(context, text(request, 'volume'))
+    const args = { volume, sizeBytes: number(request, 'sizeBytes'), allowShrink: flag(request, 'allowShrink') }
+    return volumeInfo(context, coordinator, await coordinator.propose('volume.resize', args, call.requestId))
+  }),
+
+  Delete: atLeader(async (context, request, call) => {
+    const coordinator = await fresh(context)
+    const name = text(request, 'volume')
+    // repeated after its answer was lost: the volume is gone, the result is not
+    const repeated = context.state.recentResult(call.requestId)?.value as VolumeRecord | undefined
+    const record = repeated ?? (await coordinator.propose('volume.delete', { volume: theVolume(context, name).volume }, call.requestId))
+    return { id: record.volume, name: record.name }
+  }),
+}
+
+export function theVolume({ state }: Pick<ServiceContext, 'state'>, nameOrNumber: string): VolumeRecord {
+  const record = state.findVolume(nameOrNumber)
+  if (record === undefined)
+    throw new XsanError('VOLUME_NOT_FOUND', `there is no volume ${nameOrNumber === '' ? 'without a name' : nameOrNumber}`, 'See `xsan volume list`.')
+  return record
+}
+
+function nodesWithDisks({ state }: ServiceContext): number {
+  return new Set([...state.disks.values()].filter((disk) => disk.role === 'capacity' && disk.state === 'ok').map((disk) => disk.node)).size
+}
+
+/** The default is a wish: a cluster that is still small makes volumes with as many copies as it can keep, and spreads them when it grows. */
+const fewer = (wanted: number, nodes: number) => Math.max(1, Math.min(wanted, nodes))
+
+export function volumeInfo(context: ServiceContext, coordinator: Coordinator, record: VolumeRecord): Message {
+  const { state } = context
+  const { health, reasons } = healthOf({ state, view: (node) => coordinator.view.view(node), planned: coordinator.planned })
+  const kept = replicaCount(state)
+  const notes = record.replicas < kept ? [`Kept in ${kept} copies, as all data of this cluster is (${record.replicas} asked).`] : []
+  return {
+    id: record.volume,
+    name: record.name,
+    sizeBytes: record.sizeBytes,
+    replicas: record.replicas,
+    syncWhenWrite: record.syncWhenWrite,
+    minCopies: record.minCopies,
+    readOnly: record.readOnly,
+    blockSize: BLOCK_BYTES,
+    state: 'ready',
+    health,
+    reasons: [...(health === 'safe' ? [] : reasons), ...notes],
+    uris: volumeUris(context, record.name),
+    allocatedBytes: 0,
+    createdAtMs: record.createdAtMs,
+  }
+}
+
+export function volumeUris({ state }: Pick<ServiceContext, 'state'>, name: string): string[] {
+  return [...state.nodes.values()]
+    .sort((a, b) => a.node - b.node)
+    .flatMap(({ nbd, nbdSocket }) => [
+      ...(nbd === '' ? [] : [`nbd://${nbd.replace(/^nbd:\/\//, '')}/${name}`]),
+      ...(nbdSocket === '' ? [] : [`nbd+unix:///${name}?socket=${nbdSocket}`]),
+    ])
+}
