@@ -40,7 +40,7 @@ after(async () => {
 })
 
 const uri = (name: string) => `nbd://127.0.0.1:${port}/${name}`
-const options = { timeout: 60_000, maxBuffer: 16 * MIB }
+const options = { timeout: 60_000, maxBuffer: 16 * MIB, cwd: tmpdir() }
 
 test('nbdinfo lists every volume with its size and flags', async () => {
   const { stdout } = await run('nbdinfo', ['--json', '--list', `nbd://127.0.0.1:${port}`], options)

@@ -451,11 +451,11 @@ export class NbdServer {
     const q = this.#requests
     q.status[r] = status
     const type = q.type[r]!
-    if (status !== Status.SUCCESS) this.#volumes.stats.errors++
+    if (status !== Status.SUCCESS) this.#volumes.stats.fail()
     else if (type === Command.READ) this.#volumes.stats.finishRead(q.lengthBytes[r]!, this.#queue.nowMs - q.startedMs[r]!)
     else if (type === Command.WRITE) this.#volumes.stats.finishWrite(q.lengthBytes[r]!, this.#queue.nowMs - q.startedMs[r]!)
-    else if (type === Command.FLUSH) this.#volumes.stats.flushOps++
-    else this.#volumes.stats.trimOps++
+    else if (type === Command.FLUSH) this.#volumes.stats.finishFlush()
+    else this.#volumes.stats.finishZero()
     this.#reply(r)
   }
 

@@ -1,0 +1,121 @@
+/**
+ * The disks of the configuration before anything is mounted: do they exist, how large are they, what are they called?
+ *
+ * A disk is named for good by the uuid in its superblock. A blank one gets a uuid now, remembered in data_dir/disks.json until the
+ * disk is formatted with it (after the node became a member: only then there is a cluster to write into the superblock).
+ */
+import { closeSync, existsSync, fstatSync, openSync, readFileSync, readSync, renameSync, statSync, writeFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { crc32c } from '../base/crc32c.ts'
+import { messageOf, XsanError } from '../base/errors.ts'
+import { PAGE_BYTES } from '../base/units.ts'
+import { decodeSuperblock, uuidText } from '../store/superblock.ts'
+import type { DeviceConfig } from './config.ts'
+
+export interface FoundDisk {
+  readonly uuid: string
+  readonly path: string
+  readonly type: string
+  readonly role: string
+  readonly capacityBytes: number
+  /** Has a superblock of ours: mount it. Else format it first. */
+  readonly formatted: boolean
+  /** The file does not exist: create it with this many bytes when formatting. */
+  readonly createBytes?: number
+}
+
+/** Throws DISK_NOT_FOUND, DISK_FOREIGN, DISK_INCOMPATIBLE or DISK_CORRUPTED, naming the device and its place in the configuration. */
+export function findDisks(devices: readonly DeviceConfig[], dataDir: string, newUuid: () => string): FoundDisk[] {
+  const namesPath = join(dataDir, 'disks.json')
+  const names: Record<string, string> = existsSync(namesPath) ? (JSON.parse(readFileSync(namesPath, 'utf8')) as Record<string, string>) : {}
+  const found = devices.map((device, index) => findDisk(device, `storage.devices[${index}]`, names, newUuid))
+  const next = JSON.stringify(Object.fromEntries(found.map(({ path, uuid }) => [path, uuid])), null, 2)
+  if (next !== JSON.stringify(names, null, 2)) {
+    writeFileSync(`${namesPath}.tmp`, next)
+    renameSync(`${namesPath}.tmp`, namesPath)
+  }
+  const twice = found.find(({ uuid }, index) => found.findIndex((other) => other.uuid === uuid) !== index)
+  if (twice) throw new XsanError('INVALID_PARAM', `${twice.path} is the same disk as another one of storage.devices (${twice.uuid})`, 'Name each disk once.')
+  return found
+}
+
+function findDisk(device: DeviceConfig, place: string, names: Readonly<Record<string, string>>, newUuid: () => string): FoundDisk {
+  const { path, type, role, size } = device
+  const remembered = Object.hasOwn(names, path) ? names[path] : undefined
+  if (!existsSync(path)) {
+    if (size === undefined) {
+      throw new XsanError('DISK_NOT_FOUND', `${place}: there is no ${path}`, 'Correct the path; or, to have a file created there, add "size", such as "10G".')
+    }
+    if (!existsSync(dirname(path))) throw new XsanError('DISK_NOT_FOUND', `${place}: there is no directory ${dirname(path)}`, 'Create it first.')
+    return { uuid: remembered ?? newUuid(), path, type, role, capacityBytes: size, formatted: false, createBytes: size }
+  }
+  const stat = statSync(path)
+  if (!stat.isFile() && !stat.isBlockDevice())
+    throw new XsanError('INVALID_PARAM', `${place}: ${path} is neither a block device nor a file`, 'Name a disk, or a file.')
+  const page = readFirstPage(path, place)
+  const capacityBytes = page.sizeBytes === 0 && size !== undefined ? size : page.sizeBytes
+  const superblock = decodeSuperblock(
+    { bytes: page.bytes, view: new DataView(page.bytes.buffer), crc32c: (_, delta, length) => crc32c(page.bytes.subarray(delta, delta + length)) },
+    0,
+    path,
+  )
+  switch (superblock) {
+    case 'foreign':
+      throw new XsanError(
+        'DISK_FOREIGN',
+        `${place}: ${path} holds something that is not XSAN's`,
+        `If it may be lost: wipefs -a ${path}, or for a file: truncate -s 0 ${path}, and give "size".`,
+      )
+    case 'blank':
+      return {
+        uuid: remembered ?? newUuid(),
+        path,
+        type,
+        role,
+        capacityBytes,
+        formatted: false,
+        ...(page.sizeBytes === 0 && size !== undefined ? { createBytes: size } : {}),
+      }
+    case 'damaged':
+      // Its second superblock may be good: the mount decides
+      if (remembered !== undefined) return { uuid: remembered, path, type, role, capacityBytes, formatted: true }
+      throw new XsanError('DISK_CORRUPTED', `${place}: the superblock of ${path} is damaged`, 'If its data may be lost, wipe it; the other copies rebuild it.')
+    default:
+      return { uuid: uuidText(superblock.diskUuid), path, type, role, capacityBytes, formatted: true }
+  }
+}
+
+function readFirstPage(path: string, place: string): { bytes: Uint8Array; sizeBytes: number } {
+  try {
+    const fd = openSync(path, 'r')
+    try {
+      const bytes = new Uint8Array(PAGE_BYTES)
+      const stat = fstatSync(fd)
+      readSync(fd, bytes, 0, PAGE_BYTES, 0)
+      return { bytes, sizeBytes: stat.isFile() ? stat.size : blockDeviceBytes(fd) }
+    } finally {
+      closeSync(fd)
+    }
+  } catch (error) {
+    throw new XsanError(
+      'READ_FAILED',
+      `${place}: ${path} cannot be read: ${messageOf(error)}`,
+      'Look at its permissions, and at the kernel log for errors of the disk.',
+      { cause: error },
+    )
+  }
+}
+
+/** Node has no ioctl: the last readable byte is found by halving. */
+function blockDeviceBytes(fd: number): number {
+  const probe = new Uint8Array(1)
+  const readable = (offset: number) => readSync(fd, probe, 0, 1, offset) === 1
+  let good = 0
+  let bad = 2 ** 52
+  while (bad - good > 512) {
+    const middle = Math.floor((good + bad) / 2 / 512) * 512
+    if (readable(middle)) good = middle
+    else bad = middle
+  }
+  return bad
+}
