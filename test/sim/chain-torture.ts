@@ -5,6 +5,7 @@
 import type { VolumeNumber } from '../../src/base/ids.ts'
 import { Prng } from '../../src/base/prng.ts'
 import { BLOCK_BYTES, PAGE_BYTES } from '../../src/base/units.ts'
+import { ReplicaState } from '../../src/placement/chain.ts'
 import { View } from '../../src/placement/view.ts'
 import { VolumeLayer } from '../../src/volume/volume.ts'
 import { ChainCluster, type ChainNode, RELAXED_VOLUME, VOLUME } from '../support/chain-cluster.ts'
@@ -36,7 +37,7 @@ export function chainSchedule(seed: number, profile: Profile, nodes = 3, duratio
   return makeSchedule(new Prng(seed).fork('schedule'), { seed, profile, nodes, durationMs, without: WITHOUT })
 }
 
-export async function runChainTorture(schedule: Schedule, options: { trace?: (line: string) => void } = {}): Promise<RunResult> {
+export async function runChainTorture(schedule: Schedule, options: { trace?: (line: string) => void; onHistory?: (history: History) => void } = {}): Promise<RunResult> {
   const { seed, nodes } = schedule
   const violations: Violation[] = []
   const history = new History()
@@ -80,6 +81,11 @@ export async function runChainTorture(schedule: Schedule, options: { trace?: (li
       if (!node.up && node.incarnation === incarnation) cluster.fence(node)
     })
   }
+  /** Every slot has a serving replica on another running node, which holds what was not flushed. */
+  const servedElsewhere = (lost: ChainNode) =>
+    cluster.chains.every((chain) =>
+      chain.entries.some((entry) => entry.state === ReplicaState.SERVING && entry.node !== lost.number && cluster.node(entry.node).up),
+    )
   const inject = (fault: Fault) => {
     const node = cluster.node(fault.node + 1)
     const other = cluster.node(fault.other + 1)
@@ -93,7 +99,10 @@ export async function runChainTorture(schedule: Schedule, options: { trace?: (li
         if (down.size + 1 >= nodes && nodes > 1) return
         down.add(node.number)
         if (fault.kind === 'kill') node.kill()
-        else node.losePower()
+        else {
+          node.losePower()
+          if (!servedElsewhere(node)) history.allPowerLost(world.nowMs)
+        }
         stopped(node.number)
         later('restart', () => restart(node.number))
         return
@@ -179,6 +188,7 @@ export async function runChainTorture(schedule: Schedule, options: { trace?: (li
   } catch (error) {
     violations.push({ promise: 'no assertion fails', detail: error instanceof Error ? (error.stack ?? error.message) : String(error) })
   }
+  options.onHistory?.(history)
   const checked = history.check()
   violations.push(...checked.violations)
   return {

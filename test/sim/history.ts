@@ -169,6 +169,11 @@ export class History {
       .sort((a, b) => a - b)
   }
 
+  /** All operations on a page in words, in the order of their calls. */
+  describePage(key: string): string[] {
+    return [...(this.#pages.get(key) ?? [])].sort((a, b) => a.callMs - b.callMs).map(textOf)
+  }
+
   /** Operations called and not ended. */
   get openCount(): number {
     return this.#open.size
