@@ -42,8 +42,7 @@ impl Mapping {
                 return Ok(Mapping { start, bytes, mapped_bytes, backing: Backing::HugeTlb });
             }
         }
-        let start = map(bytes, libc::MAP_NORESERVE)
-            .map_err(|errno| Fault::os(errno, format!("cannot map {bytes} bytes of memory")))?;
+        let start = map(bytes, libc::MAP_NORESERVE).map_err(|errno| Fault::os(errno, format!("cannot map {bytes} bytes of memory")))?;
         advise(start, bytes, libc::MADV_DONTDUMP);
         if huge && bytes >= HUGE_BYTES {
             advise(start, bytes, libc::MADV_HUGEPAGE);
@@ -88,14 +87,7 @@ impl Drop for Mapping {
 fn map(bytes: usize, flags: i32) -> Result<*mut u8, i32> {
     // SAFETY: an anonymous private mapping at an address of the kernel's choice touches no existing memory.
     let start = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            bytes,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags,
-            -1,
-            0,
-        )
+        libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags, -1, 0)
     };
     if start == libc::MAP_FAILED { Err(crate::fault::last_errno()) } else { Ok(start.cast()) }
 }

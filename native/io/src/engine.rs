@@ -75,7 +75,7 @@ struct Ready {
     was_send: bool,
 }
 
-/// One io queue. Used and dropped by the thread that made it.
+/// One io queue. Not Send: it is used and dropped by the thread that made it (IORING_SETUP_SINGLE_ISSUER).
 pub struct Engine {
     ring: ManuallyDrop<IoUring>,
     arena: Arc<Mapping>,
@@ -100,7 +100,6 @@ pub struct Engine {
     /// Requests whose completion has not been seen, internal ones included.
     kernel_ops: u64,
     turn: u32,
-    thread: std::thread::ThreadId,
 }
 
 impl Engine {
@@ -109,7 +108,9 @@ impl Engine {
         if provided_pages_total > options.arena_pages || options.arena_pages > i32::MAX as usize {
             return Err(Fault::misuse("the arena must hold the provided buffers and have less than 2^31 pages"));
         }
-        if options.provided_count != 0 && (!options.provided_count.is_power_of_two() || options.provided_count > 32768 || options.provided_pages == 0) {
+        if options.provided_count != 0
+            && (!options.provided_count.is_power_of_two() || options.provided_count > 32768 || options.provided_pages == 0)
+        {
             return Err(Fault::misuse("the number of provided buffers must be a power of two up to 32768"));
         }
         if options.handles_max == 0 || options.handles_max > 0x1_0000 || options.ops_max == 0 || options.ops_max > 1 << 20 {
@@ -122,9 +123,8 @@ impl Engine {
         let control = Arc::new(Mapping::new(layout.total, false)?);
         // SAFETY: the layout gives `live` and `meta` `handles_max` words each inside the control mapping, which the engine
         // keeps alive longer than the table.
-        let handles = unsafe {
-            Handles::new(options.handles_max, control.start().add(layout.live).cast(), control.start().add(layout.meta).cast())
-        };
+        let handles =
+            unsafe { Handles::new(options.handles_max, control.start().add(layout.live).cast(), control.start().add(layout.meta).cast()) };
         let buffer_ring = if options.provided_count == 0 { None } else { Some(Mapping::new(options.provided_count * 16, false)?) };
         let mut engine = Engine {
             ring: ManuallyDrop::new(ring),
@@ -147,7 +147,6 @@ impl Engine {
             wake_armed: false,
             kernel_ops: 0,
             turn: 0,
-            thread: std::thread::current().id(),
         };
         engine.register_buffers()?;
         engine.sample_clock();
@@ -480,7 +479,14 @@ impl Engine {
             }
             op::CANCEL_TIMEOUT => {
                 while self.timers.cancel_one(d[TAG], d[ROW]) {
-                    self.ready.push_back(Ready { tag: d[TAG], row: d[ROW], result: -libc::ECANCELED, extra: 0, slot: NO_SLOT, was_send: false });
+                    self.ready.push_back(Ready {
+                        tag: d[TAG],
+                        row: d[ROW],
+                        result: -libc::ECANCELED,
+                        extra: 0,
+                        slot: NO_SLOT,
+                        was_send: false,
+                    });
                 }
                 Ok(())
             }
@@ -510,7 +516,9 @@ impl Engine {
     }
 
     fn slot_of(&mut self, d: &[i32; DESCRIPTOR_WORDS]) -> Result<u32, Fault> {
-        self.handles.slot(d[HANDLE]).ok_or_else(|| Fault::misuse(format!("operation {} on handle {:#x}, which is not open", d[OP], d[HANDLE])))
+        self.handles
+            .slot(d[HANDLE])
+            .ok_or_else(|| Fault::misuse(format!("operation {} on handle {:#x}, which is not open", d[OP], d[HANDLE])))
     }
 
     fn handle_of(&mut self, d: &[i32; DESCRIPTOR_WORDS], kind: u8) -> Result<(u32, i32), Fault> {
@@ -581,7 +589,9 @@ impl Engine {
                 Some(start) if bytes > 0 && (start as u32 | bytes as u32) % align == 0 => start,
                 _ => {
                     self.iovecs.truncate(list);
-                    return Err(Fault::misuse(format!("segment page {page} + {delta} + {bytes} bytes is outside the arena or not a multiple of {align}")));
+                    return Err(Fault::misuse(format!(
+                        "segment page {page} + {delta} + {bytes} bytes is outside the arena or not a multiple of {align}"
+                    )));
                 }
             };
             length += bytes as u64;
@@ -793,9 +803,6 @@ impl Engine {
 
     /// Cancels everything and waits for the kernel to let go; false when something is still held after a while.
     fn drain(&mut self) -> bool {
-        if std::thread::current().id() != self.thread {
-            return false;
-        }
         let deadline_ns = boot_time_ns() + DRAIN_MAX_NS;
         let mut next_cancel_ns = 0;
         while self.kernel_ops > 0 && boot_time_ns() < deadline_ns {
@@ -811,7 +818,8 @@ impl Engine {
                 return false;
             }
             while let Some(entry) = self.ring.completion().next() {
-                if entry.user_data() >> 56 == DATA_OP && entry.result() >= 0 && self.ops[entry.user_data() as u32 as usize].op == op::ACCEPT {
+                if entry.user_data() >> 56 == DATA_OP && entry.result() >= 0 && self.ops[entry.user_data() as u32 as usize].op == op::ACCEPT
+                {
                     // SAFETY: a connection accepted while stopping: nobody else knows its descriptor.
                     unsafe { libc::close(entry.result()) };
                 }
@@ -909,21 +917,145 @@ fn missing(errno: i32, feature: &str) -> Fault {
         ),
         libc::ENOSYS => Fault::new(
             "ENOSYS",
-            format!("this kernel ({release}) has no io_uring, or a container's seccomp profile hides it: XSAN needs Linux 6.1 or later built with CONFIG_IO_URING, and the io_uring system calls allowed"),
+            format!(
+                "this kernel ({release}) has no io_uring, or a container's seccomp profile hides it: XSAN needs Linux 6.1 or later built with CONFIG_IO_URING, and the io_uring system calls allowed"
+            ),
         ),
         libc::EINVAL | libc::EOPNOTSUPP => Fault::new(
             "EOPNOTSUPP",
-            format!("the io_uring of this kernel ({release}) lacks {feature}: XSAN needs Linux 6.1 or later; install a newer kernel (Debian 12, Ubuntu 24.04 and RHEL 10 have one)"),
+            format!(
+                "the io_uring of this kernel ({release}) lacks {feature}: XSAN needs Linux 6.1 or later; install a newer kernel (Debian 12, Ubuntu 24.04 and RHEL 10 have one)"
+            ),
         ),
         libc::ENOMEM => Fault::new(
             "ENOMEM",
             "no memory for the io_uring rings: free some memory or raise the limit of locked memory (`ulimit -l`, LimitMEMLOCK= in systemd)",
         ),
-        libc::EMFILE | libc::ENFILE => Fault::os(errno, "no file descriptor left for io_uring: raise `ulimit -n` (LimitNOFILE= in systemd)"),
+        libc::EMFILE | libc::ENFILE => {
+            Fault::os(errno, "no file descriptor left for io_uring: raise `ulimit -n` (LimitNOFILE= in systemd)")
+        }
         _ => Fault::os(errno, format!("io_uring: {feature}")),
     }
 }
 
 fn kernel_release() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(|_| "unknown".to_owned(), |s| s.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn engine() -> Engine {
+        Engine::new(EngineOptions {
+            arena_pages: 1024,
+            provided_count: 16,
+            provided_pages: 4,
+            handles_max: 64,
+            ops_max: 256,
+            crcs_max: 64,
+            huge: false,
+        })
+        .unwrap()
+    }
+
+    fn descriptor(engine: &Engine, index: usize, words: &[(usize, i32)]) {
+        // SAFETY: the tests write a few descriptors only.
+        let d = unsafe { engine.control.start().add(engine.layout.descriptors).cast::<i32>().add(index * DESCRIPTOR_WORDS) };
+        for w in 0..DESCRIPTOR_WORDS {
+            // SAFETY: as above.
+            unsafe { d.add(w).write(words.iter().find(|x| x.0 == w).map_or(0, |x| x.1)) };
+        }
+    }
+
+    fn completions(engine: &Engine, count: usize) -> Vec<[i32; 4]> {
+        // SAFETY: at most COMPLETIONS_PER_TURN were written.
+        (0..count).map(|i| unsafe { engine.control.start().add(engine.layout.completions).cast::<[i32; 4]>().add(i).read() }).collect()
+    }
+
+    fn until(engine: &mut Engine, descriptors: usize, wanted: usize) -> Vec<[i32; 4]> {
+        let mut seen = Vec::new();
+        let mut descriptors = descriptors;
+        for _ in 0..100 {
+            let count = engine.turn(descriptors, 20).unwrap();
+            descriptors = 0;
+            seen.extend(completions(engine, count));
+            if seen.len() >= wanted {
+                break;
+            }
+        }
+        assert_eq!(seen.len(), wanted, "{seen:?}");
+        seen
+    }
+
+    #[test]
+    fn bytes_cross_a_socket_and_a_drop_with_operations_in_flight_returns_at_once() {
+        let mut engine = engine();
+        let (listener, port) = engine.listen_tcp("127.0.0.1", 0, 4).unwrap();
+        let client = engine.socket_tcp("127.0.0.1", port).unwrap();
+        descriptor(&engine, 0, &[(OP, op::ACCEPT), (HANDLE, listener), (TAG, 1), (ROW, 1)]);
+        descriptor(&engine, 1, &[(OP, op::CONNECT), (HANDLE, client), (TAG, 1), (ROW, 2)]);
+        let seen = until(&mut engine, 2, 2);
+        let server = seen.iter().find(|c| c[1] == 1).unwrap()[2];
+        descriptor(&engine, 0, &[(OP, op::SEND), (HANDLE, client), (TAG, 1), (ROW, 3), (PAGE, 100), (LENGTH, 5000)]);
+        descriptor(
+            &engine,
+            1,
+            &[(OP, op::RECV), (HANDLE, server), (TAG, 1), (ROW, 4), (PAGE, 200), (LENGTH, 5000), (FLAGS, FLAG_WAIT_ALL)],
+        );
+        // SAFETY: page 100 lies inside the arena of 1024 pages.
+        unsafe { engine.arena.start().add(100 * PAGE_BYTES).write_bytes(7, 5000) };
+        assert!(until(&mut engine, 2, 2).iter().all(|c| c[2] == 5000));
+        // SAFETY: as above.
+        assert_eq!(unsafe { engine.arena.start().add(200 * PAGE_BYTES + 4999).read() }, 7);
+        descriptor(&engine, 0, &[(OP, op::RECV), (HANDLE, server), (TAG, 1), (ROW, 5), (PAGE, 200), (LENGTH, 5000)]);
+        descriptor(&engine, 1, &[(OP, op::RECV_MULTISHOT), (HANDLE, client), (TAG, 1), (ROW, 6)]);
+        descriptor(&engine, 2, &[(OP, op::ACCEPT), (HANDLE, listener), (TAG, 1), (ROW, 7)]);
+        assert_eq!(engine.turn(3, 0).unwrap(), 0);
+        assert_eq!(engine.in_use(), (3, 3));
+        let arena = engine.arena.clone();
+        let began_ns = boot_time_ns();
+        drop(engine);
+        assert!(boot_time_ns() - began_ns < 1_000_000_000);
+        assert_eq!(Arc::strong_count(&arena), 1, "drained, so nothing had to be leaked");
+    }
+
+    #[test]
+    fn every_lack_of_the_kernel_is_named_with_its_remedy() {
+        for (errno, code, texts) in [
+            (libc::EPERM, "EPERM", ["io_uring_disabled=0", "seccomp"]),
+            (libc::ENOSYS, "ENOSYS", ["6.1", "CONFIG_IO_URING"]),
+            (libc::EINVAL, "EOPNOTSUPP", ["6.1", "lacks rings"]),
+            (libc::ENOMEM, "ENOMEM", ["LimitMEMLOCK", "ulimit -l"]),
+            (libc::EMFILE, "EMFILE", ["LimitNOFILE", "ulimit -n"]),
+        ] {
+            let fault = missing(errno, "rings");
+            assert_eq!(fault.code, code);
+            for text in texts {
+                assert!(fault.message.contains(text), "{}", fault.message);
+            }
+        }
+    }
+
+    #[test]
+    fn a_wake_before_or_during_the_wait_ends_it() {
+        let mut engine = engine();
+        let id = engine.waker_id();
+        crate::wake(id);
+        let began_ns = boot_time_ns();
+        assert_eq!(engine.turn(0, 5000).unwrap(), 1);
+        let waker = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(30));
+            crate::wake(id)
+        });
+        let mut woken = 0;
+        while woken == 0 {
+            woken = engine.turn(0, 5000).unwrap();
+        }
+        assert_eq!(completions(&engine, 1), [[WAKE_TAG, 0, 0, MORE]]);
+        assert!(waker.join().unwrap());
+        assert!(boot_time_ns() - began_ns < 2_000_000_000);
+        drop(engine);
+        assert!(!crate::wake(id));
+    }
 }

@@ -44,7 +44,9 @@ pub fn open(options: &OpenOptions) -> Result<(Fd, Opened), Fault> {
         flags |= libc::O_EXCL;
     }
     let fd = open_fd(&c_path, flags).map_err(|errno| match errno {
-        libc::EBUSY if is_device => Fault::new("EWOULDBLOCK", format!("{what}: the device is in use (mounted, or held by another process)")),
+        libc::EBUSY if is_device => {
+            Fault::new("EWOULDBLOCK", format!("{what}: the device is in use (mounted, or held by another process)"))
+        }
         _ => Fault::os(errno, &what),
     })?;
     // SAFETY: stat is plain data, `fd` is open.

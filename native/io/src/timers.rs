@@ -40,14 +40,8 @@ impl Timers {
     pub fn add(&mut self, deadline_ns: u64, tag: i32, row: i32) {
         self.sequence += 1;
         let bucket = bucket_of(tag, row);
-        let timer = Timer {
-            deadline_ns,
-            sequence: self.sequence,
-            tag,
-            row,
-            heap_index: self.heap.len() as u32,
-            next: self.buckets[bucket],
-        };
+        let timer =
+            Timer { deadline_ns, sequence: self.sequence, tag, row, heap_index: self.heap.len() as u32, next: self.buckets[bucket] };
         let t = if self.free == NONE {
             self.timers.push(timer);
             self.timers.len() as u32 - 1
