@@ -296,7 +296,7 @@ export class MemoryStore implements ReplicaStore {
       state.raiseLast(slot, idHigh, idLow)
       if (clientHigh !== 0) state.rows.set(clientHigh, clientLow, channel, seq, slot, idHigh, idLow)
     }
-    return this.#enter(r.durable, apply, () => pages.forEach((page, i) => this.#unchanged(page, payloadPage + i)))
+    return this.#enter(r.durable, apply, () => this.#allUnchanged(pages, payloadPage))
   }
 
   newestId(block: BlockRow, firstPage: number, pageCount: number, outId: Uint32Array): void {
@@ -445,7 +445,7 @@ export class MemoryStore implements ReplicaStore {
       if (lastHigh !== 0 || lastLow !== 0) state.raiseLast(slot, lastHigh, lastLow)
     }
     const data = contents.filter((page) => page.flag === PageFlag.DATA)
-    return this.#enter(true, apply, () => data.forEach((page, i) => this.#unchanged(page, payloadPage + i)))
+    return this.#enter(true, apply, () => this.#allUnchanged(data, payloadPage))
   }
 
   async repairPage(row: BlockRow, page: number, idHigh: number, idLow: number, payloadPage: number, crc: number): Promise<boolean> {
@@ -556,6 +556,10 @@ export class MemoryStore implements ReplicaStore {
       page.bytes.every((byte, i) => byte === now[i]),
       `payload page ${payloadPage} changed before it was staged`,
     )
+  }
+
+  #allUnchanged(pages: readonly Page[], payloadPage: number): void {
+    for (const [i, page] of pages.entries()) this.#unchanged(page, payloadPage + i)
   }
 
   #fill(pages: ReadonlyArray<Page | undefined>, bufferPage: number): number {

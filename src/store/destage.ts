@@ -1,0 +1,364 @@
+/**
+ * The way of content from the journal to its extent, in the background, one segment per round, oldest first:
+ *
+ *   everything staged becomes durable
+ *   per window of the segment: live pages, sorted by position -> extents; leaves of the page tables -> their other copy; flush
+ *   pages of the extent table that changed -> their other copy; flush
+ *   superblock names the next segment as the oldest; flush; the segment is free
+ *
+ * Invariants:
+ * - What goes into a table is durable in the journal first (images are made in memory, then `durable()`, then written).
+ * - Reads and captures under way keep what they read: `quiesce` before an extent is overwritten and before a segment is freed, no page of a
+ *   block is overwritten while a capture holds the block, no segment is freed while a capture is older than its emptying.
+ * - The index says "in its extent" only after the flush.
+ */
+import { XsanError } from '../base/errors.ts'
+import { PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
+import type { AsyncIo } from '../env/async-io.ts'
+import { errnoName, type Handle } from '../env/ioqueue.ts'
+import type { BlockTable } from './block-table.ts'
+import type { Journal } from './journal.ts'
+import {
+  dataOffset,
+  type Geometry,
+  journalOffset,
+  LEAVES_PER_BLOCK,
+  leafOffset,
+  PAGES_PER_LEAF,
+  segmentPages,
+  tablePageCount,
+  tablePageOffset,
+} from './layout.ts'
+import type { Reader } from './read.ts'
+import { readFully, writeFully } from './replay.ts'
+import { PageFlag } from './store.ts'
+import { diskTagOf, encodeLeaf, encodeTablePage, type Generation } from './tables.ts'
+
+/** Background work begins when the journal is fuller than this. */
+export const DESTAGE_FROM = 0.3
+/** Requests of the destage under way at one time. */
+const PARALLEL_MAX = 16
+/** Journal pages between two live ones that are read rather than skipped. */
+const GAP_PAGES_MAX = 4
+const WRITE_PAGES_MAX = 128
+
+export interface DestageOptions {
+  readonly io: AsyncIo
+  readonly file: Handle
+  readonly path: string
+  readonly geometry: Geometry
+  readonly diskUuid: Uint8Array
+  readonly volatile: boolean
+  readonly mountGeneration: number
+  readonly table: BlockTable
+  readonly journal: Journal
+  readonly reader: Reader
+  /** Current copy (0 or 1) of each leaf and of each page of the extent table. */
+  readonly leafCopy: Uint8Array
+  readonly tableCopy: Uint8Array
+  readonly bufferPages: number
+  /** Writes the superblock with this segment as the oldest. */
+  readonly setTail: (segment: number) => Promise<void>
+  /** Resolves when no capture holds the row. */
+  readonly unpinned: (row: number) => Promise<void>
+  /** Resolves when all captures taken before this call are released. */
+  readonly capturesReleased: () => Promise<void>
+  readonly onFailed: (reason: string) => void
+  readonly onNote: (message: string, fields?: Readonly<Record<string, unknown>>) => void
+}
+
+export class Destage {
+  /** Rounds so far in this mount; blocks created now belong to the next. */
+  round = 0
+  segments = 0
+  pagesWritten = 0
+  corruptedCount = 0
+  readonly #o: DestageOptions
+  readonly #buffer: number
+  readonly #diskTag: number
+  #running: Promise<void> | undefined
+  #stopping = false
+  /** Live pages of the window: row * 1024 + page, times 2^12, plus the page of the buffer. */
+  #live: number[] = []
+  #leaves: number[] = []
+
+  constructor(options: DestageOptions) {
+    this.#o = options
+    this.#diskTag = diskTagOf(options.diskUuid)
+    const page = options.io.queue.arena.alloc(options.bufferPages * PAGE_BYTES)
+    if (page < 0)
+      throw new XsanError('NO_BUFFER', `no ${options.bufferPages} pages of memory for the background work of ${options.path}`, 'Give the node more memory.')
+    this.#buffer = page
+  }
+
+  get #fill(): number {
+    const { journal, geometry } = this.#o
+    return (journal.headSegment - journal.tailSegment + 1) / geometry.segmentCount
+  }
+
+  /** Begins to work if there is enough to do and nothing is being done. */
+  kick(): void {
+    if (this.#running !== undefined || this.#stopping || this.#fill <= DESTAGE_FROM) return
+    this.#running = this.#work().finally(() => {
+      this.#running = undefined
+    })
+  }
+
+  /** Mount: so many segments must be free before writing can begin. */
+  async makeFree(segments: number): Promise<void> {
+    const { journal, geometry } = this.#o
+    while (geometry.segmentCount - (journal.headSegment - journal.tailSegment + 1) < segments) await this.#segment(journal.tailSegment)
+  }
+
+  async stop(): Promise<void> {
+    this.#stopping = true
+    await this.#running
+  }
+
+  dispose(): void {
+    this.#o.io.queue.arena.free(this.#buffer as never)
+  }
+
+  async #work(): Promise<void> {
+    const { journal } = this.#o
+    try {
+      while (!this.#stopping && !journal.failed && journal.tailSegment < journal.headSegment && this.#fill > DESTAGE_FROM)
+        await this.#segment(journal.tailSegment)
+    } catch (error) {
+      if (error instanceof Stopped) return
+      if (!(error instanceof XsanError)) throw error
+      this.#o.onFailed(error.message)
+    }
+  }
+
+  async #segment(segment: number): Promise<void> {
+    const { journal, geometry, reader } = this.#o
+    await this.#durable()
+    const generation: Generation = { mount: this.#o.mountGeneration, round: ++this.round }
+    const from = journal.segmentStart(segment)
+    const rows = journal.touchedRows(segment).slice().sort()
+    for (let at = from; at < from + segmentPages(geometry); at += this.#o.bufferPages) {
+      await this.#window(rows, at, Math.min(at + this.#o.bufferPages, from + segmentPages(geometry)), generation)
+    }
+    await this.#tables(rows, generation)
+    while (journal.stagedSegment <= segment && segment < journal.headSegment) await this.#durable()
+    await this.#sync()
+    await this.#o.setTail(segment + 1)
+    await this.#sync()
+    await this.#o.capturesReleased()
+    await reader.quiesce()
+    this.#stopIfFailed()
+    journal.freeUpTo(segment + 1)
+    this.segments++
+  }
+
+  // ---- pages -------------------------------------------------------------------------------------------------------------------
+
+  async #window(rows: Int32Array, from: number, to: number, generation: Generation): Promise<void> {
+    for (;;) {
+      this.#collect(rows, from, to)
+      const pinned = this.#pinnedRow()
+      if (pinned < 0) break
+      await this.#o.unpinned(pinned)
+      this.#stopIfFailed()
+    }
+    if (this.#leaves.length === 0) return
+    const live = this.#live
+    const leaves = this.#leaves
+    if (live.length > 0) {
+      await this.#readLive(live, from)
+      this.#verify(live, from)
+      await this.#o.reader.quiesce()
+      await this.#writeLive(live)
+    }
+    await this.#writeLeaves(leaves, from, to, generation)
+    await this.#sync()
+    this.#arrive(rows, from, to)
+  }
+
+  /** Live pages whose content is in [from, to), and the leaves that change. */
+  #collect(rows: Int32Array, from: number, to: number): void {
+    const { table } = this.#o
+    this.#live = []
+    this.#leaves = []
+    for (const row of rows) {
+      if (table.used[row] === 0) continue
+      const { loc, flags } = table.chunk(row)
+      const base = table.base(row)
+      let lastLeaf = -1
+      for (let page = 0; page < PAGES_PER_BLOCK; page++) {
+        const place = loc[base + page]!
+        if (place < from || place >= to) continue
+        if (flags[base + page] === PageFlag.DATA) this.#live.push((row * PAGES_PER_BLOCK + page) * 4096 + place - from)
+        const leaf = Math.floor(page / PAGES_PER_LEAF)
+        if (leaf !== lastLeaf) this.#leaves.push(row * LEAVES_PER_BLOCK + leaf)
+        lastLeaf = leaf
+      }
+    }
+  }
+
+  #pinnedRow(): number {
+    for (const live of this.#live) {
+      const row = Math.floor(live / (4096 * PAGES_PER_BLOCK))
+      if (this.#o.table.pins[row]! > 0) return row
+    }
+    return -1
+  }
+
+  async #readLive(live: readonly number[], from: number): Promise<void> {
+    const { io, file, path, geometry } = this.#o
+    const offsets = Int32Array.from(live, (key) => key % 4096).sort()
+    const jobs: Array<() => Promise<void>> = []
+    for (let i = 0; i < offsets.length; ) {
+      const first = offsets[i]!
+      let end = first + 1
+      while (++i < offsets.length && offsets[i]! - end <= GAP_PAGES_MAX) end = offsets[i]! + 1
+      const pages = end - first
+      jobs.push(() => readFully(io, file, journalOffset(geometry, from + first), this.#buffer + first, pages, path))
+    }
+    await inParallel(jobs)
+  }
+
+  /** A page that has rotted in the journal goes on with its CRC: whoever reads it is told, and gets it from another replica. */
+  #verify(live: readonly number[], from: number): void {
+    const { io, table, onNote, path } = this.#o
+    for (const key of live) {
+      const offset = key % 4096
+      const block = Math.floor(key / 4096)
+      const row = Math.floor(block / PAGES_PER_BLOCK)
+      const at = table.base(row) + (block % PAGES_PER_BLOCK)
+      const chunk = table.chunk(row)
+      if (chunk.loc[at] !== from + offset || io.queue.arena.crc32c(this.#buffer + offset, 0, PAGE_BYTES) === chunk.crc[at]) continue
+      this.corruptedCount++
+      onNote('a page of the journal is corrupted', { path, extent: row, page: block % PAGES_PER_BLOCK })
+    }
+  }
+
+  async #writeLive(live: number[]): Promise<void> {
+    const { geometry } = this.#o
+    live.sort((a, b) => a - b)
+    const jobs: Array<() => Promise<void>> = []
+    for (let i = 0; i < live.length; ) {
+      const first = i
+      const page = Math.floor(live[i]! / 4096)
+      while (
+        ++i < live.length &&
+        i - first < WRITE_PAGES_MAX &&
+        Math.floor(live[i]! / 4096) === page + i - first &&
+        (page + i - first) % PAGES_PER_BLOCK !== 0
+      );
+      const offset = dataOffset(geometry, Math.floor(page / PAGES_PER_BLOCK), page % PAGES_PER_BLOCK)
+      const buffers = live.slice(first, i).map((key) => this.#buffer + (key % 4096))
+      jobs.push(() => this.#gather(offset, buffers))
+      this.pagesWritten += i - first
+    }
+    await inParallel(jobs)
+  }
+
+  /** Consecutive pages of an extent from scattered pages of the buffer. */
+  async #gather(offsetBytes: number, buffers: readonly number[]): Promise<void> {
+    const { io, file, path } = this.#o
+    this.#stopIfFailed()
+    for (const page of buffers) io.queue.segment(page, 0, PAGE_BYTES)
+    const result = await io.writeSegments(file, offsetBytes)
+    if (result < 0) throw new XsanError('WRITE_FAILED', `${path}: write at ${offsetBytes}: ${errnoName(result)}`)
+    for (let i = Math.floor(result / PAGE_BYTES); i < buffers.length; i++) await writeFully(io, file, offsetBytes + i * PAGE_BYTES, buffers[i]!, 1, path)
+  }
+
+  /** The buffer's pages are free again: as many leaves at a time as it has. */
+  async #writeLeaves(leaves: readonly number[], from: number, to: number, generation: Generation): Promise<void> {
+    const { io, file, path, geometry, table, leafCopy, bufferPages } = this.#o
+    for (let first = 0; first < leaves.length; first += bufferPages) {
+      const part = leaves.slice(first, first + bufferPages).filter((place) => this.#leafHas(place, from, to))
+      for (const [i, place] of part.entries()) {
+        const row = Math.floor(place / LEAVES_PER_BLOCK)
+        encodeLeaf(io.queue.arena, this.#buffer + i, table, row, place % LEAVES_PER_BLOCK, from, to, this.#diskTag, generation)
+        table.leafMask[row]! |= 1 << (place % LEAVES_PER_BLOCK)
+      }
+      await this.#durable()
+      await inParallel(
+        part.map((place, i) => async () => {
+          const copy = 1 - leafCopy[place]!
+          await writeFully(io, file, leafOffset(geometry, Math.floor(place / LEAVES_PER_BLOCK), place % LEAVES_PER_BLOCK, copy), this.#buffer + i, 1, path)
+          leafCopy[place] = copy
+        }),
+      )
+    }
+  }
+
+  /** The leaf still has a page in the window (its block may have been removed, and the row taken by another, meanwhile). */
+  #leafHas(place: number, from: number, to: number): boolean {
+    const { table } = this.#o
+    const row = Math.floor(place / LEAVES_PER_BLOCK)
+    if (table.used[row] === 0) return false
+    const { loc } = table.chunk(row)
+    const base = table.base(row) + (place % LEAVES_PER_BLOCK) * PAGES_PER_LEAF
+    for (let at = base; at < base + PAGES_PER_LEAF; at++) if (loc[at]! >= from && loc[at]! < to) return true
+    return false
+  }
+
+  /** Pages whose place is still in the window are in their extents, and their leaves say so, on stable storage. */
+  #arrive(rows: Int32Array, from: number, to: number): void {
+    const { table } = this.#o
+    for (const row of rows) {
+      if (table.used[row] === 0) continue
+      const { loc } = table.chunk(row)
+      const base = table.base(row)
+      for (let at = base; at < base + PAGES_PER_BLOCK; at++) if (loc[at]! >= from && loc[at]! < to) loc[at] = 0
+    }
+  }
+
+  // ---- the extent table ----------------------------------------------------------------------------------------------------------
+
+  async #tables(rows: Int32Array, generation: Generation): Promise<void> {
+    const { io, file, path, geometry, table, tableCopy, diskUuid, bufferPages } = this.#o
+    for (const row of rows) if (table.used[row] === 1) table.markTable(row)
+    const dirty: number[] = []
+    for (let page = 0; page < tablePageCount(geometry); page++) if (table.tableDirty[page] === 1) dirty.push(page)
+    for (let first = 0; first < dirty.length; first += bufferPages) {
+      const part = dirty.slice(first, first + bufferPages)
+      for (const [i, page] of part.entries()) {
+        table.tableDirty[page] = 0
+        encodeTablePage(io.queue.arena, this.#buffer + i, table, page, diskUuid, generation)
+      }
+      await this.#durable()
+      await inParallel(
+        part.map((page, i) => async () => {
+          const copy = 1 - tableCopy[page]!
+          await writeFully(io, file, tablePageOffset(geometry, page, copy), this.#buffer + i, 1, path)
+          tableCopy[page] = copy
+        }),
+      )
+    }
+  }
+
+  // ---- waiting -------------------------------------------------------------------------------------------------------------------
+
+  async #durable(): Promise<void> {
+    await this.#o.journal.durable()
+    this.#stopIfFailed()
+  }
+
+  async #sync(): Promise<void> {
+    const { io, file, path, volatile } = this.#o
+    this.#stopIfFailed()
+    if (volatile) return
+    const result = await io.fdatasync(file)
+    if (result < 0) throw new XsanError('WRITE_FAILED', `${path}: fdatasync: ${errnoName(result)}`)
+  }
+
+  #stopIfFailed(): void {
+    if (this.#o.journal.failed) throw new Stopped()
+  }
+}
+
+/** The disk has failed meanwhile; it was told to whom it concerns. */
+class Stopped extends Error {}
+
+async function inParallel(jobs: ReadonlyArray<() => Promise<void>>): Promise<void> {
+  let next = 0
+  const worker = async (): Promise<void> => {
+    while (next < jobs.length) await jobs[next++]!()
+  }
+  await Promise.all(Array.from({ length: Math.min(PARALLEL_MAX, jobs.length) }, worker))
+}

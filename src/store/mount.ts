@@ -1,0 +1,398 @@
+/**
+ * Formatting and mounting a disk. Mount: lock -> superblock (ours? known?) -> new generation -> extent table -> page tables -> replay -> make
+ * it durable -> free journal segments if there are too few -> fresh segment -> serve.
+ *
+ * Nothing is written before the disk is known to be ours, and replay does not begin before the lock is held: an I/O of a killed
+ * process keeps its lock until it has ended.
+ */
+import { XsanError } from '../base/errors.ts'
+import { BLOCK_BYTES, formatSize, KiB, MiB, PAGE_BYTES } from '../base/units.ts'
+import type { AsyncIo } from '../env/async-io.ts'
+import { type Handle, IoError, type OpenedFile } from '../env/ioqueue.ts'
+import { BlockTable } from './block-table.ts'
+import { ChannelRows } from './channel-rows.ts'
+import { Deferred } from './deferred.ts'
+import { Destage } from './destage.ts'
+import { DiskStore } from './disk-store.ts'
+import { LEAVES_PER_BLOCK, leafOffset, planGeometry, secondSuperblockOffset, tablePageCount, tablePageOffset } from './layout.ts'
+import type { FormatOptions, MountOptions } from './mount-options.ts'
+import { readFully, replay, writeFully } from './replay.ts'
+import { decodeSuperblock, encodeSuperblock, invalidSuperblock, nameBytes, type SuperblockState, superblockOffset, uuidBytes, uuidText } from './superblock.ts'
+import { checkLeaf, checkTablePage, diskTagOf, isTablePage, loadLeaf, loadTablePage, loseLeaf, newer } from './tables.ts'
+
+const LOCK_RETRY_MS = 50
+const LOCK_WAIT_MS = 10_000
+/** Buffer of the destage; less when the arena is small. */
+const DESTAGE_BUFFER_PAGES = [1024, 256, 64]
+/** The start of a disk that must be blank to be formatted without force. */
+const BLANK_BYTES = 64 * KiB
+const CHUNK_PAGES = 64
+/** Blocks whose page tables are read at one time. */
+const LEAF_READS_PARALLEL = 8
+
+/** Opens with the lock, waiting for a process that is just ending. */
+async function openLocked(io: AsyncIo, path: string, options: { createBytes?: number | undefined; waitMs: number }): Promise<OpenedFile> {
+  const { queue } = io
+  const until = queue.nowMs + options.waitMs
+  for (;;) {
+    try {
+      return queue.openFile(options.createBytes === undefined ? { path, lock: true } : { path, lock: true, createBytes: options.createBytes })
+    } catch (error) {
+      if (!(error instanceof IoError)) throw error
+      const busy = error.code === 'EWOULDBLOCK' || error.code === 'EAGAIN' || error.code === 'EBUSY'
+      if (!busy) throw openError(path, error)
+      if (queue.nowMs >= until)
+        throw new XsanError('BUSY', `${path} is in use by another process`, 'Stop the other xsand, or whatever has the disk open.', { cause: error })
+      await io.sleep(LOCK_RETRY_MS)
+    }
+  }
+}
+
+function openError(path: string, error: IoError): XsanError {
+  if (error.code === 'ENOENT') return new XsanError('DISK_NOT_FOUND', `${path} does not exist`, 'Check the path, or create the disk.', { cause: error })
+  if (error.code === 'EACCES' || error.code === 'EPERM')
+    return new XsanError('PERMISSION_DENIED', `${path}: ${error.message}`, 'Give the user of xsand read and write access to it.', { cause: error })
+  if (error.code === 'ENOSPC') return new XsanError('INSUFFICIENT_SPACE', `${path}: ${error.message}`, 'Free space on that file system.', { cause: error })
+  return new XsanError('READ_FAILED', `${path}: ${error.message}`, '', { cause: error })
+}
+
+/** Pages of the arena for the time of `fn`. */
+async function withPages<T>(io: AsyncIo, pages: number, fn: (page: number) => Promise<T>): Promise<T> {
+  const { arena } = io.queue
+  const page = arena.alloc(pages * PAGE_BYTES)
+  if (page === -1) throw new XsanError('NO_BUFFER', `no ${pages} pages of memory to look at a disk`, 'Give the node more memory.')
+  try {
+    return await fn(page)
+  } finally {
+    arena.free(page)
+  }
+}
+
+/** Throws DISK_FOREIGN unless the disk is blank or `force` is set; INVALID_PARAM when it is too small. */
+export async function formatStore(io: AsyncIo, options: FormatOptions): Promise<void> {
+  const { path, identity } = options
+  nameBytes(identity.clusterId)
+  nameBytes(identity.nodeId)
+  if (options.createBytes !== undefined) planGeometry(options.createBytes, options)
+  const file = await openLocked(io, path, { createBytes: options.createBytes, waitMs: 0 })
+  try {
+    const geometry = planGeometry(file.sizeBytes, options)
+    await withPages(io, 2 * CHUNK_PAGES, async (page) => {
+      const second = secondSuperblockOffset(geometry)
+      if (options.force !== true) {
+        const pages = BLANK_BYTES / PAGE_BYTES
+        await readFully(io, file.handle, 0, page, pages, path)
+        await readFully(io, file.handle, second, page + pages, 1, path)
+        const bytes = io.queue.arena.bytes.subarray(page * PAGE_BYTES, (page + pages + 1) * PAGE_BYTES)
+        if (bytes.some((byte) => byte !== 0))
+          throw new XsanError('DISK_FOREIGN', `${path} is not blank: it holds ${whatIs(io, page, path)}`, 'Wipe it, or format with force.')
+      }
+      io.queue.arena.bytes.fill(0, page * PAGE_BYTES, (page + CHUNK_PAGES) * PAGE_BYTES)
+      await writeFully(io, file.handle, 0, page, BLANK_BYTES / PAGE_BYTES, path)
+      // A journal that has its blocks already is written without changing the file system's metadata
+      if (!file.volatile && !file.isBlockDevice) {
+        const end = geometry.extentTableOffset
+        for (let at = geometry.journalOffset; at < end; at += CHUNK_PAGES * PAGE_BYTES) {
+          await writeFully(io, file.handle, at, page, Math.min(CHUNK_PAGES, (end - at) / PAGE_BYTES), path)
+        }
+      }
+      const state: SuperblockState = {
+        generation: 0,
+        disk: options.disk,
+        diskUuid: uuidBytes(options.diskUuid),
+        journalUuid: uuidBytes(options.journalUuid),
+        clusterId: identity.clusterId,
+        nodeId: identity.nodeId,
+        bootId: '',
+        clean: true,
+        mountGeneration: 0,
+        slotCount: options.slotCount,
+        geometry,
+        tailSegment: 1,
+      }
+      for (state.generation = 1; state.generation <= 2; state.generation++) {
+        encodeSuperblock(io.queue.arena, page, state)
+        await writeFully(io, file.handle, superblockOffset(state), page, 1, path)
+        await sync(io, file.handle, path)
+      }
+    })
+  } finally {
+    await io.close(file.handle)
+  }
+}
+
+/** In words, for the refusal. */
+function whatIs(io: AsyncIo, page: number, path: string): string {
+  try {
+    const found = decodeSuperblock(io.queue.arena, page, path)
+    if (typeof found === 'object') return `a disk of XSAN cluster ${found.clusterId}, node ${found.nodeId}`
+    return found === 'damaged' ? 'a damaged XSAN disk' : 'other data'
+  } catch (error) {
+    if (error instanceof XsanError) return 'a disk of another version of XSAN'
+    throw error
+  }
+}
+
+/** Whose disk is it? null when blank. Throws what a mount would throw about its format; looks only. */
+export async function probeStore(
+  io: AsyncIo,
+  path: string,
+): Promise<{ clusterId: string; nodeId: string; disk: number; diskUuid: string; slotCount: number; sizeBytes: number; capacityBytes: number } | null> {
+  const file = await openLocked(io, path, { waitMs: 0 })
+  try {
+    const s = await withPages(io, 1, (page) => readSuperblock(io, file, page, path))
+    if (s === null) return null
+    const { clusterId, nodeId, disk, diskUuid, slotCount, geometry } = s
+    return {
+      clusterId,
+      nodeId,
+      disk,
+      diskUuid: uuidText(diskUuid),
+      slotCount,
+      sizeBytes: geometry.sizeBytes,
+      capacityBytes: geometry.extentCount * BLOCK_BYTES,
+    }
+  } finally {
+    await io.close(file.handle)
+  }
+}
+
+/** The newer valid superblock, or null when the disk is blank. */
+async function readSuperblock(io: AsyncIo, file: OpenedFile, page: number, path: string): Promise<SuperblockState | null> {
+  let best: SuperblockState | null = null
+  let why: 'blank' | 'foreign' | 'damaged' = 'blank'
+  if (file.sizeBytes < 2 * MiB) throw new XsanError('DISK_FOREIGN', `${path} is no XSAN disk: it has ${file.sizeBytes} bytes`, 'Check the path, or format it.')
+  for (const offset of [0, secondSuperblockOffset(file)]) {
+    await readFully(io, file.handle, offset, page, 1, path)
+    const found = decodeSuperblock(io.queue.arena, page, path)
+    if (typeof found === 'string') {
+      if (offset === 0 || found === 'damaged') why = found
+      continue
+    }
+    if (best === null || found.generation > best.generation) best = found
+  }
+  if (best === null) {
+    if (why === 'blank') return null
+    if (why === 'damaged')
+      throw new XsanError('DISK_CORRUPTED', `${path}: both superblocks are damaged`, 'Format the disk again; its replicas are rebuilt from their peers.')
+    throw new XsanError('DISK_FOREIGN', `${path} holds something else than an XSAN disk`, 'Check the path; to use this disk, wipe its beginning first.')
+  }
+  const reason = invalidSuperblock(best, file.sizeBytes)
+  if (reason !== null)
+    throw new XsanError('DISK_CORRUPTED', `${path}: the superblock makes no sense: ${reason}`, 'Format the disk again, or give it its old size back.')
+  return best
+}
+
+function refuseForeign(s: SuperblockState, options: MountOptions): void {
+  const { path, identity } = options
+  if (s.clusterId !== identity.clusterId)
+    throw new XsanError(
+      'DISK_FOREIGN',
+      `${path} belongs to cluster ${s.clusterId}, this is ${identity.clusterId}`,
+      'Give it back to its cluster, or wipe it to use it here.',
+    )
+  if (s.nodeId !== identity.nodeId)
+    throw new XsanError(
+      'DISK_FOREIGN',
+      `${path} belongs to node ${s.nodeId}, this is ${identity.nodeId}`,
+      'Give it back to its node, or wipe it to use it here.',
+    )
+  if (options.disk !== undefined && s.disk !== options.disk)
+    throw new XsanError('DISK_FOREIGN', `${path} is disk ${s.disk}, expected was disk ${options.disk}`, 'Check whether two device paths were exchanged.')
+  if (s.slotCount !== options.slotCount)
+    throw new XsanError(
+      'DISK_INCOMPATIBLE',
+      `${path} was formatted for ${s.slotCount} slots, the cluster has ${options.slotCount}`,
+      'Format the disk for this cluster.',
+    )
+}
+
+/** Throws XsanError: BUSY, DISK_NOT_FOUND, DISK_FOREIGN, DISK_INCOMPATIBLE, DISK_CORRUPTED, NOT_FOUND (blank), READ_FAILED, WRITE_FAILED, NO_BUFFER. */
+export async function mountStore(options: MountOptions): Promise<DiskStore> {
+  const { io, path } = options
+  const file = await openLocked(io, path, { waitMs: options.lockWaitMs ?? LOCK_WAIT_MS })
+  try {
+    return await mountOpened(options, file)
+  } catch (error) {
+    await io.close(file.handle)
+    throw error
+  }
+}
+
+async function mountOpened(options: MountOptions, file: OpenedFile): Promise<DiskStore> {
+  const { io, path } = options
+  const { arena } = io.queue
+  const superblock = await withPages(io, 1, (page) => readSuperblock(io, file, page, path))
+  if (superblock === null) throw new XsanError('NOT_FOUND', `${path} is blank`, 'Format it as a disk of this node.')
+  refuseForeign(superblock, options)
+  const lostPower = !superblock.clean && superblock.bootId !== options.bootId
+  const superblockPage = arena.alloc(PAGE_BYTES)
+  if (superblockPage === -1) throw new XsanError('NO_BUFFER', `no memory to mount ${path}`, 'Give the node more memory.')
+  const writeSuperblock = async (): Promise<void> => {
+    superblock.generation++
+    encodeSuperblock(arena, superblockPage, superblock)
+    await writeFully(io, file.handle, superblockOffset(superblock), superblockPage, 1, path)
+    await sync(io, file.handle, path)
+  }
+  superblock.clean = false
+  superblock.bootId = options.bootId
+  superblock.mountGeneration++
+  await writeSuperblock()
+
+  const { geometry, slotCount } = superblock
+  const table = new BlockTable(geometry.extentCount, slotCount)
+  const tableCopy = new Uint8Array(tablePageCount(geometry))
+  const leafCopy = new Uint8Array(geometry.extentCount * LEAVES_PER_BLOCK)
+  await loadTables(io, file.handle, path, superblock, table, tableCopy)
+  const lost = await loadLeaves(io, file.handle, path, superblock, table, leafCopy)
+  table.fillFreeList()
+
+  const store = new DiskStore({
+    options,
+    file: file.handle,
+    volatile: file.volatile,
+    superblock,
+    table,
+    rows: new ChannelRows(),
+    lastHigh: new Uint32Array(slotCount),
+    lastLow: new Uint32Array(slotCount),
+    deferred: new Deferred(io.queue),
+    lostPower,
+    writeSuperblock,
+    dispose: () => arena.free(superblockPage),
+  })
+  const { journal } = store
+  const found = await replay({
+    io,
+    file: file.handle,
+    path,
+    geometry,
+    journalUuid: superblock.journalUuid,
+    tailSegment: superblock.tailSegment,
+    table,
+    rows: store.rows,
+    lastHigh: store.lastHigh,
+    lastLow: store.lastLow,
+    birthMount: superblock.mountGeneration,
+    birthRound: 1,
+    touch: (row, segment) => journal.touch(row, segment),
+  })
+  // What survived a kill in the page cache is promised to be durable from here on
+  await sync(io, file.handle, path)
+  const { lastBatch, lastCrc, headSegment, lastSeq } = found
+  journal.resume({ generation: superblock.mountGeneration, lastBatch, lastCrc, headSegment, tailSegment: superblock.tailSegment, lastSeq })
+
+  const pagesPerSegment = geometry.segmentBytes / PAGE_BYTES
+  const bufferPages = DESTAGE_BUFFER_PAGES.find((pages) => arena.stats().freeBytes >= pages * PAGE_BYTES * 4) ?? 64
+  store.destage = new Destage({
+    io,
+    file: file.handle,
+    path,
+    geometry,
+    diskUuid: superblock.diskUuid,
+    volatile: file.volatile,
+    mountGeneration: superblock.mountGeneration,
+    table,
+    journal,
+    reader: store.reader,
+    leafCopy,
+    tableCopy,
+    bufferPages: Math.min(bufferPages, pagesPerSegment),
+    setTail: async (segment) => {
+      superblock.tailSegment = segment
+      await writeSuperblock()
+    },
+    unpinned: (row) => store.unpinned(row),
+    capturesReleased: () => store.capturesReleased(),
+    onFailed: (reason) => store.fail(reason),
+    onNote: options.onNote ?? (() => {}),
+  })
+  await store.destage.makeFree(2)
+  journal.open()
+  store.destage.kick()
+  options.onNote?.('disk mounted', {
+    path,
+    capacity: formatSize(store.capacityBytes),
+    blocks: table.usedCount,
+    replayedRecords: found.records,
+    tornAtEnd: found.torn,
+    lostPower,
+    lostLeaves: lost,
+  })
+  return store
+}
+
+async function sync(io: AsyncIo, file: Handle, path: string): Promise<void> {
+  const result = await io.fdatasync(file)
+  if (result < 0) throw new XsanError('WRITE_FAILED', `${path}: fdatasync failed (${result})`, 'Look at the disk and the kernel log.')
+}
+
+async function loadTables(io: AsyncIo, file: Handle, path: string, s: SuperblockState, table: BlockTable, tableCopy: Uint8Array): Promise<void> {
+  const pages = tablePageCount(s.geometry)
+  const { arena } = io.queue
+  await withPages(io, CHUNK_PAGES, async (buffer) => {
+    for (let first = 0; first < pages; first += CHUNK_PAGES / 2) {
+      const count = Math.min(CHUNK_PAGES / 2, pages - first)
+      await readFully(io, file, tablePageOffset(s.geometry, first, 0), buffer, count * 2, path)
+      for (let i = 0; i < count; i++) {
+        const tablePage = first + i
+        const at = buffer + i * 2
+        const written = [0, 1].map((copy) => isTablePage(arena, at + copy, s.diskUuid))
+        const generations = [0, 1].map((copy) => checkTablePage(arena, at + copy, tablePage, s.diskUuid))
+        const [a, b] = generations
+        if (a == null && b == null) {
+          if (written[0] && written[1])
+            throw new XsanError(
+              'DISK_CORRUPTED',
+              `${path}: both copies of page ${tablePage} of the extent table are damaged`,
+              'Format the disk again; its replicas are rebuilt.',
+            )
+          continue
+        }
+        const copy = a == null || (b != null && newer(b, a)) ? 1 : 0
+        tableCopy[tablePage] = copy
+        const reason = loadTablePage(arena, at + copy, table, tablePage, s.slotCount)
+        if (reason !== null) throw new XsanError('DISK_CORRUPTED', `${path}: ${reason}`, 'Format the disk again; its replicas are rebuilt from their peers.')
+      }
+    }
+  })
+}
+
+/** Returns how many leaves no copy could give. */
+async function loadLeaves(io: AsyncIo, file: Handle, path: string, s: SuperblockState, table: BlockTable, leafCopy: Uint8Array): Promise<number> {
+  const pagesPerBlock = LEAVES_PER_BLOCK * 2
+  const diskTag = diskTagOf(s.diskUuid)
+  let lost = 0
+  await withPages(io, pagesPerBlock * LEAF_READS_PARALLEL, async (buffer) => {
+    let next = 0
+    const worker = async (page: number): Promise<void> => {
+      while (next < table.extentCount) {
+        const row = next++
+        if (table.used[row] === 0 || table.leafMask[row] === 0) continue
+        await readFully(io, file, leafOffset(s.geometry, row, 0, 0), page, pagesPerBlock, path)
+        for (let leaf = 0; leaf < LEAVES_PER_BLOCK; leaf++) lost += takeLeaf(io, page + leaf * 2, table, row, leaf, diskTag, leafCopy)
+      }
+    }
+    await Promise.all(Array.from({ length: LEAF_READS_PARALLEL }, (_, i) => worker(buffer + i * pagesPerBlock)))
+  })
+  return lost
+}
+
+/** Two copies of a leaf are in the buffer. Returns 1 when the leaf is lost. */
+function takeLeaf(io: AsyncIo, page: number, table: BlockTable, row: number, leaf: number, diskTag: number, leafCopy: Uint8Array): number {
+  if ((table.leafMask[row]! & (1 << leaf)) === 0) return 0
+  const { arena } = io.queue
+  const birth = { mount: table.birthMount[row]!, round: table.birthRound[row]! }
+  const [a, b] = [0, 1].map((copy) => {
+    const generation = checkLeaf(arena, page + copy, row, leaf, diskTag)
+    return generation === null || newer(birth, generation) ? null : generation
+  })
+  if (a == null && b == null) {
+    loseLeaf(table, row, leaf)
+    return 1
+  }
+  const copy = a == null || (b != null && newer(b, a)) ? 1 : 0
+  leafCopy[row * LEAVES_PER_BLOCK + leaf] = copy
+  loadLeaf(arena, page + copy, table, row, leaf)
+  return 0
+}

@@ -1,0 +1,574 @@
+/**
+ * After a crash (or a clean stop): what the journal holds is applied, in order, over what the tables on disk say.
+ *
+ * Which batches count: from the start of the tail segment on, each valid by itself (checksum, journal uuid, its segment's generation), numbered
+ * one after the other, each naming the CRC of the one before. A later generation's first segment says where the generation before it
+ * ended. Batches not known to be durable are checked with their payload; the first one that fails ends the journal. If something *later* says
+ * that the missing part was durable, the disk has lost data it had promised to keep: DISK_CORRUPTED, and the replica is rebuilt from its peers.
+ *
+ * Applying from any earlier point gives the same result: records are complete in themselves, and the tables never hold what the journal
+ * behind them does not. Descriptors are read, payloads only where they must be checked.
+ */
+import { XsanError } from '../base/errors.ts'
+import { PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
+import type { AsyncIo } from '../env/async-io.ts'
+import { errnoName, type Handle } from '../env/ioqueue.ts'
+import type { BlockTable } from './block-table.ts'
+import { CHANNELS_PER_CLIENT, type ChannelRows, invalidPackedRows, ROW_WORDS, ROWS_MAX } from './channel-rows.ts'
+import { compareIds } from './digest.ts'
+import { checkpointPages } from './journal.ts'
+import {
+  BATCH_MAGIC,
+  BatchHeader,
+  BatchKind,
+  FORMAT_VERSION,
+  type Geometry,
+  INSTALL_ENTRY_BYTES,
+  INSTALL_PAGES_MAX,
+  INSTALL_ROWS_MAX,
+  InstallFlag,
+  JournalKind,
+  journalOffset,
+  PACKED_ROW_BYTES,
+  RecordHeader,
+  recordBytes,
+  segmentPages,
+  WRITE_PAGES_MAX,
+} from './layout.ts'
+import { PageFlag } from './store.ts'
+
+const DESCRIPTOR_PAGES_MAX = 4
+const BUFFER_PAGES = 256
+
+export interface ReplayOptions {
+  readonly io: AsyncIo
+  readonly file: Handle
+  readonly path: string
+  readonly geometry: Geometry
+  readonly journalUuid: Uint8Array
+  readonly tailSegment: number
+  readonly table: BlockTable
+  readonly rows: ChannelRows
+  readonly lastHigh: Uint32Array
+  readonly lastLow: Uint32Array
+  /** Birth of blocks that replay creates: leaves written from now on belong to them. */
+  readonly birthMount: number
+  readonly birthRound: number
+  readonly touch: (row: number, segment: number) => void
+}
+
+export interface ReplayResult {
+  readonly lastBatch: number
+  readonly lastCrc: number
+  readonly headSegment: number
+  readonly lastSeq: number
+  readonly batches: number
+  readonly records: number
+  /** Something was cut off at the end: a write that had not been acknowledged as durable. */
+  readonly torn: boolean
+}
+
+interface BatchAt {
+  readonly segment: number
+  /** Page of the journal. */
+  readonly page: number
+  readonly descriptorPages: number
+  readonly payloadPages: number
+  readonly recordCount: number
+  readonly firstSeq: number
+  readonly batch: number
+  readonly crc: number
+}
+
+interface SegmentStart extends BatchAt {
+  readonly generation: number
+  readonly prevCrc: number
+  readonly durableSeq: number
+}
+
+/** One descriptor's record, checked. */
+interface Parsed {
+  readonly at: number
+  readonly kind: number
+  readonly dataPages: number
+}
+
+export async function replay(o: ReplayOptions): Promise<ReplayResult> {
+  const { arena } = o.io.queue
+  const buffer = arena.alloc(BUFFER_PAGES * PAGE_BYTES)
+  if (buffer < 0) throw new XsanError('NO_BUFFER', `no ${BUFFER_PAGES} pages of memory to replay the journal of ${o.path}`)
+  try {
+    return await new Replay(o, buffer).run()
+  } finally {
+    arena.free(buffer as never)
+  }
+}
+
+class Replay {
+  readonly #o: ReplayOptions
+  readonly #view: DataView
+  readonly #buffer: number
+  readonly #pagesPerSegment: number
+  /** Journal pages in the buffer: [from, from + count). */
+  #from = 0
+  #count = 0
+  #records = 0
+  /** Parts of an install whose last one has not come yet. */
+  #parts: Array<() => void> = []
+  #partsOpen = false
+
+  constructor(o: ReplayOptions, buffer: number) {
+    this.#o = o
+    this.#view = o.io.queue.arena.view
+    this.#buffer = buffer
+    this.#pagesPerSegment = segmentPages(o.geometry)
+  }
+
+  async run(): Promise<ReplayResult> {
+    const { tailSegment, path } = this.#o
+    const starts = await this.#readStarts()
+    const oldest = starts.get(tailSegment)
+    if (oldest === undefined) {
+      const durable = [...starts.values()].some((other) => other.durableSeq > 0)
+      if (tailSegment > 1 || durable) throw corrupted(path, `the journal's oldest segment ${tailSegment} is gone`)
+      return { lastBatch: 0, lastCrc: 0, headSegment: tailSegment - 1, lastSeq: 0, batches: 0, records: 0, torn: false }
+    }
+    await this.#applyCheckpoint(oldest)
+    let start: SegmentStart = oldest
+    const batches: BatchAt[] = []
+    let head: SegmentStart = start
+    let last: BatchAt = start
+    let durableSeq = start.durableSeq
+    let nextSeq = start.firstSeq
+    for (;;) {
+      const next: SegmentStart | undefined = starts.get(start.segment + 1)
+      const follows: SegmentStart | undefined = next !== undefined && next.generation >= start.generation ? next : undefined
+      let page = start.page + start.descriptorPages
+      while (last.batch + 1 !== follows?.batch) {
+        const found = await this.#readBatch(start, page, last.batch + 1, last.crc, nextSeq)
+        if (found === null) break
+        durableSeq = Math.max(durableSeq, BatchHeader.get.durableSeq(this.#view, this.#at(page)))
+        batches.push(found)
+        last = found
+        nextSeq += found.recordCount
+        page += found.descriptorPages + found.payloadPages
+      }
+      if (follows !== undefined && last.batch + 1 === follows.batch && last.crc === follows.prevCrc && follows.firstSeq === nextSeq) {
+        start = head = follows
+        last = follows
+        durableSeq = Math.max(durableSeq, follows.durableSeq)
+        continue
+      }
+      if (follows !== undefined && follows.durableSeq >= nextSeq)
+        throw corrupted(path, `journal batch ${last.batch + 1} in segment ${start.segment} is damaged`)
+      await this.#assertNothingDurableBehind(start, page, last.batch, nextSeq)
+      break
+    }
+    const cut = await this.#firstBadPayload(batches, durableSeq)
+    if (cut >= 0) {
+      const bad = batches[cut]!
+      last = cut === 0 ? oldest : batches[cut - 1]!
+      for (let s = tailSegment; s <= head.segment; s++) {
+        const candidate = starts.get(s)!
+        if (candidate.batch < bad.batch && candidate.batch > last.batch) last = candidate
+      }
+      batches.length = cut
+      nextSeq = bad.firstSeq
+    }
+    for (const batch of batches) await this.#apply(batch)
+    const torn = cut >= 0
+    return { lastBatch: last.batch, lastCrc: last.crc, headSegment: last.segment, lastSeq: nextSeq - 1, batches: batches.length, records: this.#records, torn }
+  }
+
+  // ---- finding what counts ---------------------------------------------------------------------------------------------------
+
+  async #readStarts(): Promise<Map<number, SegmentStart>> {
+    const starts = new Map<number, SegmentStart>()
+    for (let i = 0; i < this.#o.geometry.segmentCount; i++) {
+      const page = i * this.#pagesPerSegment
+      const start = await this.#readStart(page)
+      if (start !== null && start.segment % this.#o.geometry.segmentCount === i) starts.set(start.segment, start)
+    }
+    for (const segment of starts.keys()) if (segment < this.#o.tailSegment) starts.delete(segment)
+    return starts
+  }
+
+  async #readStart(page: number): Promise<SegmentStart | null> {
+    const { get } = BatchHeader
+    await this.#load(page, 1)
+    const at = this.#at(page)
+    if (!this.#isOurs(at) || get.kind(this.#view, at) !== BatchKind.SEGMENT_START) return null
+    const slotCount = get.slotCount(this.#view, at)
+    const rowCount = get.rowCount(this.#view, at)
+    const descriptorPages = get.descriptorPages(this.#view, at)
+    if (slotCount !== this.#o.lastHigh.length || rowCount > ROWS_MAX || descriptorPages !== checkpointPages(slotCount, rowCount)) return null
+    if (descriptorPages > BUFFER_PAGES) return null
+    await this.#load(page, descriptorPages)
+    if (!this.#crcHolds(page, descriptorPages)) return null
+    const reason = BatchHeader.invalid(this.#view, this.#at(page))
+    if (reason !== null) return null
+    return {
+      ...this.#describe(page),
+      generation: get.generation(this.#view, this.#at(page)),
+      prevCrc: get.prevCrc(this.#view, this.#at(page)),
+      durableSeq: get.durableSeq(this.#view, this.#at(page)),
+    }
+  }
+
+  /** The batch at that page if it is the next one, else null. Its descriptor is in the buffer afterwards. */
+  async #readBatch(start: SegmentStart, page: number, batch: number, prevCrc: number, firstSeq: number): Promise<BatchAt | null> {
+    const { get } = BatchHeader
+    const end = start.page + this.#pagesPerSegment
+    if (page >= end) return null
+    await this.#load(page, 1)
+    const at = this.#at(page)
+    if (!this.#isOurs(at) || get.generation(this.#view, at) !== start.generation || get.segment(this.#view, at) !== start.segment) return null
+    if (get.batch(this.#view, at) !== batch || get.prevCrc(this.#view, at) !== prevCrc || get.firstSeq(this.#view, at) !== firstSeq) return null
+    if (!(await this.#wholeBatch(page, end))) return null
+    const found = this.#describe(page)
+    return this.#parse(found) === null ? null : found
+  }
+
+  /** A records batch with the right checksum lies at that page (its descriptor is in the buffer then). */
+  async #wholeBatch(page: number, end: number): Promise<boolean> {
+    const { get } = BatchHeader
+    const at = this.#at(page)
+    const descriptorPages = get.descriptorPages(this.#view, at)
+    const payloadPages = get.payloadPages(this.#view, at)
+    if (get.kind(this.#view, at) !== BatchKind.RECORDS || descriptorPages < 1 || descriptorPages > DESCRIPTOR_PAGES_MAX) return false
+    if (page + descriptorPages + payloadPages > end) return false
+    await this.#load(page, descriptorPages)
+    return this.#crcHolds(page, descriptorPages) && BatchHeader.invalid(this.#view, this.#at(page)) === null
+  }
+
+  #describe(page: number): BatchAt {
+    const { get } = BatchHeader
+    const at = this.#at(page)
+    return {
+      segment: get.segment(this.#view, at),
+      page,
+      descriptorPages: get.descriptorPages(this.#view, at),
+      payloadPages: get.payloadPages(this.#view, at),
+      recordCount: get.recordCount(this.#view, at),
+      firstSeq: get.firstSeq(this.#view, at),
+      batch: get.batch(this.#view, at),
+      crc: get.crc(this.#view, at),
+    }
+  }
+
+  /** Behind the end of the journal: a batch that was written knowing that what is missing had been durable means loss, not a torn write. */
+  async #assertNothingDurableBehind(start: SegmentStart, from: number, lastBatch: number, nextSeq: number): Promise<void> {
+    const { get } = BatchHeader
+    const end = start.page + this.#pagesPerSegment
+    for (let page = from; page < end; page++) {
+      await this.#load(page, Math.min(BUFFER_PAGES, end - page))
+      const at = this.#at(page)
+      if (!this.#isOurs(at) || get.generation(this.#view, at) !== start.generation || get.segment(this.#view, at) !== start.segment) continue
+      if (get.batch(this.#view, at) <= lastBatch || get.durableSeq(this.#view, at) < nextSeq || !(await this.#wholeBatch(page, end))) continue
+      throw corrupted(this.#o.path, `journal batch ${lastBatch + 1} in segment ${start.segment} is damaged`)
+    }
+  }
+
+  /** Index of the first batch, of those not known durable, whose payload is not what its records say; -1 when all are whole. */
+  async #firstBadPayload(batches: readonly BatchAt[], durableSeq: number): Promise<number> {
+    for (const [i, batch] of batches.entries()) {
+      if (batch.recordCount > 0 && batch.firstSeq + batch.recordCount - 1 <= durableSeq) continue
+      const crcs = await this.#payloadCrcs(batch)
+      for (let done = 0; done < batch.payloadPages; done += BUFFER_PAGES) {
+        const first = batch.page + batch.descriptorPages + done
+        const count = Math.min(BUFFER_PAGES, batch.payloadPages - done)
+        this.#count = 0
+        await this.#load(first, count)
+        for (let p = 0; p < count; p++) {
+          if (this.#o.io.queue.arena.crc32c(this.#buffer + first + p - this.#from, 0, PAGE_BYTES) !== crcs[done + p]) return i
+        }
+      }
+    }
+    return -1
+  }
+
+  async #payloadCrcs(batch: BatchAt): Promise<number[]> {
+    await this.#load(batch.page, batch.descriptorPages)
+    const crcs: number[] = []
+    for (const { at, kind } of this.#parse(batch)!) {
+      const pageCount = RecordHeader.get.pageCount(this.#view, at)
+      const body = at + RecordHeader.size
+      if (kind === JournalKind.WRITE) for (let i = 0; i < pageCount; i++) crcs.push(this.#view.getUint32(body + i * 4, true))
+      else if (kind === JournalKind.INSTALL_PAGES) {
+        for (let i = 0; i < pageCount; i++) {
+          const entry = body + i * INSTALL_ENTRY_BYTES
+          if (this.#view.getUint8(entry + 2) === PageFlag.DATA) crcs.push(this.#view.getUint32(entry + 4, true))
+        }
+      }
+    }
+    return crcs
+  }
+
+  /** The records of the batch whose descriptor is in the buffer, or null when they make no sense. */
+  #parse(batch: BatchAt): Parsed[] | null {
+    const { get } = RecordHeader
+    const view = this.#view
+    const out: Parsed[] = []
+    let at = this.#at(batch.page) + BatchHeader.size
+    const end = this.#at(batch.page) + batch.descriptorPages * PAGE_BYTES
+    let payload = 0
+    for (let i = 0; i < batch.recordCount; i++) {
+      if (at + RecordHeader.size > end || RecordHeader.invalid(view, at) !== null) return null
+      const kind = get.kind(view, at)
+      const pageCount = get.pageCount(view, at)
+      const rowCount = get.rowCount(view, at)
+      if (get.slot(view, at) >= this.#o.lastHigh.length || get.channel(view, at) >= CHANNELS_PER_CLIENT) return null
+      if (kind < JournalKind.WRITE || kind > JournalKind.SESSION) return null
+      if (get.firstPage(view, at) + (kind === JournalKind.INSTALL_PAGES ? 0 : pageCount) > PAGES_PER_BLOCK) return null
+      if (kind === JournalKind.WRITE && pageCount > WRITE_PAGES_MAX) return null
+      if (kind === JournalKind.INSTALL_PAGES && pageCount > INSTALL_PAGES_MAX) return null
+      if (kind === JournalKind.INSTALL_ROWS && rowCount > INSTALL_ROWS_MAX) return null
+      const bytes = recordBytes(kind, pageCount, rowCount)
+      if (at + bytes > end) return null
+      let dataPages = kind === JournalKind.WRITE ? pageCount : 0
+      if (kind === JournalKind.INSTALL_PAGES) {
+        for (let p = 0; p < pageCount; p++) {
+          const entry = at + RecordHeader.size + p * INSTALL_ENTRY_BYTES
+          const flag = view.getUint8(entry + 2)
+          if (view.getUint16(entry, true) >= PAGES_PER_BLOCK || flag > PageFlag.ZERO) return null
+          if (flag === PageFlag.DATA) dataPages++
+        }
+      }
+      if (kind === JournalKind.INSTALL_ROWS && invalidPackedRows(this.#packedRows(at, rowCount)) !== null) return null
+      out.push({ at, kind, dataPages })
+      payload += dataPages
+      at += bytes
+    }
+    return payload === batch.payloadPages ? out : null
+  }
+
+  // ---- applying ----------------------------------------------------------------------------------------------------------------
+
+  async #applyCheckpoint(start: SegmentStart): Promise<void> {
+    const { lastHigh, lastLow, rows } = this.#o
+    await this.#load(start.page, start.descriptorPages)
+    let at = this.#at(start.page) + BatchHeader.size
+    const rowCount = BatchHeader.get.rowCount(this.#view, this.#at(start.page))
+    for (let slot = 0; slot < lastHigh.length; slot++, at += 8) {
+      lastHigh[slot] = this.#view.getUint32(at, true)
+      lastLow[slot] = this.#view.getUint32(at + 4, true)
+    }
+    rows.merge(-1, this.#words(at, rowCount * ROW_WORDS))
+  }
+
+  async #apply(batch: BatchAt): Promise<void> {
+    await this.#load(batch.page, batch.descriptorPages)
+    let payload = batch.page + batch.descriptorPages
+    for (const [i, { at, kind, dataPages }] of this.#parse(batch)!.entries()) {
+      this.#applyRecord(at, kind, payload, batch, batch.firstSeq + i)
+      payload += dataPages
+      this.#records++
+    }
+  }
+
+  #applyRecord(at: number, kind: number, payload: number, batch: BatchAt, seq: number): void {
+    const { get } = RecordHeader
+    const view = this.#view
+    const { table, rows, lastHigh, lastLow } = this.#o
+    const slot = get.slot(view, at)
+    if (kind === JournalKind.INSTALL_PAGES || kind === JournalKind.INSTALL_ROWS) {
+      this.#installPart(at, kind, payload, batch, seq)
+      return
+    }
+    this.#dropParts()
+    const idHigh = get.idHigh(view, at)
+    const idLow = get.idLow(view, at)
+    if (kind === JournalKind.SESSION) {
+      lastHigh[slot] = lastLow[slot] = 0
+      rows.clearHeld(slot)
+      return
+    }
+    if (kind === JournalKind.REMOVE) this.#remove(at)
+    else if (kind !== JournalKind.EMPTY) {
+      const row = this.#row(at, seq, kind === JournalKind.WRITE)
+      if (row >= 0) {
+        const firstPage = get.firstPage(view, at)
+        const pageCount = get.pageCount(view, at)
+        if (kind === JournalKind.WRITE) {
+          const crcs = this.#words(at + RecordHeader.size, pageCount)
+          table.setPages(row, firstPage, pageCount, idHigh, idLow, crcs, 0, payload, 1)
+        } else table.setPages(row, firstPage, pageCount, idHigh, idLow, null, 0, batch.page, 0)
+        table.updateHigh[row] = idHigh
+        table.updateLow[row] = idLow
+        table.updateSeq[row] = seq
+        table.timestampMs[row] = get.timestampMs(view, at)
+        this.#o.touch(row, batch.segment)
+      }
+    }
+    this.#raiseLast(slot, idHigh, idLow)
+    const clientHigh = get.clientHigh(view, at)
+    if (clientHigh !== 0) rows.set(clientHigh, get.clientLow(view, at), get.channel(view, at), get.seq(view, at), slot, idHigh, idLow)
+  }
+
+  /** Parts of an install count together or not at all. A part without a first one: the segment with the first has been freed, so all of it was durable. */
+  #installPart(at: number, kind: number, payload: number, batch: BatchAt, seq: number): void {
+    const flags = RecordHeader.get.flags(this.#view, at)
+    if (flags & InstallFlag.FIRST) {
+      this.#dropParts()
+      this.#partsOpen = true
+    }
+    // The buffer moves on before the last part comes: keep the bytes
+    const length = recordBytes(kind, RecordHeader.get.pageCount(this.#view, at), RecordHeader.get.rowCount(this.#view, at))
+    const bytes = this.#o.io.queue.arena.bytes.slice(at, at + length)
+    const part = (): void => this.#applyPart(new DataView(bytes.buffer), kind, payload, batch, seq)
+    if (!this.#partsOpen) part()
+    else this.#parts.push(part)
+    if ((flags & InstallFlag.LAST) === 0) return
+    for (const apply of this.#parts) apply()
+    this.#dropParts()
+  }
+
+  #dropParts(): void {
+    this.#parts = []
+    this.#partsOpen = false
+  }
+
+  #applyPart(view: DataView, kind: number, payload: number, batch: BatchAt, seq: number): void {
+    const { get } = RecordHeader
+    const { table, rows } = this.#o
+    const slot = get.slot(view, 0)
+    const flags = get.flags(view, 0)
+    if (kind === JournalKind.INSTALL_ROWS) {
+      rows.merge(slot, new Uint32Array(view.buffer, RecordHeader.size, get.rowCount(view, 0) * ROW_WORDS))
+      this.#raiseLast(slot, get.idHigh(view, 0), get.idLow(view, 0))
+      return
+    }
+    const volume = get.volume(view, 0)
+    const layer = get.layer(view, 0)
+    const index = get.index(view, 0)
+    if (flags & InstallFlag.REMOVE) {
+      const old = table.find(volume, layer, index)
+      if (old >= 0) table.remove(old)
+    }
+    const pageCount = get.pageCount(view, 0)
+    if (pageCount === 0) return
+    let row = table.find(volume, layer, index)
+    if (row < 0 && flags & InstallFlag.REPAIR) return
+    if (row < 0 && table.freeCount > 0) row = table.create(volume, layer, index, slot, this.#o.birthMount, this.#o.birthRound, seq)
+    if (row < 0) return
+    applyInstallEntries(view, RecordHeader.size, pageCount, table, row, payload, batch.page)
+    table.recountUpdate(row)
+    table.updateSeq[row] = seq
+    table.timestampMs[row] = get.timestampMs(view, 0)
+    this.#o.touch(row, batch.segment)
+  }
+
+  #remove(at: number): void {
+    const row = this.#row(at, 0, false)
+    if (row >= 0) this.#o.table.remove(row)
+  }
+
+  /**
+   * Row of the record's block. No extent free in the middle of replay means that the tables on disk are ahead and a later record removes this
+   * block: its pages are passed over.
+   */
+  #row(at: number, seq: number, create: boolean): number {
+    const { get } = RecordHeader
+    const { table, birthMount, birthRound } = this.#o
+    const volume = get.volume(this.#view, at)
+    const layer = get.layer(this.#view, at)
+    const index = get.index(this.#view, at)
+    const row = table.find(volume, layer, index)
+    if (row >= 0 || !create || table.freeCount === 0) return row
+    return table.create(volume, layer, index, get.slot(this.#view, at), birthMount, birthRound, seq)
+  }
+
+  #raiseLast(slot: number, idHigh: number, idLow: number): void {
+    const { lastHigh, lastLow } = this.#o
+    if (compareIds(idHigh, idLow, lastHigh[slot]!, lastLow[slot]!) <= 0) return
+    lastHigh[slot] = idHigh
+    lastLow[slot] = idLow
+  }
+
+  // ---- bytes -------------------------------------------------------------------------------------------------------------------
+
+  /** Journal pages [page, page + count) are in the buffer afterwards, and what follows them. */
+  async #load(page: number, count: number): Promise<void> {
+    if (page >= this.#from && page + count <= this.#from + this.#count) return
+    const total = this.#o.geometry.segmentCount * this.#pagesPerSegment
+    const wanted = Math.min(BUFFER_PAGES, total - page)
+    this.#from = page
+    this.#count = 0
+    await readFully(this.#o.io, this.#o.file, journalOffset(this.#o.geometry, page), this.#buffer, wanted, this.#o.path)
+    this.#count = wanted
+  }
+
+  #at(page: number): number {
+    return (this.#buffer + page - this.#from) * PAGE_BYTES
+  }
+
+  #words(at: number, count: number): Uint32Array {
+    const { bytes } = this.#o.io.queue.arena
+    return new Uint32Array(bytes.buffer, bytes.byteOffset + at, count).slice()
+  }
+
+  #packedRows(at: number, rowCount: number): Uint32Array {
+    return this.#words(at + RecordHeader.size, rowCount * (PACKED_ROW_BYTES / 4))
+  }
+
+  #isOurs(at: number): boolean {
+    const { get, offsets } = BatchHeader
+    if (get.magic(this.#view, at) !== BATCH_MAGIC || get.version(this.#view, at) !== FORMAT_VERSION) return false
+    return this.#o.journalUuid.every((byte, i) => this.#view.getUint8(at + offsets.journalUuid + i) === byte)
+  }
+
+  #crcHolds(page: number, pages: number): boolean {
+    const at = this.#at(page)
+    const crc = BatchHeader.get.crc(this.#view, at)
+    BatchHeader.set.crc(this.#view, at, 0)
+    const holds = this.#o.io.queue.arena.crc32c(this.#buffer + page - this.#from, 0, pages * PAGE_BYTES) === crc
+    BatchHeader.set.crc(this.#view, at, crc)
+    return holds
+  }
+}
+
+/**
+ * Pages of an install: entries at `at` in `view`; DATA pages follow each other from place `payload` on, others are at `other`. For replay; the
+ * writer gives pending places instead (disk-store.ts).
+ */
+function applyInstallEntries(view: DataView, at: number, pageCount: number, table: BlockTable, row: number, payload: number, other: number): void {
+  const chunk = table.chunk(row)
+  const base = table.base(row)
+  let next = payload
+  for (let i = 0; i < pageCount; i++) {
+    const entry = at + i * INSTALL_ENTRY_BYTES
+    const p = base + view.getUint16(entry, true)
+    const flag = view.getUint8(entry + 2)
+    chunk.flags[p] = flag
+    chunk.crc[p] = view.getUint32(entry + 4, true)
+    chunk.idHigh[p] = view.getUint32(entry + 8, true)
+    chunk.idLow[p] = view.getUint32(entry + 12, true)
+    chunk.loc[p] = flag === PageFlag.DATA ? next++ : other
+  }
+}
+
+function corrupted(path: string, what: string): XsanError {
+  return new XsanError('DISK_CORRUPTED', `${path}: ${what}`, 'Format the disk again; its replicas are rebuilt from their peers.')
+}
+
+/** Whole pages into the arena, however short the reads are. Throws READ_FAILED. */
+export async function readFully(io: AsyncIo, file: Handle, offsetBytes: number, page: number, pages: number, path: string): Promise<void> {
+  let done = 0
+  for (let tries = 0; done < pages; tries++) {
+    const result = await io.read(file, offsetBytes + done * PAGE_BYTES, page + done, 0, (pages - done) * PAGE_BYTES)
+    if (result < 0 || tries > 10_000)
+      throw new XsanError('READ_FAILED', `${path}: read at ${offsetBytes}: ${errnoName(result)}`, 'Look at the disk and the kernel log.')
+    done += Math.floor(result / PAGE_BYTES)
+  }
+}
+
+/** Whole pages from the arena. Throws WRITE_FAILED. */
+export async function writeFully(io: AsyncIo, file: Handle, offsetBytes: number, page: number, pages: number, path: string): Promise<void> {
+  let done = 0
+  for (let tries = 0; done < pages; tries++) {
+    const result = await io.write(file, offsetBytes + done * PAGE_BYTES, page + done, 0, (pages - done) * PAGE_BYTES)
+    if (result < 0 || tries > 10_000)
+      throw new XsanError('WRITE_FAILED', `${path}: write at ${offsetBytes}: ${errnoName(result)}`, 'Look at the disk and the kernel log.')
+    done += Math.floor(result / PAGE_BYTES)
+  }
+}
