@@ -4,7 +4,7 @@ import { Status } from '../base/status.ts'
 import { PAGE_BYTES } from '../base/units.ts'
 import { NO_BLOCK, RecordKind, StageRecord } from './store.ts'
 import type { DiskStore } from './disk-store.ts'
-import { Bench } from './testing.ts'
+import { Bench } from '../../test/support/store-bench.ts'
 
 const record = new StageRecord()
 
