@@ -1,8 +1,9 @@
 /** The simulated control environment through the suites that the real one passes too. */
-import { type SimControlEnv, SimControlNetwork } from '../../src/env/sim/control.ts'
+import { type RpcCodec, type SimControlEnv, SimControlNetwork } from '../../src/env/sim/control.ts'
 import { SimHost } from '../../src/env/sim/host.ts'
 import { SimNetwork } from '../../src/env/sim/network.ts'
 import { World } from '../../src/env/sim/world.ts'
+import { protoCodec } from '../sim/codec.ts'
 import { clockConformance } from './clock.ts'
 import { datagramConformance } from './datagram.ts'
 import type { Fixture } from './fixture.ts'
@@ -11,10 +12,10 @@ import { rpcConformance } from './rpc.ts'
 
 const SETTLE_MS = 60_000
 
-function simulated<T>(pick: (env: SimControlEnv) => T) {
+function simulated<T>(pick: (env: SimControlEnv) => T, codec?: RpcCodec) {
   return async (): Promise<Fixture<T>> => {
     const world = new World({ seed: 1 })
-    const shared = new SimControlNetwork(new SimNetwork(world))
+    const shared = new SimControlNetwork(new SimNetwork(world), codec)
     const host = new SimHost(shared.network, { name: 'h', address: '10.0.0.1' })
     let count = 0
     return {
@@ -33,6 +34,10 @@ function simulated<T>(pick: (env: SimControlEnv) => T) {
 rpcConformance(
   'simulated calls',
   simulated((env) => env.rpc),
+)
+rpcConformance(
+  'simulated calls in the encoding of proto/',
+  simulated((env) => env.rpc, protoCodec()),
 )
 datagramConformance(
   'simulated datagrams',

@@ -37,7 +37,10 @@ export function chainSchedule(seed: number, profile: Profile, nodes = 3, duratio
   return makeSchedule(new Prng(seed).fork('schedule'), { seed, profile, nodes, durationMs, without: WITHOUT })
 }
 
-export async function runChainTorture(schedule: Schedule, options: { trace?: (line: string) => void; onHistory?: (history: History) => void } = {}): Promise<RunResult> {
+export async function runChainTorture(
+  schedule: Schedule,
+  options: { trace?: (line: string) => void; onHistory?: (history: History) => void } = {},
+): Promise<RunResult> {
   const { seed, nodes } = schedule
   const violations: Violation[] = []
   const history = new History()

@@ -4,9 +4,9 @@
  */
 import type { VolumeNumber } from '../../src/base/ids.ts'
 import type { Prng } from '../../src/base/prng.ts'
+import { WriteFlag } from '../../src/base/request.ts'
 import { Status, statusName } from '../../src/base/status.ts'
 import { BLOCK_BYTES, PAGE_BYTES, SECTOR_BYTES } from '../../src/base/units.ts'
-import { WriteFlag } from '../../src/chain/block-client.ts'
 import type { Tag } from '../../src/env/ioqueue.ts'
 import type { SimProcess } from '../../src/env/sim/host.ts'
 import type { SimIoQueue } from '../../src/env/sim/ioqueue.ts'

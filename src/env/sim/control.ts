@@ -583,20 +583,26 @@ interface SimPort<Out, In> {
 export function portPair<Down, Up>(process: SimProcess, queue: SimIoQueue): { control: SimPort<Down, Up>; reactor: SimPort<Up, Down> } {
   const random = process.random(`port ${queue.name}`)
   const { world } = process
-  let controlHandler: ((message: Up) => void) | undefined
-  let reactorHandler: ((message: Down) => void) | undefined
+  const controlHandlers: Array<(message: Up) => void> = []
+  const reactorHandlers: Array<(message: Down) => void> = []
   const toReactor: Down[] = []
   const toControl: Up[] = []
   let downAtMs = 0
   let upAtMs = 0
   const deliverUp = () => {
-    if (!controlHandler) return
+    if (controlHandlers.length === 0) return
     world.asyncPending = true
-    while (toControl.length > 0) controlHandler(toControl.shift()!)
+    while (toControl.length > 0) {
+      const message = toControl.shift()!
+      for (const handler of controlHandlers) handler(message)
+    }
   }
   queue.onWake(() => {
-    if (!reactorHandler) return
-    while (toReactor.length > 0) reactorHandler(toReactor.shift()!)
+    if (reactorHandlers.length === 0) return
+    while (toReactor.length > 0) {
+      const message = toReactor.shift()!
+      for (const handler of reactorHandlers) handler(message)
+    }
   })
   return {
     control: {
@@ -609,7 +615,7 @@ export function portPair<Down, Up>(process: SimProcess, queue: SimIoQueue): { co
         })
       },
       onMessage(handler: (message: Up) => void): void {
-        controlHandler = handler
+        controlHandlers.push(handler)
         process.schedule(0, 'to control', deliverUp)
       },
     },
@@ -623,7 +629,7 @@ export function portPair<Down, Up>(process: SimProcess, queue: SimIoQueue): { co
         })
       },
       onMessage(handler: (message: Down) => void): void {
-        reactorHandler = handler
+        reactorHandlers.push(handler)
         queue.wake()
       },
     },

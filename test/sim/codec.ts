@@ -1,0 +1,46 @@
+/** Messages of simulated calls go through the real encoding of proto/: defaults appear, unknown fields are refused, as with gRPC. */
+import { fileURLToPath } from 'node:url'
+import type { MethodDefinition, ServiceDefinition } from '@grpc/grpc-js'
+import { loadSync, type MessageTypeDefinition } from '@grpc/proto-loader'
+import { assert } from '../../src/base/assert.ts'
+import type { Message } from '../../src/env/control.ts'
+import type { RpcCodec } from '../../src/env/sim/control.ts'
+
+const PROTO_DIRECTORY = fileURLToPath(new URL('../../proto', import.meta.url))
+
+export function protoCodec(): RpcCodec {
+  const definitions = loadSync(['xsan/v1/admin.proto', 'xsan/v1/peer.proto'], { includeDirs: [PROTO_DIRECTORY], longs: Number, enums: String, defaults: true })
+  const methods = new Map<string, MethodDefinition<Message, Message>>()
+  for (const [service, definition] of Object.entries(definitions)) {
+    if ('format' in definition) continue
+    for (const [name, method] of Object.entries(definition as unknown as ServiceDefinition))
+      methods.set(`${service}/${name}`, method as MethodDefinition<Message, Message>)
+  }
+  const methodOf = (name: string) => {
+    const method = methods.get(name)
+    assert(method !== undefined, `proto/ has no method ${name}`)
+    return method
+  }
+  return {
+    request(name, message) {
+      const method = methodOf(name)
+      checkFields(method, 'requestType', name, message)
+      return method.requestDeserialize(method.requestSerialize(message))
+    },
+    response(name, message) {
+      const method = methodOf(name)
+      checkFields(method, 'responseType', name, message)
+      return method.responseDeserialize(method.responseSerialize(message))
+    },
+  }
+}
+
+function checkFields(method: MethodDefinition<Message, Message>, side: 'requestType' | 'responseType', name: string, message: Message): void {
+  const type = (method as unknown as Record<typeof side, MessageTypeDefinition<object, object>>)[side]
+  const known = new Set((type.type as { field: ReadonlyArray<{ name: string }> }).field.flatMap((field) => [field.name, camelCase(field.name)]))
+  for (const field of Object.keys(message)) assert(known.has(field), `${name}: its ${side} has no field ${field}`)
+}
+
+function camelCase(name: string): string {
+  return name.replace(/_([a-z0-9])/g, (_, letter: string) => letter.toUpperCase())
+}
