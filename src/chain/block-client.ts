@@ -7,14 +7,7 @@
  * Failure of a write: known not to take effect ever (cancelled through the log itself, protocol 16), or the client's connection to it is already closed.
  */
 import type { VolumeNumber } from '../base/ids.ts'
-
-export type Done = (row: number, status: number) => void
-
-export const WriteFlag = {
-  NONE: 0,
-  /** Durable on every replica before success, whatever the volume's mode. */
-  FUA: 1,
-} as const
+import type { Done } from '../base/request.ts'
 
 export interface BlockClient {
   /**

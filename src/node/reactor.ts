@@ -1,12 +1,14 @@
 /**
- * Thread of one reactor: mounts its disks, puts the data plane together and runs it (design 2). The worker entry of `data-plane.ts`.
+ * Thread of one reactor: mounts its disks, puts the data plane together and runs it (design 2). The worker entry of `reactor-host.ts`.
  *
  * Order: io queue -> disks (waiting for their locks, then replay) -> data plane -> exports -> `ready`. A stage that fails is named in a
  * `failed` message and ends the process: the process is the failure unit.
  */
 import { createHmac, randomBytes } from 'node:crypto'
-import { type MessagePort, receiveMessageOnPort, workerData } from 'node:worker_threads'
+import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
+import { assert } from '../base/assert.ts'
 import { messageOf, XsanError } from '../base/errors.ts'
+import type { DiskNumber, Incarnation, NodeNumber } from '../base/ids.ts'
 import { DataPlane } from '../chain/data-plane.ts'
 import { type MountedStore, StoreRelay } from '../chain/store-relay.ts'
 import { AsyncIo } from '../env/async-io.ts'
@@ -15,18 +17,20 @@ import { NativeIoQueue } from '../env/node/ioqueue.ts'
 import { NodeLog } from '../env/node/log.ts'
 import { runReactor } from '../env/node/reactor-loop.ts'
 import { NbdServer } from '../export/nbd/server.ts'
-import type { ControlToReactor, ReactorPort, ReactorToControl } from '../placement/messages.ts'
+import type { ControlToReactor, ReactorPort } from '../placement/messages.ts'
 import { formatStore, mountStore } from '../store/mount.ts'
 import { VolumeLayer } from '../volume/volume.ts'
-import type { ReactorDisk, ReactorStart, ReactorUp } from './reactor-start.ts'
+import type { ReactorConfig, ReactorMessage, ReactorStart } from './reactor-messages.ts'
 
-const start = workerData as ReactorStart
-const log = new NodeLog({ level: start.logLevel, fields: { node: start.registration.nodeId, tag: 'reactor' } })
-const queue = new NativeIoQueue({ arenaBytes: start.arenaBytes })
+const { config, counters } = workerData as ReactorStart
+assert(parentPort !== null, 'reactor.ts runs as a worker')
+const channel = parentPort
+const log = new NodeLog({ level: config.logLevel, fields: { node: config.nodeId, tag: 'reactor' } })
+const queue = new NativeIoQueue({ arenaBytes: config.arenaBytes })
 const asyncIo = new AsyncIo(queue)
-const port = wakingPort(start.port)
-start.port.postMessage({ wakeId: queue.wakeId } satisfies ReactorUp)
-runReactor(queue, { counters: start.counters })
+const port = wakingPort()
+runReactor(queue, { counters })
+post({ type: 'running', wakeId: queue.wakeId })
 
 let stage = 'starting'
 try {
@@ -38,9 +42,8 @@ try {
 }
 
 async function run(): Promise<void> {
-  const { registration } = start
   const stores: MountedStore[] = []
-  for (const disk of start.disks) {
+  for (const disk of config.disks) {
     stage = `mounting ${disk.path}`
     stores.push(await mount(disk))
   }
@@ -50,69 +53,72 @@ async function run(): Promise<void> {
     asyncIo,
     port,
     stores,
-    identity: { clusterId: registration.clusterUuid, node: registration.node, incarnation: registration.incarnation, reactor: 0 },
-    listen: start.data,
-    hmac: (bytes) => createHmac('sha256', registration.clusterKey).update(bytes).digest(),
-    randomBytes: (count) => randomBytes(count),
-    limits: {},
+    identity: { clusterId: config.clusterUuid, node: config.node as NodeNumber, incarnation: config.incarnation as Incarnation, reactor: 0 },
+    listen: config.data,
+    authenticate: {
+      hmac: (bytes) => createHmac('sha256', config.clusterKey).update(bytes).digest(),
+      nonce: () => randomBytes(16),
+    },
   })
-  const dataPort = await dataPlane.start()
+  await dataPlane.start()
   const volumes = new VolumeLayer(dataPlane.client, queue.arena)
-  dataPlane.addCounters(() => volumes.stats.snapshot())
+  dataPlane.exportCounters = () => volumes.stats.snapshot()
   stage = 'opening the NBD export'
-  const nbd = new NbdServer({ queue, asyncIo, volumes, log, connectionsMax: start.nbd.connectionsMax })
-  const nbdPort = nbd.listenTcp(start.nbd.host, start.nbd.port)
-  if (start.nbd.socket !== '') nbd.listenUnix(start.nbd.socket)
-  dataPlane.onStop(() => nbd.stop())
-  port.send({ type: 'ready', dataPort, nbdPort })
+  const nbd = new NbdServer({ queue, asyncIo, volumes, log, connectionsMax: config.nbd.connectionsMax })
+  const nbdPort = nbd.listenTcp(config.nbd.host, config.nbd.port)
+  if (config.nbd.socket !== '') nbd.listenUnix(config.nbd.socket)
+  port.send({ type: 'ready', dataPort: dataPlane.dataPort, nbdPort })
 }
 
 /** A blank disk is formatted first; anything else that is not ours is refused by the store, with its reason. */
-async function mount(disk: ReactorDisk): Promise<MountedStore> {
-  const { registration, bootId } = start
+async function mount(disk: ReactorConfig['disks'][number]): Promise<MountedStore> {
   const relay = new StoreRelay()
-  const identity = { clusterId: registration.clusterUuid, nodeId: registration.nodeId }
-  if (disk.isBlank) {
+  const identity = { clusterId: config.clusterUuid, nodeId: config.nodeId }
+  if (!disk.formatted) {
     await formatStore(asyncIo, {
       path: disk.path,
       ...(disk.createBytes === undefined ? {} : { createBytes: disk.createBytes }),
       identity,
       diskUuid: disk.uuid,
       journalUuid: randomBytes(16).toString('hex'),
-      disk: disk.disk,
-      slotCount: registration.slotCount,
+      disk: disk.number as DiskNumber,
+      slotCount: config.slotCount,
     })
   }
   const store = await mountStore({
     io: asyncIo,
     path: disk.path,
     identity,
-    slotCount: registration.slotCount,
+    slotCount: config.slotCount,
     events: relay,
-    bootId,
+    bootId: config.bootId,
     wallMs: () => Date.now(),
-    disk: disk.disk,
+    disk: disk.number as DiskNumber,
     onNote: (message, fields) => log.log('INFO', message, { disk: disk.path, ...fields }),
   })
   return { store, relay }
 }
 
-/** The control plane posts and wakes; between turns the messages are taken, in order. */
-function wakingPort(channel: MessagePort): ReactorPort {
-  const handlers: Array<(message: ControlToReactor) => void> = []
+function post(message: ReactorMessage): void {
+  channel.postMessage(message)
+}
+
+/** The main thread posts and wakes; then, between turns, the messages are taken in order. */
+function wakingPort(): ReactorPort {
+  let handler: ((message: ControlToReactor) => void) | undefined
   const early: ControlToReactor[] = []
   queue.onWake(() => {
     for (let next = receiveMessageOnPort(channel); next !== undefined; next = receiveMessageOnPort(channel)) {
       const message = next.message as ControlToReactor
-      if (handlers.length === 0) early.push(message)
-      else for (const handler of handlers) handler(message)
+      if (handler) handler(message)
+      else early.push(message)
     }
   })
   return {
-    send: (message: ReactorToControl) => channel.postMessage(message),
-    onMessage(handler) {
-      handlers.push(handler)
-      for (const message of early.splice(0)) handler(message)
+    send: post,
+    onMessage(given) {
+      handler = given
+      for (const message of early.splice(0)) given(message)
     },
   }
 }

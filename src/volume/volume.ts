@@ -11,9 +11,10 @@
 import { assert } from '../base/assert.ts'
 import { columns, i32 } from '../base/columns.ts'
 import type { VolumeNumber } from '../base/ids.ts'
+import type { Done } from '../base/request.ts'
 import { Status } from '../base/status.ts'
 import { BLOCK_BYTES, CHAIN_OP_BYTES_MAX, PAGE_BYTES, SECTOR_BYTES } from '../base/units.ts'
-import type { BlockClient, Done } from '../chain/block-client.ts'
+import type { BlockClient } from '../chain/block-client.ts'
 import type { Arena } from '../env/arena.ts'
 import { IoStats } from './io-stats.ts'
 

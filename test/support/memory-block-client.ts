@@ -1,8 +1,9 @@
 /** A block client without replication: volumes in a byte array, completions through the queue's timers. For tests of the layers above it. */
 import type { VolumeNumber } from '../../src/base/ids.ts'
+import type { Done } from '../../src/base/request.ts'
 import { Status } from '../../src/base/status.ts'
 import { BLOCK_BYTES, CHAIN_OP_PAGES_MAX, PAGE_BYTES, PAGES_PER_BLOCK } from '../../src/base/units.ts'
-import type { BlockClient, Done } from '../../src/chain/block-client.ts'
+import type { BlockClient } from '../../src/chain/block-client.ts'
 import type { IoQueue, Tag } from '../../src/env/ioqueue.ts'
 
 export interface MemoryVolume {

@@ -1,0 +1,10 @@
+/** What the layers of the data path pass down with a request, whatever the layer. */
+
+/** Told the outcome (a Status) of the caller's request `row`; called exactly once, never inside the call that was given it. */
+export type Done = (row: number, status: number) => void
+
+export const WriteFlag = {
+  NONE: 0,
+  /** Durable on every replica before success, whatever the volume's mode. */
+  FUA: 1,
+} as const
