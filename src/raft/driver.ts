@@ -292,6 +292,8 @@ export class RaftNode implements Raft {
   #pumping: Promise<void> | undefined
   #failed = false
   #stopping = false
+  /** The core is gone. */
+  #isClosed = false
 
   /** Reads and checks what is stored, loads the state machine, and starts. Rejects with XsanError: DISK_CORRUPTED, DISK_INCOMPATIBLE, INVALID_PARAM. */
   static async open(options: RaftNodeOptions): Promise<RaftNode> {
@@ -469,8 +471,14 @@ export class RaftNode implements Raft {
   }
 
   status(): RaftNodeStatus {
+    const { applied, members, hardState, truncated } = this.#store.state
+    if (this.#isClosed) {
+      const { term, commit } = hardState
+      const [firstIndex, lastIndex] = [truncated.index + 1, this.#store.lastIndex]
+      return { id: this.id, role: RaftRole.FOLLOWER, term, leader: NODE_NONE, commit, applied, firstIndex, lastIndex, members, progress: [] }
+    }
     const { id, role, term, leader, commit, firstIndex, lastIndex, progress } = this.#core.status()
-    return { id, role, term, leader, commit, applied: this.applied, firstIndex, lastIndex, members: this.members, progress }
+    return { id, role, term, leader, commit, applied, firstIndex, lastIndex, members, progress }
   }
 
   async stop(): Promise<void> {
@@ -480,6 +488,9 @@ export class RaftNode implements Raft {
     this.#rejectAll(() => new XsanError('STOPPING', 'the node is stopping', 'Ask another node.'))
     await this.#pumping
     if (!this.#failed) await this.#store.flush()
+    this.#isClosed = true
+    this.#role = RaftRole.FOLLOWER
+    this.#leader = NODE_NONE
     this.#core.close()
   }
 
@@ -784,7 +795,10 @@ export class RaftNode implements Raft {
       if (kind === EntryKind.MEMBERS) {
         const members = this.#core.applyMembers(data)
         this.#setState({ applied: index, members })
-        if (this.#change?.position?.index === index && this.#change.position.term === term) this.#change.applied = true
+        if (this.#change?.position?.index === index) {
+          if (this.#change.position.term === term) this.#change.applied = true
+          else this.#refuseChange(this.#change, term)
+        }
         this.#noteMembers(members)
         continue
       }
@@ -798,7 +812,7 @@ export class RaftNode implements Raft {
     }
   }
 
-  /** The entry at its place is no change of members. */
+  /** The entry at its place is another one. */
   #refuseChange(change: Change, term: number): void {
     this.#change = undefined
     fail(change, change.position?.term === term ? busy('another change of members was under way') : overwritten(this.#leader))
