@@ -1,0 +1,483 @@
+/**
+ * Whole clusters in one isolate: real control plane, real data plane, real store and volume layer of every node; only the environment
+ * is simulated. The composition follows `src/node` step by step.
+ *
+ *   const t = await SimCluster.create({ seed: 1, nodes: 3 })
+ *   await t.form()
+ *   const volume = await t.createVolume('db', { sizeBytes: 64 * MiB })
+ *   t.node(1).crash({ losing: 'unflushed' })
+ *   await t.healthy()
+ */
+import { createHmac } from 'node:crypto'
+import { assert } from '../../src/base/assert.ts'
+import { messageOf, XsanError } from '../../src/base/errors.ts'
+import type { VolumeNumber } from '../../src/base/ids.ts'
+import { MiB } from '../../src/base/units.ts'
+import { DataPlane } from '../../src/chain/data-plane.ts'
+import { type MountedStore, StoreRelay } from '../../src/chain/store-relay.ts'
+import type { ControlConfig, Registration } from '../../src/control/options.ts'
+import { ControlPlane } from '../../src/control/plane.ts'
+import { AsyncIo } from '../../src/env/async-io.ts'
+import type { Message } from '../../src/env/control.ts'
+import { createRaftCore } from '../../src/env/native/raft.ts'
+import { portPair, type SimControlEnv, SimControlNetwork, type SimLogLine, textOf } from '../../src/env/sim/control.ts'
+import type { SimDisk } from '../../src/env/sim/disk.ts'
+import { SimHost, type SimProcess } from '../../src/env/sim/host.ts'
+import { SimIoQueue } from '../../src/env/sim/ioqueue.ts'
+import { type NetworkOptions, SimNetwork } from '../../src/env/sim/network.ts'
+import { World } from '../../src/env/sim/world.ts'
+import { ReplicaState } from '../../src/placement/chain.ts'
+import type { ControlPort, ControlToReactor, ReactorPort, ReactorToControl } from '../../src/placement/messages.ts'
+import { formatStore, mountStore } from '../../src/store/mount.ts'
+import type { ReplicaStore } from '../../src/store/store.ts'
+import { VolumeLayer } from '../../src/volume/volume.ts'
+import { protoCodec } from './codec.ts'
+import type { ClientSeat } from './workload.ts'
+
+const GRPC_PORT = 8080
+const DATA_PORT = 8090
+const HEARTBEAT_GROUP = '239.255.88.1'
+const HEARTBEAT_PORT = 8088
+const DISK_PATH = '/disk/0'
+/** Control commands of a test wait so long, virtual time. */
+const PATIENCE_MS = 30_000
+const LOG_LINES_KEPT = 400
+
+export interface SimClusterOptions {
+  readonly seed: number
+  readonly nodes: number
+  readonly slotCount?: number
+  readonly diskBytes?: number
+  readonly leaseMs?: number
+  readonly network?: Partial<NetworkOptions>
+  readonly retryTotalMs?: number
+  readonly writeLifeMs?: number
+  readonly trace?: ((line: string) => void) | undefined
+}
+
+export interface SimVolume {
+  readonly volume: VolumeNumber
+  readonly name: string
+  readonly sizeBytes: number
+  readonly syncWhenWrite: boolean
+}
+
+/** One node: its host, and the process that runs on it, if any. */
+export class SimNode {
+  readonly cluster: SimCluster
+  readonly index: number
+  readonly id: string
+  readonly host: SimHost
+  readonly disk: SimDisk
+  process: SimProcess | undefined
+  env: SimControlEnv | undefined
+  control: ControlPlane | undefined
+  queue: SimIoQueue | undefined
+  plane: DataPlane | undefined
+  stores: readonly ReplicaStore[] = []
+  volumes: VolumeLayer | undefined
+  /** Why its process ended by itself. */
+  fatal: unknown
+  /** Arena bytes in use when the data plane had started. */
+  arenaBaseline = 0
+  /** Its disk has been formatted to the end. */
+  #formatted = false
+  #starts = 0
+
+  constructor(cluster: SimCluster, index: number) {
+    this.cluster = cluster
+    this.index = index
+    this.id = `node-${index + 1}`
+    this.host = new SimHost(cluster.network, {
+      name: this.id,
+      address: `10.0.0.${index + 1}`,
+      bootOffsetMs: 1000 + cluster.world.random('boot').unit() * 1e6,
+    })
+    this.disk = this.host.addDisk({ name: 'd0', mount: '/disk/', direct: true, alignmentBytes: 512 })
+  }
+
+  get running(): boolean {
+    return this.process?.alive === true
+  }
+
+  get grpc(): string {
+    return `${this.host.address}:${GRPC_PORT}`
+  }
+
+  get seat(): ClientSeat | undefined {
+    return this.running && this.volumes && this.queue && this.process ? { process: this.process, queue: this.queue, volumes: this.volumes } : undefined
+  }
+
+  // ---- what happens to it ----------------------------------------------------------------------------------------------
+  /** Starts its process (a no-op when one runs or the host has no power). */
+  start(): void {
+    if (this.running || !this.host.up) return
+    this.#starts++
+    const process = this.host.start('xsand')
+    this.process = process
+    this.fatal = undefined
+    this.plane = undefined
+    this.volumes = undefined
+    this.stores = []
+    process.schedule(1, 'main', () => {
+      this.cluster.world.asyncPending = true
+      this.#main(process).catch((error: unknown) => this.#die(process, error))
+    })
+  }
+
+  /** `losing: 'unflushed'`: its host loses power; 'nothing': only its process is killed. */
+  crash(options: { losing: 'nothing' | 'unflushed' | 'everything unflushed' }): void {
+    if (options.losing === 'nothing') this.process?.kill()
+    else {
+      this.host.losePower(options.losing === 'unflushed' ? 'random' : 'lose')
+      this.host.powerOn()
+    }
+  }
+
+  restart(): void {
+    this.host.powerOn()
+    this.start()
+  }
+
+  freeze(): void {
+    this.process?.freeze()
+  }
+
+  thaw(): void {
+    this.process?.thaw()
+  }
+
+  /** Nothing gets to it or from it. */
+  isolate(): void {
+    for (const other of this.cluster.nodes) {
+      if (other === this) continue
+      this.cluster.network.cut(this.host, other.host)
+      this.cluster.network.cut(other.host, this.host)
+    }
+  }
+
+  rejoin(): void {
+    for (const other of this.cluster.nodes) {
+      if (other === this) continue
+      this.cluster.network.heal(this.host, other.host)
+      this.cluster.network.heal(other.host, this.host)
+    }
+  }
+
+  /** An admin call to this node, from outside. */
+  async call(method: string, request: Message, timeoutMs = PATIENCE_MS): Promise<Message> {
+    return this.cluster.operator.rpc.call(this.grpc, method, request, { timeoutMs })
+  }
+
+  // ---- its process, as src/node puts it together ---------------------------------------------------------------------------
+  async #main(process: SimProcess): Promise<void> {
+    const { cluster } = this
+    let env: SimControlEnv
+    for (;;) {
+      try {
+        env = cluster.control.env(process)
+        break
+      } catch (error) {
+        // A predecessor may hold the metadata for a moment
+        if (!(error instanceof XsanError) || error.status !== 'BUSY') throw error
+        await new Promise<void>((resolve) => {
+          process.schedule(20, 'metadata is locked', () => {
+            cluster.world.asyncPending = true
+            resolve()
+          })
+        })
+      }
+    }
+    this.env = env
+    const control = new ControlPlane({
+      env,
+      config: this.#config(),
+      createCore: createRaftCore,
+      hmac: (key, bytes) => new Uint8Array(createHmac('sha256', key).update(bytes).digest()),
+      openDataPlane: async (registration) => this.#openDataPlane(process, registration),
+      reactorTurning: () => true,
+      onFatal: (error) => this.#die(process, error),
+    })
+    this.control = control
+    await control.start()
+  }
+
+  #config(): ControlConfig {
+    const { options } = this.cluster
+    const { address } = this.host
+    return {
+      nodeId: this.id,
+      clusterId: 'sim',
+      listen: { host: address, port: GRPC_PORT },
+      addresses: { grpc: this.grpc, data: `${address}:${DATA_PORT}`, nbd: '', nbdSocket: '', admin: '' },
+      zone: '',
+      rack: '',
+      version: '0.0.0-sim',
+      dataDir: '/metadata',
+      bootId: `${this.id} boot ${this.host.boots}`,
+      pid: this.#starts,
+      disks: [{ uuid: this.#diskUuid, path: DISK_PATH, type: 'ssd', role: 'capacity', capacityBytes: options.diskBytes ?? 128 * MiB }],
+      replicas: Math.min(3, options.nodes),
+      syncWhenWrite: true,
+      slotCount: options.slotCount ?? 16,
+      ...(options.leaseMs === undefined ? {} : { leaseMs: options.leaseMs }),
+      heartbeat: { host: address, port: HEARTBEAT_PORT, multicastGroup: HEARTBEAT_GROUP, multicastPort: HEARTBEAT_PORT, intervalMs: 500 },
+      entries: [],
+      describeKey: (key) => {
+        throw new XsanError('NOT_FOUND', `no key ${key}`)
+      },
+    }
+  }
+
+  get #diskUuid(): string {
+    return `d15c0000-0000-4000-8000-00000000000${this.index + 1}`
+  }
+
+  #openDataPlane(process: SimProcess, registration: Registration): ControlPort {
+    const queue = new SimIoQueue({ process, name: 'reactor', arenaBytes: 32 * MiB })
+    queue.runReactor(() => {
+      queue.turn(0)
+    })
+    this.queue = queue
+    const { control, reactor } = portPair<ControlToReactor, ReactorToControl>(process, queue)
+    process.schedule(0.5, 'reactor starts', () => {
+      this.cluster.world.asyncPending = true
+      this.#runReactor(process, queue, reactor, registration).catch((error: unknown) => {
+        if (!(error instanceof XsanError)) this.#die(process, error)
+        else reactor.send({ type: 'failed', message: messageOf(error), nextStep: error.nextStep })
+      })
+    })
+    return control
+  }
+
+  async #runReactor(process: SimProcess, queue: SimIoQueue, port: ReactorPort, registration: Registration): Promise<void> {
+    const { options } = this.cluster
+    const asyncIo = new AsyncIo(queue)
+    const identity = { clusterId: registration.clusterUuid, nodeId: registration.nodeId }
+    const disk = registration.disks[0]!
+    if (!this.#formatted) {
+      await formatStore(asyncIo, {
+        path: DISK_PATH,
+        createBytes: options.diskBytes ?? 128 * MiB,
+        identity,
+        diskUuid: this.#diskUuid,
+        journalUuid: this.#diskUuid.replace('d15c', 'a0a0'),
+        disk,
+        slotCount: registration.slotCount,
+        journalBytes: 16 * MiB,
+        segmentBytes: 4 * MiB,
+        force: true,
+      })
+      this.#formatted = true
+    }
+    const relay = new StoreRelay()
+    const store = await mountStore({
+      io: asyncIo,
+      path: DISK_PATH,
+      identity,
+      slotCount: registration.slotCount,
+      events: relay,
+      bootId: `${this.id} boot ${this.host.boots}`,
+      wallMs: () => this.env!.clock.wallMs(),
+      disk,
+      onNote: (message, fields) => this.env!.log.log('INFO', message, fields ?? {}),
+    })
+    const stores: MountedStore[] = [{ store, relay }]
+    const plane = new DataPlane({
+      queue,
+      asyncIo,
+      port,
+      stores,
+      identity: { clusterId: registration.clusterUuid, node: registration.node, incarnation: registration.incarnation, reactor: 0 },
+      listen: { host: this.host.address, port: DATA_PORT },
+      authenticate: {
+        hmac: (bytes) => new Uint8Array(createHmac('sha256', registration.clusterKey).update(bytes).digest()),
+        nonce: () => this.env!.entropy.bytes(16),
+      },
+      settings: { retryTotalMs: options.retryTotalMs ?? 20_000, writeLifeMs: options.writeLifeMs ?? 4000 },
+    })
+    await plane.start()
+    if (!process.alive) return
+    this.stores = [store]
+    this.plane = plane
+    this.volumes = new VolumeLayer(plane.client, queue.arena)
+    this.arenaBaseline = usedBytes(queue)
+    port.send({ type: 'ready', dataPort: DATA_PORT, nbdPort: 0 })
+  }
+
+  /** The process is the failure unit: what it cannot handle ends it. An assertion is a bug, and the end of the simulation. */
+  #die(process: SimProcess, error: unknown): void {
+    if (!process.alive) return
+    if (!(error instanceof XsanError)) {
+      this.cluster.world.fail(error)
+      return
+    }
+    this.fatal = error
+    this.cluster.world.note('process ends', () => `${this.id}: ${error.status} ${error.message}`)
+    process.kill()
+  }
+}
+
+export class SimCluster {
+  readonly options: SimClusterOptions
+  readonly world: World
+  readonly network: SimNetwork
+  readonly control: SimControlNetwork
+  readonly nodes: SimNode[] = []
+  /** Whoever gives commands, on a host of its own. */
+  readonly operator: SimControlEnv
+  /** The last lines logged by any node. */
+  readonly logLines: string[] = []
+  readonly volumes: SimVolume[] = []
+
+  constructor(options: SimClusterOptions) {
+    this.options = options
+    this.world = new World({ seed: options.seed, trace: options.trace })
+    this.network = new SimNetwork(this.world, { tcpTimeoutMs: 20_000, connectTimeoutMs: 5000, ...options.network })
+    this.control = new SimControlNetwork(this.network, protoCodec())
+    this.control.onLog = (line) => this.#onLog(line)
+    for (let i = 0; i < options.nodes; i++) this.nodes.push(new SimNode(this, i))
+    const desk = new SimHost(this.network, { name: 'operator', address: '10.0.1.1' })
+    this.operator = this.control.env(desk.start('xsan'))
+  }
+
+  /** By number, from 1. */
+  node(number: number): SimNode {
+    const node = this.nodes[number - 1]
+    assert(node !== undefined, `no node ${number}`)
+    return node
+  }
+
+  /** Starts all nodes, makes the first one a cluster and lets the others join; returns when every chain has its replicas. */
+  async form(): Promise<void> {
+    for (const node of this.nodes) node.start()
+    await this.world.runFor(50)
+    await this.settle(this.node(1).call('xsan.v1.Cluster/Init', { clusterId: 'sim' }))
+    for (const node of this.nodes.slice(1)) {
+      const { token } = await this.settle(this.node(1).call('xsan.v1.Cluster/AddNode', { nodeId: node.id, validMs: 600_000 }))
+      await this.settle(node.call('xsan.v1.Cluster/Join', { token }))
+    }
+    await this.until('every node is ready', () => this.nodes.every((node) => node.control?.isReady === true && node.seat !== undefined))
+  }
+
+  async createVolume(name: string, options: { sizeBytes: number; replicas?: number; syncWhenWrite?: boolean }): Promise<SimVolume> {
+    const { sizeBytes, replicas = Math.min(3, this.nodes.length), syncWhenWrite = true } = options
+    const answer = await this.settle(this.anyNode().call('xsan.v1.Volume/Create', { name, sizeBytes, replicas, syncWhenWrite }))
+    const volume: SimVolume = { volume: Number(answer['id']) as VolumeNumber, name, sizeBytes, syncWhenWrite }
+    assert(volume.volume > 0, `volume ${name} got the number ${volume.volume}`)
+    this.volumes.push(volume)
+    await this.until(`every node knows ${name}`, () => this.nodes.every((node) => !node.running || node.volumes?.open(name) !== undefined))
+    return volume
+  }
+
+  anyNode(): SimNode {
+    const node = this.nodes.find((candidate) => candidate.running)
+    assert(node !== undefined, 'no node runs')
+    return node
+  }
+
+  /** The replicated state as the most advanced running node has it. */
+  get state() {
+    const states = this.nodes.flatMap((node) => (node.running && node.control?.member ? [node.control.member] : []))
+    states.sort((a, b) => (b.raft?.applied ?? 0) - (a.raft?.applied ?? 0))
+    return states[0]?.state
+  }
+
+  /** Why not every wanted replica of every chain serves, or '' when all do and every node is ready. */
+  unhealthy(): string {
+    for (const node of this.nodes) {
+      if (!node.running) return `${node.id} does not run${node.fatal ? `: ${messageOf(node.fatal)}` : ''}`
+      if (node.control?.isReady !== true)
+        return `${node.id} is ${node.control?.status.state ?? 'starting'}: ${node.control?.status.stage ?? ''} ${node.control?.status.detail ?? ''}`
+    }
+    const { state } = this
+    if (!state?.cluster) return 'no cluster'
+    const wanted = Math.min(3, this.nodes.length)
+    for (const [slot, chain] of state.chains.entries()) {
+      const serving = chain.entries.filter((entry) => entry.state === ReplicaState.SERVING).length
+      if (serving < wanted || chain.entries.some((entry) => entry.state !== ReplicaState.SERVING)) {
+        return `slot ${slot} version ${chain.version}: ${chain.entries.map((entry) => `${entry.disk}:${Object.keys(ReplicaState)[entry.state]} since ${entry.since}`).join(' ')}`
+      }
+    }
+    return ''
+  }
+
+  async healthy(limitMs = 60_000): Promise<void> {
+    await this.until(
+      'healthy',
+      () => this.unhealthy() === '',
+      limitMs,
+      () => this.unhealthy(),
+    )
+  }
+
+  /** Lets the world go on until `holds`; throws when it does not within the limit. */
+  async until(what: string, holds: () => boolean, limitMs = PATIENCE_MS, why: () => string = () => this.unhealthy()): Promise<void> {
+    if (!(await this.world.run(holds, limitMs))) throw new Error(`not within ${limitMs} ms: ${what} (${why()})`)
+  }
+
+  settle<T>(promise: Promise<T>, limitMs = 2 * PATIENCE_MS): Promise<T> {
+    return this.world.settle(promise, limitMs)
+  }
+
+  /** Heals everything: links, disks, clocks, processes; starts what does not run. */
+  heal(): void {
+    this.network.healAll()
+    Object.assign(this.control.datagramFaults, { loss: 0, duplicate: 0, late: 0 })
+    for (const node of this.nodes) {
+      node.disk.resume()
+      Object.assign(node.disk.faults, { readEio: 0, writeEio: 0, flushEio: 0, slow: 0, misdirect: 0 })
+      node.thaw()
+      if (node.queue) node.queue.faults.pauses = 0
+      node.restart()
+    }
+  }
+
+  /** Nothing is under way in any data plane. */
+  get quiet(): boolean {
+    return this.nodes.every((node) => !node.running || (node.plane !== undefined && node.plane.replicas.records.inUse === 0))
+  }
+
+  /** Violations of what must hold when all is healthy and quiet: replicas equal, state machines equal, nothing leaked. */
+  inspect(): string[] {
+    const found: string[] = []
+    const { state } = this
+    if (!state?.cluster) return ['there is no cluster']
+    for (const [slot, chain] of state.chains.entries()) {
+      const copies = chain.entries
+        .filter((entry) => entry.state === ReplicaState.SERVING)
+        .flatMap((entry) => this.nodes.flatMap((node) => node.stores.filter((store) => store.disk === entry.disk)))
+      const texts = copies.map((store) => `${store.slotDigest(slot).join(':')} last ${store.lastHigh[slot]}:${store.lastLow[slot]}`)
+      for (const [i, text] of texts.entries()) {
+        if (text !== texts[0]) found.push(`slot ${slot}: disk ${copies[i]!.disk} holds ${text}, disk ${copies[0]!.disk} ${texts[0]}`)
+      }
+    }
+    const applied = new Map<number, { id: string; text: string }>()
+    for (const node of this.nodes) {
+      const member = node.control?.member
+      if (!member?.raft) continue
+      const index = member.raft.applied
+      const text = JSON.stringify([member.state.revision, member.state.chains, [...member.state.nodes.values()], [...member.state.volumes.values()]])
+      const other = applied.get(index)
+      if (other && other.text !== text) found.push(`the replicated state of ${node.id} differs from that of ${other.id} at index ${index}`)
+      applied.set(index, { id: node.id, text })
+    }
+    for (const node of this.nodes) {
+      if (!node.plane || !node.queue) continue
+      const records = node.plane.replicas.records.inUse
+      if (records > 0) found.push(`${node.id}: ${records} records are never freed`)
+    }
+    return found
+  }
+
+  #onLog(line: SimLogLine): void {
+    const text = `${this.world.nowMs.toFixed(1)} ${line.process.host.name} ${line.level} ${line.message} ${textOf(line.fields)}`
+    this.logLines.push(text)
+    if (this.logLines.length > LOG_LINES_KEPT) this.logLines.shift()
+    if (process.env['SIM_LOG']) console.log(text)
+  }
+}
+
+export function usedBytes(queue: SimIoQueue): number {
+  return queue.arena.stats().usedBytes.reduce((a, b) => a + b, 0)
+}
