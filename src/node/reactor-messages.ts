@@ -1,0 +1,35 @@
+/** What the main thread gives to a reactor's thread at its start. Structured-clonable. */
+import type { LogLevelName } from '../env/control.ts'
+import type { ReactorToControl } from '../placement/messages.ts'
+import type { FoundDisk } from './disks.ts'
+
+export interface ReactorConfig {
+  readonly clusterId: string
+  readonly clusterUuid: string
+  readonly clusterKey: Uint8Array
+  readonly node: number
+  readonly nodeId: string
+  readonly incarnation: number
+  readonly slotCount: number
+  /** With the number the cluster gave to each. */
+  readonly disks: ReadonlyArray<FoundDisk & { readonly number: number }>
+  /** Of the running kernel: tells a power loss from a mere kill. */
+  readonly bootId: string
+  readonly data: { readonly host: string; readonly port: number }
+  /** `socket` '': none. */
+  readonly nbd: { readonly host: string; readonly port: number; readonly socket: string; readonly connectionsMax: number }
+  readonly arenaBytes: number
+  readonly credits: number
+  readonly spinUs: number
+  readonly logLevel: LogLevelName
+  readonly settings: Readonly<Record<string, number | boolean | string>>
+}
+
+export interface ReactorStart {
+  readonly config: ReactorConfig
+  /** See `REACTOR_COUNTERS_BYTES`. */
+  readonly counters: SharedArrayBuffer
+}
+
+/** `running`: the io queue turns; wake it with this id after posting a message. */
+export type ReactorMessage = ReactorToControl | { readonly type: 'running'; readonly wakeId: number }
