@@ -131,8 +131,8 @@ impl Handles {
         unsafe { self.live.add(slot as usize).write(0) };
     }
 
-    /// Closes the descriptor; the slot comes back with the next generation.
-    pub fn remove(&mut self, slot: u32) {
+    /// Closes the descriptor. The slot has the next generation, and waits for [`Handles::free`].
+    pub fn close(&mut self, slot: u32) {
         let generation = self.slots[slot as usize].generation % GENERATIONS + 1;
         let mut empty = Handle::new(kind::FREE, -1);
         empty.generation = generation;
@@ -142,6 +142,10 @@ impl Handles {
             self.live.add(slot as usize).write(0);
             self.meta.add(slot as usize).write(0);
         }
+    }
+
+    /// Lets a closed slot be used again: nothing of its last owner is on its way any more.
+    pub fn free(&mut self, slot: u32) {
         self.free.push_back(slot);
     }
 
@@ -162,7 +166,8 @@ mod tests {
         let mut handles = unsafe { Handles::new(3, live.as_mut_ptr(), meta.as_mut_ptr()) };
         let a = handles.insert(Handle::new(kind::SOCKET, -1)).unwrap();
         let slot = handles.slot(a).unwrap();
-        handles.remove(slot);
+        handles.close(slot);
+        handles.free(slot);
         assert_eq!(handles.slot(a), None);
         let b = handles.insert(Handle::new(kind::SOCKET, -1)).unwrap();
         assert_ne!(a & 0xffff, b & 0xffff);
@@ -182,7 +187,10 @@ mod tests {
             let id = handles.insert(Handle::new(kind::FILE, -1)).unwrap();
             assert!(id > 0);
             assert_eq!(handles.insert(Handle::new(kind::FILE, -1)).unwrap_err().code, "EMFILE");
-            handles.remove(0);
+            assert_eq!(handles.slot(id), Some(0));
+            handles.close(0);
+            assert!(handles.insert(Handle::new(kind::FILE, -1)).is_err(), "closed but not yet free");
+            handles.free(0);
         }
     }
 }

@@ -75,6 +75,55 @@ test('at most 32 completions of one handle come in a turn, others are not kept w
     )
   }))
 
+test('while memory files keep every turn busy, sockets and timeouts go on', () =>
+  withQueue({}, (queue) => {
+    const { handle: file } = queue.openFile({ path: join(memoryDir, 'busy'), createBytes: 1 << 20, lock: true })
+    const page = queue.arena.alloc(PAGE_BYTES)
+    let reads = 0
+    const readTag = queue.register('reads', () => {
+      reads++
+      queue.read(file, 0, page, 0, PAGE_BYTES, -1, readTag, 0)
+    })
+    for (let i = 0; i < 16; i++) queue.read(file, 0, page, 0, PAGE_BYTES, -1, readTag, 0)
+    const results = new Map<number, number>()
+    const tag = queue.register('x', (row, result) => void results.set(row, result))
+    const { handle: listener, port } = queue.listenTcp({ host: '127.0.0.1', port: 0 })
+    queue.accept(listener, tag, 1)
+    const client = queue.connectTcp({ host: '127.0.0.1', port }, tag, 2)
+    until(queue, () => results.size === 2)
+    const server = results.get(1) as Handle
+    for (let i = 0; i < 50; i++) {
+      queue.recv(server, page, 0, 10, true, tag, 10 + i)
+      queue.send(client, page, 0, 10, tag, 100 + i)
+      queue.timeout(1, tag, 1000 + i)
+      until(queue, () => results.get(10 + i) === 10 && results.get(100 + i) === 10 && results.get(1000 + i) === 0, 200_000)
+    }
+    assert.ok(reads > 1000)
+  }))
+
+test('a slot is used again only after its close was dispatched', () =>
+  withQueue({ handlesMax: 1 }, (queue) => {
+    const path = join(memoryDir, 'slot')
+    let closed = 0
+    const tag = queue.register('x', () => void closed++)
+    for (let i = 1; i <= 50; i++) {
+      const { handle } = queue.openFile({ path, createBytes: PAGE_BYTES, lock: true })
+      queue.read(
+        handle,
+        0,
+        2000,
+        0,
+        PAGE_BYTES,
+        -1,
+        queue.register('r', () => {}),
+        0,
+      )
+      queue.close(handle, tag, 0)
+      assert.throws(() => queue.openFile({ path, lock: true }), hasCode('EMFILE'))
+      until(queue, () => closed === i)
+    }
+  }))
+
 test('more descriptors or segments than their arrays hold are taken early', () =>
   withQueue({}, (queue) => {
     for (const base of [dir, memoryDir]) {
