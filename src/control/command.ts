@@ -97,7 +97,7 @@ export function applyCommand(state: ClusterState, index: number, command: Uint8A
 }
 
 /** The value, or the operation's error thrown. */
-export function valueOf<N extends OperationName>(_op: N, result: unknown): ValueOf<N> {
+export function resultValue<N extends OperationName>(_op: N, result: unknown): ValueOf<N> {
   const { value, error } = result as CommandResult
   if (error !== undefined) throw new XsanError(error.status, error.message, error.nextStep)
   assert(value !== undefined, 'a result without value')

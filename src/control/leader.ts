@@ -15,7 +15,7 @@ import type { Clock, Log, TimerId } from '../env/control.ts'
 import { entryOf, ReplicaState } from '../placement/chain.ts'
 import { CoordinatorView, View } from '../placement/view.ts'
 import type { Raft } from '../raft/driver.ts'
-import { type ArgsOf, encodeCommand, type OperationName, type ValueOf, valueOf } from './command.ts'
+import { type ArgsOf, encodeCommand, type OperationName, type ValueOf, resultValue } from './command.ts'
 import { Members } from './members.ts'
 import { type ChainsStepArgs, chainChanges, type SlotFacts } from './ops/chains-step.ts'
 import { Rebalancer } from './rebalance.ts'
@@ -264,7 +264,7 @@ export class Coordinator {
   // ---- commands -----------------------------------------------------------------------------------------------------------
 
   async propose<N extends OperationName>(op: N, args: ArgsOf<N>, id?: string): Promise<ValueOf<N>> {
-    return valueOf(op, await this.#raft.propose(encodeCommand(op, args, id), { timeoutMs: 5000 }))
+    return resultValue(op, await this.#raft.propose(encodeCommand(op, args, id), { timeoutMs: 5000 }))
   }
 
   // ---- driver's events ----------------------------------------------------------------------------------------------------

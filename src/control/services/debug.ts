@@ -1,7 +1,7 @@
 /** xsan.v1.Debug: looks into the data planes of all nodes. */
 import { messageOf, XsanError } from '../../base/errors.ts'
-import { BLOCK_BYTES } from '../../base/units.ts'
 import type { NodeNumber } from '../../base/ids.ts'
+import { BLOCK_BYTES } from '../../base/units.ts'
 import type { Message } from '../../env/control.ts'
 import { isMember, REPLICA_STATE_NAMES } from '../../placement/chain.ts'
 import { slotOf } from '../../placement/ring.ts'

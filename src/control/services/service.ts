@@ -23,7 +23,7 @@ export interface ServiceContext {
   /** This node's, once it serves; rejects with NOT_LEADER. */
   coordinator(): Promise<Coordinator>
   /** The last that each node has reported, and when (own clock). */
-  readonly stats: ReadonlyMap<NodeNumber, { readonly incarnation: Incarnation; readonly atMs: number; readonly stats: AgentStats }>
+  readonly stats: Map<NodeNumber, { readonly incarnation: Incarnation; readonly atMs: number; readonly stats: AgentStats }>
   readonly heartbeats: () => Heartbeats | undefined
   /** Rejects with XsanError when the node does not answer. */
   ask(node: NodeNumber, query: NodeQuery, timeoutMs: number): Promise<unknown>

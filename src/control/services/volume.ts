@@ -1,7 +1,7 @@
 /** xsan.v1.Volume */
 import { XsanError } from '../../base/errors.ts'
-import type { Message } from '../../env/control.ts'
 import { BLOCK_BYTES } from '../../base/units.ts'
+import type { Message } from '../../env/control.ts'
 import { healthOf } from '../health.ts'
 import type { Coordinator } from '../leader.ts'
 import { booleanSetting, defaultReplicas, replicaCount } from '../settings.ts'

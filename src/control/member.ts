@@ -1,0 +1,583 @@
+/**
+ * The control plane of a node that belongs to a cluster: opens Raft, registers the process, starts the data plane, and from then on keeps all
+ * parts in step. One object per process life.
+ *
+ *   Raft events -> Coordinator (while this node leads)      replicated state -> NodeAgent -> data plane
+ *   calls of people -> the leader (Peer/Forward) -> services    calls of nodes -> Peer
+ */
+import { assert } from '../base/assert.ts'
+import { messageOf, XsanError } from '../base/errors.ts'
+import type { Incarnation, NodeNumber } from '../base/ids.ts'
+import { BLOCK_BYTES } from '../base/units.ts'
+import type { CallContext, Message, MethodHandler } from '../env/control.ts'
+import { type LeaderChange, type Raft, RaftNode } from '../raft/driver.ts'
+import { Authenticator, fromHex } from './auth.ts'
+import { Heartbeats } from './heartbeat.ts'
+import type { Identity } from './identity.ts'
+import { Coordinator } from './leader.ts'
+import { LeaderClient } from './leader-client.ts'
+import { ControlStateMachine } from './machine.ts'
+import { type AgentStats, NodeAgent } from './node-agent.ts'
+import type { ControlOptions, Registration } from './options.ts'
+import { RpcRaftTransport } from './raft-transport.ts'
+import { clusterService, clusterStatus } from './services/cluster.ts'
+import { configItems, configService } from './services/config.ts'
+import { debugService } from './services/debug.ts'
+import { diskService } from './services/disk.ts'
+import { exportService } from './services/export.ts'
+import { nodeService } from './services/node.ts'
+import { LEADER_PEER_METHODS, PEER_METHODS, type PeerSender } from './services/peer.ts'
+import type { AdminService, NodeQuery, ServiceContext } from './services/service.ts'
+import { volumeService } from './services/volume.ts'
+import { FEATURE_LEVEL } from './state.ts'
+
+const PEER = 'xsan.v1.Peer'
+const LEASE_MS = 2000
+const REGISTER_TRY_MS = 5000
+/** A node without a leader says what it knows after so long. */
+const STATUS_PATIENCE_MS = 2500
+const STOP_PATIENCE_MS = 12_000
+const NUDGE_TIMEOUT_MS = 500
+
+export const ADMIN_SERVICES: Readonly<Record<string, AdminService>> = {
+  'xsan.v1.Cluster': clusterService,
+  'xsan.v1.Node': nodeService,
+  'xsan.v1.Volume': volumeService,
+  'xsan.v1.Disk': diskService,
+  'xsan.v1.Export': exportService,
+  'xsan.v1.Config': configService,
+  'xsan.v1.Debug': debugService,
+}
+
+export class Member {
+  readonly identity: Identity
+  /** Where the start is, for people. */
+  stage = 'opening the metadata'
+  detail = ''
+  readonly #options: ControlOptions
+  readonly #leaseMs: number
+  readonly #authenticator: Authenticator
+  readonly #machine = new ControlStateMachine()
+  readonly #transport: RpcRaftTransport
+  readonly #leaderClient: LeaderClient
+  readonly #context: ServiceContext
+  readonly #stats = new Map<NodeNumber, { incarnation: Incarnation; atMs: number; stats: AgentStats }>()
+  readonly #addresses: { grpc: string; data: string; nbd: string }
+  #raft: Raft | undefined
+  #coordinator: Coordinator | undefined
+  #agent: NodeAgent | undefined
+  #heartbeats: Heartbeats | undefined
+  #incarnation = 0 as Incarnation
+  #stopped = false
+  #fatal = false
+  readonly #members: ReadonlyMap<NodeNumber, string>
+  #registered: () => void = () => undefined
+  /** Resolves when this process is registered. */
+  readonly registered = new Promise<void>((resolve) => {
+    this.#registered = resolve
+  })
+
+  constructor(options: ControlOptions, identity: Identity, grpcAddress: string) {
+    this.#options = options
+    this.identity = identity
+    const { config, env, hmac } = options
+    this.#leaseMs = config.leaseMs ?? LEASE_MS
+    this.#addresses = { grpc: grpcAddress, data: config.addresses.data, nbd: config.addresses.nbd }
+    this.#authenticator = new Authenticator(hmac, fromHex(identity.clusterKey))
+    this.#members = new Map(identity.members.map(({ node, grpc }) => [node, grpc]))
+    this.#transport = new RpcRaftTransport({
+      step: (to, request, timeoutMs) => this.#callPeer(to, 'RaftStep', request, timeoutMs),
+      onUnreachable: (node) => {
+        this.#raft?.reportUnreachable(node)
+      },
+    })
+    this.#leaderClient = new LeaderClient({
+      clock: env.clock,
+      self: identity.node,
+      leader: () => this.#raft?.leader ?? (0 as NodeNumber),
+      local: (method, request, timeoutMs) => this.#handlePeer(method, request, { node: identity.node, incarnation: this.#incarnation }, timeoutMs),
+      remote: (node, method, request, timeoutMs) => this.#callPeer(node, method, request, timeoutMs),
+    })
+    const self = this
+    this.#context = {
+      env,
+      config,
+      hmac,
+      state: this.#machine.state,
+      get raft() {
+        return self.#openRaft()
+      },
+      self: identity.node,
+      coordinator: () => this.#theCoordinator(),
+      stats: this.#stats,
+      heartbeats: () => this.#heartbeats,
+      ask: (node, query, timeoutMs) => this.#ask(node, query, timeoutMs),
+    }
+  }
+
+  get state(): ControlStateMachine['state'] {
+    return this.#machine.state
+  }
+
+  get node(): NodeNumber {
+    return this.identity.node
+  }
+
+  get incarnation(): Incarnation {
+    return this.#incarnation
+  }
+
+  get leaderId(): string {
+    const leader = this.#raft?.leader ?? 0
+    return this.#machine.state.nodes.get(leader as NodeNumber)?.id ?? ''
+  }
+
+  get leaseMs(): number {
+    return this.#agent?.leaseMs ?? 0
+  }
+
+  /** The data plane runs and has its table. */
+  get ready(): boolean {
+    return this.#agent?.tableApplied === true && !this.#stopped
+  }
+
+  /** Of this node's view; for metrics and tests. */
+  get raft(): Raft | undefined {
+    return this.#raft
+  }
+
+  get coordinator(): Coordinator | undefined {
+    return this.#coordinator
+  }
+
+  get agent(): NodeAgent | undefined {
+    return this.#agent
+  }
+
+  get heartbeats(): Heartbeats | undefined {
+    return this.#heartbeats
+  }
+
+  // ---- start and stop -----------------------------------------------------------------------------------------------------
+
+  /** Resolves when Raft runs; the rest follows in the background (a cluster without a quorum must not keep a process from starting). */
+  async start(): Promise<void> {
+    const { env, config, createCore } = this.#options
+    this.#raft = await RaftNode.open({
+      id: this.identity.node,
+      createCore,
+      kv: env.kv,
+      clock: env.clock,
+      entropy: env.entropy,
+      log: env.log,
+      transport: this.#transport,
+      stateMachine: this.#machine,
+      events: {
+        onLeaderChange: (change) => {
+          this.#onLeaderChange(change)
+        },
+        onApplied: () => {
+          this.#onApplied()
+        },
+        onRestored: () => {
+          this.#onApplied()
+        },
+        onFatal: (error) => {
+          this.#fail(error)
+        },
+      },
+      start: this.identity.founder ? { voters: [this.identity.node] } : 'join',
+      ...(config.electionTimeoutMs === undefined ? {} : { electionTimeoutMs: config.electionTimeoutMs }),
+    })
+    this.stage = 'waiting for a leader'
+    this.#onLeaderChange({ leader: this.#raft.leader, term: this.#raft.term, isSelf: this.#raft.isLeader })
+    this.#join().catch((error: unknown) => {
+      if (!this.#stopped) this.#fail(error)
+    })
+  }
+
+  async stop(): Promise<void> {
+    if (this.#stopped) return
+    if (this.#agent?.ready) await this.#agent.stopDataPlane(STOP_PATIENCE_MS)
+    this.#stopped = true
+    this.#agent?.stop()
+    this.#heartbeats?.stop()
+    const raft = this.#raft
+    if (raft?.isLeader) {
+      const coordinator = this.#coordinator
+      const heir = raft.members.voters.find((voter) => voter !== this.node && coordinator !== undefined && coordinator.leaseOf(voter).leaseMs > 0)
+      // a courtesy: without it the others find a leader by themselves
+      if (heir !== undefined) await raft.transferLeader(heir).catch(() => undefined)
+    }
+    this.#coordinator?.stop()
+    this.#leaderClient.stop()
+    this.#transport.stop()
+    await raft?.stop()
+  }
+
+  /** Registers the process and starts what serves. */
+  async #join(): Promise<void> {
+    const { env, config } = this.#options
+    const requestId = env.entropy.uuid()
+    let answer: Message
+    for (;;) {
+      if (this.#stopped) return
+      try {
+        answer = await this.#leaderClient.call('Register', this.#registration(requestId), { timeoutMs: REGISTER_TRY_MS })
+        break
+      } catch (error) {
+        if (!(error instanceof XsanError) || error.status !== 'CLUSTER_NOT_READY') throw error
+        this.detail = error.message
+        env.log.log('WARN', 'this node waits for the cluster', { error: error.message })
+      }
+    }
+    this.#incarnation = Number(answer['incarnation']) as Incarnation
+    this.stage = 'waiting for the replicated state'
+    this.detail = ''
+    while (this.state.incarnation(this.node) < this.#incarnation) {
+      if (this.#stopped) return
+      await this.#sleep(5)
+    }
+    if (this.state.incarnation(this.node) > this.#incarnation)
+      throw new XsanError('PERMISSION_DENIED', 'another process of this node has registered', 'Only one xsand may run on a data_dir.')
+    const cluster = this.state.theCluster
+    const registration: Registration = {
+      clusterId: cluster.id,
+      clusterUuid: cluster.uuid,
+      clusterKey: fromHex(cluster.key),
+      node: this.node,
+      nodeId: this.identity.nodeId,
+      incarnation: this.#incarnation,
+      slotCount: cluster.slotCount,
+      disks: (answer['diskNumbers'] as number[]).map((disk) => disk as Registration['disks'][number]),
+    }
+    env.log.log('INFO', 'this process is registered', { node: this.node, incarnation: this.#incarnation, disks: registration.disks })
+    this.stage = 'starting the data plane'
+    const port = await this.#options.openDataPlane(registration)
+    if (this.#stopped) return
+    this.#agent = new NodeAgent({
+      node: this.node,
+      incarnation: this.#incarnation,
+      state: this.state,
+      raft: this.#openRaft(),
+      leaderClient: this.#leaderClient,
+      clock: env.clock,
+      log: env.log,
+      port,
+      leaseMs: this.#leaseMs,
+      reactorTurning: this.#options.reactorTurning,
+      onReady: (ports) => {
+        this.#dataPlaneReady(ports)
+      },
+      onFatal: (error) => {
+        this.#fail(error)
+      },
+    })
+    this.#agent.start()
+    this.#heartbeats = new Heartbeats({
+      datagram: env.datagram,
+      clock: env.clock,
+      log: env.log,
+      hmac: this.#options.hmac,
+      state: this.state,
+      node: this.node,
+      incarnation: this.#incarnation,
+      ...config.heartbeat,
+      // the port is known only here when the configuration leaves it open
+      port: config.heartbeat.port || Number(portOf(this.#addresses.grpc)),
+      unicastAddress: (node) => this.state.nodes.get(node)?.grpc || undefined,
+      report: () => this.#heartbeatReport(),
+    })
+    this.#registered()
+    this.#tellSettings()
+    await this.#heartbeats.start().catch((error: unknown) => {
+      env.log.log('ERROR', 'no heartbeats: the port cannot be had', { error: messageOf(error) })
+    })
+  }
+
+  #registration(requestId: string): Message {
+    const { config } = this.#options
+    const { nbdSocket, admin } = config.addresses
+    return {
+      ...this.#addresses,
+      nbdSocket,
+      admin,
+      disks: config.disks.map(({ uuid, path, type, role, capacityBytes }) => ({ uuid, path, type, role, capacityBytes })),
+      version: config.version,
+      featureLevelMax: FEATURE_LEVEL,
+      dataDir: config.dataDir,
+      bootId: config.bootId,
+      requestId,
+      zone: config.zone,
+      rack: config.rack,
+    }
+  }
+
+  #dataPlaneReady({ dataPort, nbdPort }: { readonly dataPort: number; readonly nbdPort: number }): void {
+    this.stage = 'serving'
+    const data = withPort(this.#addresses.data, dataPort)
+    const nbd = nbdPort > 0 ? withPort(this.#addresses.nbd, nbdPort) : this.#addresses.nbd
+    if (data === this.#addresses.data && nbd === this.#addresses.nbd) return
+    Object.assign(this.#addresses, { data, nbd })
+    this.#agent!.announce({ data, nbd })
+  }
+
+  // ---- Raft's events ------------------------------------------------------------------------------------------------------
+
+  #onLeaderChange(change: LeaderChange): void {
+    if (this.#stopped || this.#raft === undefined) return
+    this.#coordinator?.stop()
+    this.#coordinator = undefined
+    if (change.isSelf) {
+      this.#stats.clear()
+      this.#coordinator = new Coordinator({
+        raft: this.#raft,
+        state: this.state,
+        clock: this.#options.env.clock,
+        log: this.#options.env.log,
+        leaseMs: this.#leaseMs,
+        virtualNodesPerPhysical: this.#options.config.virtualNodesPerPhysical,
+        nudge: (node) => {
+          this.#nudge(node)
+        },
+      })
+      if (this.identity.founder) void this.#found(this.#coordinator)
+    }
+    this.#leaderClient.onLeaderChange()
+    this.#agent?.onLeaderChange()
+  }
+
+  #onApplied(): void {
+    if (this.#stopped) return
+    this.#coordinator?.onApplied()
+    this.#agent?.onApplied()
+    this.#tellSettings()
+  }
+
+  #settingsRevision = -1
+  #tellSettings(): void {
+    if (this.#incarnation === 0 || this.state.settingsRevision === this.#settingsRevision) return
+    this.#settingsRevision = this.state.settingsRevision
+    this.#options.onSettings?.(Object.fromEntries(this.state.settings))
+  }
+
+  /** The first command of a new cluster; again after a crash between identity and command. */
+  async #found(coordinator: Coordinator): Promise<void> {
+    const { env, config } = this.#options
+    const { clusterId, clusterUuid, clusterKey, nodeId, nodeKey, slotCount } = this.identity
+    try {
+      await coordinator.started
+      if (this.state.cluster !== undefined) return
+      await coordinator.propose('cluster.init', {
+        id: clusterId,
+        uuid: clusterUuid,
+        key: clusterKey,
+        slotCount,
+        wallMs: env.clock.wallMs(),
+        settings: { 'storage.default_replica_count': config.replicas, 'storage.sync_when_write': config.syncWhenWrite },
+        firstNode: { id: nodeId, key: nodeKey, zone: config.zone, rack: config.rack },
+      })
+    } catch (error) {
+      if (!this.#stopped) env.log.log('WARN', 'the cluster could not be founded in this term', { error: messageOf(error) })
+    }
+  }
+
+  async #theCoordinator(): Promise<Coordinator> {
+    const coordinator = this.#coordinator
+    if (coordinator === undefined)
+      throw new XsanError('NOT_LEADER', `${this.identity.nodeId} does not lead the cluster`, 'Try again: the leader is being found.')
+    await coordinator.started
+    return coordinator
+  }
+
+  #openRaft(): Raft {
+    assert(this.#raft !== undefined, 'Raft is not open')
+    return this.#raft
+  }
+
+  #fail(error: unknown): void {
+    if (this.#fatal || this.#stopped) return
+    this.#fatal = true
+    this.stage = 'failed'
+    this.detail = messageOf(error)
+    this.#options.onFatal(error)
+  }
+
+  // ---- calls --------------------------------------------------------------------------------------------------------------
+
+  /** Handlers of the admin services, for `Rpc.serve`: answered here or carried to the leader. */
+  async admin(service: string, method: string, request: Message, context: CallContext): Promise<Message> {
+    const { at, handler } = ADMIN_SERVICES[service]![method]!
+    const requestId = this.#options.env.entropy.uuid()
+    if (at === 'here') return handler(this.#context, request, { timeoutMs: context.timeoutMs, requestId })
+    const name = `${service}/${method}`
+    const isStatus = name === 'xsan.v1.Cluster/Status'
+    const timeoutMs = isStatus ? Math.min(context.timeoutMs * 0.8, STATUS_PATIENCE_MS) : context.timeoutMs * 0.9
+    const forward = { method: name, requestJson: JSON.stringify(request), requestId, timeoutMs: Math.floor(timeoutMs) }
+    try {
+      const { responseJson } = await this.#leaderClient.call('Forward', forward, { timeoutMs })
+      return JSON.parse(String(responseJson)) as Message
+    } catch (error) {
+      if (isStatus && error instanceof XsanError && (error.status === 'CLUSTER_NOT_READY' || error.status === 'CONSENSUS_FAILED')) {
+        return clusterStatus(this.#context, undefined)
+      }
+      throw error
+    }
+  }
+
+  /** Handler of one method of Peer, for `Rpc.serve`. */
+  peer(method: string): MethodHandler {
+    return async (request, context) => {
+      const sender = (request['sender'] ?? {}) as Message
+      if (method === 'Admit') return this.#leaderOrForward(request, context)
+      if (sender['clusterUuid'] !== this.identity.clusterUuid) {
+        throw new XsanError(
+          'WRONG_CLUSTER',
+          `the caller is of another cluster than ${this.identity.clusterId}`,
+          'Compare cluster.cluster_id and the data directories of both nodes.',
+        )
+      }
+      this.#authenticator.check(method, request)
+      return this.#handlePeer(
+        method,
+        request,
+        { node: Number(sender['node']) as NodeNumber, incarnation: Number(sender['incarnation']) as Incarnation },
+        context.timeoutMs,
+      )
+    }
+  }
+
+  /** A joining node knows some member, not the leader. */
+  #leaderOrForward(request: Message, context: CallContext): Promise<Message> {
+    return this.#leaderClient.call('Admit', request, { timeoutMs: context.timeoutMs * 0.9 })
+  }
+
+  async #handlePeer(method: string, request: Message, sender: PeerSender, timeoutMs: number): Promise<Message> {
+    if (this.#raft === undefined || this.#stopped) throw new XsanError('STOPPING', `${this.identity.nodeId} is starting or stopping`, 'Ask another node.')
+    switch (method) {
+      case 'RaftStep':
+        this.#raft.receive(sender.node, request['messages'] as Uint8Array[])
+        return {}
+      case 'Nudge':
+        this.#agent?.renewNow()
+        return {}
+      case 'Query':
+        return { answerJson: JSON.stringify((await this.#answer(JSON.parse(String(request['queryJson'])) as NodeQuery)) ?? null) }
+      case 'Forward': {
+        if (!this.#raft.isLeader) throw new XsanError('NOT_LEADER', `${this.identity.nodeId} does not lead the cluster`)
+        const [service = '', name = ''] = String(request['method']).split('/')
+        const known = ADMIN_SERVICES[service]?.[name]
+        if (known === undefined || known.at !== 'leader')
+          throw new XsanError('NOT_SUPPORTED', `${this.identity.nodeId} does not know ${String(request['method'])}`, 'Use one version on all nodes.')
+        const response = await known.handler(this.#context, JSON.parse(String(request['requestJson'])) as Message, {
+          timeoutMs,
+          requestId: String(request['requestId']),
+        })
+        return { responseJson: JSON.stringify(response) }
+      }
+    }
+    const handler = LEADER_PEER_METHODS[method] ?? PEER_METHODS[method]
+    if (handler === undefined) throw new XsanError('NOT_SUPPORTED', `there is no call ${method}`)
+    return handler(this.#context, request, { sender, timeoutMs })
+  }
+
+  async #callPeer(to: NodeNumber, method: string, request: Message, timeoutMs: number): Promise<Message> {
+    const { env, config } = this.#options
+    const address = this.state.nodes.get(to)?.grpc || this.#members.get(to)
+    if (address === undefined || address === '') throw new XsanError('NODE_UNREACHABLE', `the address of node ${to} is not known`)
+    if (method === 'Admit') return env.rpc.call(address, `${PEER}/${method}`, request, { timeoutMs })
+    const sender = { clusterUuid: this.identity.clusterUuid, node: this.node, incarnation: this.#incarnation, nodeId: config.nodeId }
+    return env.rpc.call(address, `${PEER}/${method}`, this.#authenticator.sign(method, { ...request, sender }), { timeoutMs })
+  }
+
+  #nudge(node: NodeNumber): void {
+    if (node === this.node) this.#agent?.renewNow()
+    else this.#callPeer(node, 'Nudge', { term: this.#openRaft().term }, NUDGE_TIMEOUT_MS).catch(() => undefined)
+  }
+
+  async #ask(node: NodeNumber, query: NodeQuery, timeoutMs: number): Promise<unknown> {
+    if (node === this.node) return this.#answer(query)
+    const { answerJson } = await this.#callPeer(node, 'Query', { queryJson: JSON.stringify(query) }, timeoutMs)
+    return JSON.parse(String(answerJson))
+  }
+
+  async #answer(query: NodeQuery): Promise<unknown> {
+    if (query.kind === 'config') return configItems(this.#context)
+    if (query.kind === 'perf') return { ...this.#agent?.stats?.counters, ...this.counters() }
+    if (this.#agent === undefined || !this.#agent.ready)
+      throw new XsanError('CLUSTER_NOT_READY', `the data plane of ${this.identity.nodeId} is not ready`, 'Wait until it is.')
+    return this.#agent.query(query)
+  }
+
+  /** The control plane's own counters, for metrics and perf-stats. */
+  counters(): Record<string, number> {
+    const beats = this.#heartbeats
+    const counters: Record<string, number> = {
+      'control.raft_term': this.#raft?.term ?? 0,
+      'control.raft_applied_index': this.#raft?.applied ?? 0,
+      'control.is_leader': this.#raft?.isLeader ? 1 : 0,
+      'control.lease_left_ms': Math.round(this.leaseMs),
+      'control.table_revision': this.state.revision,
+    }
+    if (beats !== undefined) {
+      counters['heartbeat.sent'] = beats.sent
+      counters['heartbeat.received'] = beats.received
+      for (const [reason, count] of Object.entries(beats.refusals)) counters[`heartbeat.refused_${reason}`] = count
+    }
+    return counters
+  }
+
+  #heartbeatReport(): ReturnType<ConstructorParameters<typeof Heartbeats>[0]['report']> {
+    const stats = this.#agent?.stats
+    return {
+      ready: this.ready,
+      tableRevision: this.state.revision,
+      opsPerSecond: 0,
+      bytesPerSecond: 0,
+      syncingSlots: stats?.resync.slotsLeft ?? 0,
+      behindBlocks: stats?.resync.blocksLeft ?? 0,
+      term: this.#raft?.term ?? 0,
+      disks: (stats?.disks ?? []).map(({ disk, usedBytes, capacityBytes, journalUsedBytes, journalBytes, rejectCreate }) => ({
+        disk,
+        state: this.state.disks.get(disk)?.state === 'failed' ? 2 : rejectCreate ? 1 : 0,
+        usedPercent: capacityBytes > 0 ? (100 * usedBytes) / capacityBytes : 0,
+        journalPercent: journalBytes > 0 ? (100 * journalUsedBytes) / journalBytes : 0,
+      })),
+    }
+  }
+
+  #sleep(delayMs: number): Promise<void> {
+    return new Promise((resolve) => {
+      this.#options.env.clock.setTimer(delayMs, resolve)
+    })
+  }
+}
+
+/** What a new node says of itself with its token. */
+export function admitRequest(options: ControlOptions, token: string, grpcAddress: string): Message {
+  const { config } = options
+  const { data, nbd, nbdSocket, admin } = config.addresses
+  return {
+    token,
+    nodeId: config.nodeId,
+    grpc: grpcAddress,
+    data,
+    nbd,
+    nbdSocket,
+    admin,
+    zone: config.zone,
+    rack: config.rack,
+    disks: config.disks.map(({ uuid, path, type, role, capacityBytes }) => ({ uuid, path, type, role, capacityBytes })),
+    featureLevelMax: FEATURE_LEVEL,
+    version: config.version,
+    clusterId: config.clusterId,
+    blockSize: BLOCK_BYTES,
+    witness: config.disks.length === 0,
+  }
+}
+
+const portOf = (address: string) => address.slice(address.lastIndexOf(':') + 1)
+
+function withPort(address: string, port: number): string {
+  return address === '' ? '' : `${address.slice(0, address.lastIndexOf(':'))}:${port}`
+}
