@@ -333,7 +333,11 @@ impl RaftCore {
     pub fn ready(&mut self) -> Result<RaftReady> {
         let ready = self.open()?.ready().map_err(fail)?;
         Ok(RaftReady {
-            hard_state: ready.hard_state.map(|(term, vote, commit)| RaftHardState { term: term as f64, vote: vote as f64, commit: commit as f64 }),
+            hard_state: ready.hard_state.map(|(term, vote, commit)| RaftHardState {
+                term: term as f64,
+                vote: vote as f64,
+                commit: commit as f64,
+            }),
             must_sync: ready.must_sync,
             soft_state: ready.soft_state.map(|(role, leader)| RaftSoftState { role, leader: leader as f64 }),
             snapshot: ready.snapshot.map(|s| RaftSnapshot {

@@ -10,12 +10,15 @@
 //! Bytes of records and of messages: crc32c (u32, little endian) of the rest | prost encoding of `Entry` / `Message`.
 
 mod log;
+#[cfg(test)]
+mod tests;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use prost::Message as _;
 use raft::eraftpb::{
-    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message, MessageType, Snapshot,
+    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message, MessageType,
+    Snapshot,
 };
 use raft::{Config, RawNode, Ready, SnapshotStatus, StateRole, Storage};
 
@@ -281,7 +284,10 @@ fn load_log(options: &Options) -> Result<Log> {
         return Err(Error::Damaged(format!("commit index {} is outside {}..={last}", options.commit, options.truncated_index)));
     }
     if options.applied < options.truncated_index || options.applied > options.commit {
-        return Err(Error::Damaged(format!("applied index {} is outside {}..={}", options.applied, options.truncated_index, options.commit)));
+        return Err(Error::Damaged(format!(
+            "applied index {} is outside {}..={}",
+            options.applied, options.truncated_index, options.commit
+        )));
     }
     let hard_state = HardState { term: options.term, vote: options.vote, commit: options.commit };
     Ok(Log::new(hard_state, ConfState::from(&options.members), options.truncated_index, options.truncated_term, entries))
@@ -520,7 +526,11 @@ impl RaftCore {
                     members: Members::from(snapshot.get_metadata().get_conf_state()),
                     data: snapshot.data.clone(),
                 }),
-                entries: ready.entries().iter().map(|entry| LogRecord { index: entry.index, term: entry.term, record: seal(entry) }).collect(),
+                entries: ready
+                    .entries()
+                    .iter()
+                    .map(|entry| LogRecord { index: entry.index, term: entry.term, record: seal(entry) })
+                    .collect(),
                 committed: committed(ready.committed_entries()),
                 messages: outgoing(ready.messages()),
                 persisted_messages: outgoing(ready.persisted_messages()),
@@ -549,7 +559,11 @@ impl RaftCore {
                 core.raw.mut_store().hard_state.commit = commit;
             }
             core.stage = Stage::Light;
-            Ok(LightReadyOut { commit: light.commit_index(), messages: outgoing(light.messages()), committed: committed(light.committed_entries()) })
+            Ok(LightReadyOut {
+                commit: light.commit_index(),
+                messages: outgoing(light.messages()),
+                committed: committed(light.committed_entries()),
+            })
         })
     }
 
