@@ -1,0 +1,272 @@
+/**
+ * One run: a whole cluster, its clients and a schedule of faults from a seed; then everything is healed, and all promises are checked.
+ *
+ * Phase 1: faults, safety. Phase 2: no faults, liveness: everything pending completes and every replica serves within LIVENESS_MS of
+ * virtual time; then every page is read once more, replicas are compared, and nothing may be left allocated.
+ */
+import { Prng } from '../../src/base/prng.ts'
+import { BLOCK_BYTES, PAGE_BYTES } from '../../src/base/units.ts'
+import { ReplicaState } from '../../src/placement/chain.ts'
+import { SimCluster, type SimNode, type SimVolume, usedBytes } from './cluster.ts'
+import { describeFault, type Fault, makeSchedule, type Profile, type Schedule } from './faults.ts'
+import { History, type Violation } from './history.ts'
+import { SimClient } from './workload.ts'
+
+export interface RunResult {
+  readonly seed: number
+  readonly profile: Profile
+  readonly hash: string
+  readonly virtualSeconds: number
+  readonly events: number
+  readonly operations: number
+  readonly succeeded: number
+  /** Pages whose history was too much work to decide. */
+  readonly undecided: number
+  readonly longestMs: number
+  readonly ends: Readonly<Record<string, number>>
+  readonly violations: readonly Violation[]
+  /** The last lines the nodes logged. */
+  readonly log: readonly string[]
+}
+
+export interface RunOptions {
+  readonly trace?: ((line: string) => void) | undefined
+  readonly onHistory?: ((history: History) => void) | undefined
+  readonly onCluster?: ((cluster: SimCluster) => void) | undefined
+}
+
+const NODES = 3
+const DURATION_MS = 15_000
+const VOLUME_BYTES = 3 * BLOCK_BYTES
+const WRITE_LIFE_MS = 4000
+/** What a crashed client's write may take beyond its life until it is ordered or refused. */
+const LIFE_SLACK_MS = 500
+export const LIVENESS_MS = 120_000
+/** Longer ones are a dead disk by design, which stays out until it is replaced: scenarios of their own. */
+const DISK_HANG_MAX_MS = 1000
+const WITHOUT = ['disk-eio'] as const
+
+export function scheduleOf(seed: number, profile: Profile): Schedule {
+  const random = new Prng(seed % 0x1_0000_0000).fork(`schedule ${Math.floor(seed / 0x1_0000_0000)}`)
+  return makeSchedule(random, { seed, profile, nodes: NODES, durationMs: DURATION_MS, without: WITHOUT })
+}
+
+export async function runSchedule(schedule: Schedule, options: RunOptions = {}): Promise<RunResult> {
+  const violations: Violation[] = []
+  const history = new History()
+  const cluster = new SimCluster({ seed: schedule.seed, nodes: schedule.nodes, trace: options.trace, writeLifeMs: WRITE_LIFE_MS })
+  options.onCluster?.(cluster)
+  const { world } = cluster
+  const clients: SimClient[] = []
+  try {
+    await cluster.form()
+    await cluster.healthy()
+    const volumes = [
+      await cluster.createVolume('safe', { sizeBytes: VOLUME_BYTES }),
+      await cluster.createVolume('relaxed', { sizeBytes: VOLUME_BYTES, syncWhenWrite: false }),
+    ]
+    history.relaxedVolumes.add(volumes[1]!.volume)
+    startClients(cluster, schedule, volumes, history, clients)
+    for (const fault of schedule.faults) world.scheduleAt(world.nowMs + fault.atMs, 'fault', () => inject(cluster, history, fault))
+    await world.runFor(schedule.durationMs)
+    cluster.heal()
+    const live = await world.run(() => clients.every((client) => client.done) && cluster.unhealthy() === '' && cluster.quiet, LIVENESS_MS)
+    if (!live) {
+      violations.push({
+        promise: `after healing, everything pending completes within ${LIVENESS_MS} ms`,
+        detail: `${cluster.unhealthy()}; quiet ${cluster.quiet}; ${clients.map((client) => `${client.options.name}: ${client.describe()}`).join('; ')}`,
+      })
+    } else {
+      for (const volume of volumes) await readAll(cluster, history, cluster.node(1), volume)
+      await world.run(() => cluster.quiet, 5000)
+      for (const detail of cluster.inspect()) violations.push({ promise: 'replicas are equal and nothing is left over once quiescent', detail })
+      for (const node of cluster.nodes) {
+        const leaked = node.queue ? usedBytes(node.queue) - node.arenaBaseline : 0
+        if (leaked > 0) violations.push({ promise: 'no arena range is leaked', detail: `${node.id}: ${leaked} bytes` })
+      }
+    }
+    world.assertNothingReal()
+  } catch (error) {
+    violations.push({ promise: 'nothing fails that must not', detail: error instanceof Error ? (error.stack ?? error.message) : String(error) })
+  }
+  options.onHistory?.(history)
+  const checked = history.check()
+  violations.push(...checked.violations)
+  const ends: Record<string, number> = {}
+  for (const client of clients) for (const [name, count] of client.ends) ends[name] = (ends[name] ?? 0) + count
+  return {
+    seed: schedule.seed,
+    profile: schedule.profile,
+    hash: world.hash,
+    virtualSeconds: Math.round(world.nowMs) / 1000,
+    events: world.eventCount,
+    operations: history.opCount,
+    succeeded: history.okCount,
+    undecided: checked.undecided,
+    longestMs: Math.round(Math.max(0, ...clients.map((client) => client.longestMs))),
+    ends,
+    violations,
+    log: cluster.logLines,
+  }
+}
+
+function startClients(cluster: SimCluster, schedule: Schedule, volumes: readonly SimVolume[], history: History, clients: SimClient[]): void {
+  const { world } = cluster
+  const random = world.random('clients')
+  for (let c = 0; c < schedule.clients; c++) {
+    const volume = volumes[c % 3 === 2 ? 1 : 0]!
+    const client = new SimClient({
+      name: `c${c + 1}`,
+      history,
+      random: world.random(`client ${c}`),
+      volume: volume.volume,
+      sizeBytes: volume.sizeBytes,
+      syncWhenWrite: volume.syncWhenWrite,
+      opsMax: schedule.opsPerClient,
+      depth: random.between(1, 4),
+      thinkMs: schedule.durationMs / schedule.opsPerClient / 2,
+      seat: () => {
+        const seats = cluster.nodes.flatMap((node) => (node.seat ? [node.seat] : []))
+        return seats.length > 0 ? random.pick(seats) : undefined
+      },
+    })
+    clients.push(client)
+    client.start(world, WRITE_LIFE_MS + LIFE_SLACK_MS)
+  }
+}
+
+/** Some copy of every slot serves on a running node other than these: what was not flushed is still in its memory. */
+function servedElsewhere(cluster: SimCluster, lost: readonly SimNode[]): boolean {
+  const { state } = cluster
+  if (!state) return false
+  return state.chains.every((chain) =>
+    chain.entries.some((entry) => {
+      const node = cluster.nodes.find((candidate) => candidate.control?.member?.node === entry.node)
+      return entry.state === ReplicaState.SERVING && node?.running === true && !lost.includes(node)
+    }),
+  )
+}
+
+function inject(cluster: SimCluster, history: History, fault: Fault): void {
+  const { world, network } = cluster
+  const node = cluster.nodes[fault.node]!
+  const other = cluster.nodes[fault.other]!
+  world.note('fault', () => describeFault(fault))
+  const later = (fn: () => void) => world.schedule(fault.durationMs, 'fault ends', fn)
+  const losePower = (lost: readonly SimNode[]) => {
+    if (!servedElsewhere(cluster, lost)) history.allPowerLost(world.nowMs)
+    for (const each of lost) each.host.losePower(fault.unflushed)
+    later(() => {
+      for (const each of lost) each.restart()
+    })
+  }
+  switch (fault.kind) {
+    case 'kill':
+      node.process?.kill()
+      later(() => node.restart())
+      return
+    case 'freeze': {
+      const { process } = node
+      process?.freeze()
+      later(() => process?.thaw())
+      return
+    }
+    case 'power':
+      losePower([node])
+      return
+    case 'power-all':
+      losePower(cluster.nodes)
+      return
+    case 'isolate':
+      node.isolate()
+      later(() => node.rejoin())
+      return
+    case 'cut':
+      network.cut(node.host, other.host)
+      later(() => network.heal(node.host, other.host))
+      return
+    case 'slow-link': {
+      const link = network.link(node.host, other.host)
+      link.extraDelayMs = fault.amount
+      later(() => {
+        link.extraDelayMs = 0
+      })
+      return
+    }
+    case 'disk-slow': {
+      const { faults } = node.disk
+      faults.slow = 0.3
+      faults.slowMs = fault.amount
+      later(() => {
+        faults.slow = 0
+      })
+      return
+    }
+    case 'disk-hang':
+      node.disk.hang()
+      world.schedule(Math.min(fault.durationMs, DISK_HANG_MAX_MS), 'fault ends', () => node.disk.resume())
+      return
+    case 'disk-eio': {
+      const { faults } = node.disk
+      faults.readEio = faults.writeEio = faults.flushEio = fault.amount
+      later(() => {
+        faults.readEio = faults.writeEio = faults.flushEio = 0
+      })
+      return
+    }
+    case 'bit-rot':
+      node.disk.rot(fault.amount)
+      return
+    case 'drift':
+      node.host.setDrift(fault.amount)
+      return
+    case 'pauses': {
+      const { queue } = node
+      if (!queue) return
+      queue.faults.pauses = 0.01
+      queue.faults.pauseMs = fault.amount
+      later(() => {
+        queue.faults.pauses = 0
+      })
+      return
+    }
+    case 'datagram-loss': {
+      const { datagramFaults } = cluster.control
+      datagramFaults.loss = fault.amount
+      datagramFaults.duplicate = datagramFaults.late = fault.amount / 2
+      later(() => {
+        datagramFaults.loss = datagramFaults.duplicate = datagramFaults.late = 0
+      })
+      return
+    }
+  }
+}
+
+/** Every page that was ever touched is read once more, so that the final content is part of the history. */
+async function readAll(cluster: SimCluster, history: History, node: SimNode, volume: SimVolume): Promise<void> {
+  const { world } = cluster
+  const seat = node.seat
+  if (!seat) throw new Error(`${node.id} has no data plane`)
+  for (const page of history.pagesOf(volume.volume)) {
+    const buffer = seat.queue.arena.alloc(PAGE_BYTES)
+    const open = history.beginRead({ client: 'final', volume: volume.volume, offsetBytes: page * PAGE_BYTES, lengthBytes: PAGE_BYTES, nowMs: world.nowMs })
+    let status = -1
+    seat.process.schedule(0, 'final read', () => {
+      seat.volumes.read(
+        volume.volume,
+        page * PAGE_BYTES,
+        PAGE_BYTES,
+        buffer,
+        (_row, result) => {
+          status = result
+        },
+        0,
+      )
+      node.plane?.settle()
+    })
+    if (!(await world.run(() => status >= 0, 30_000))) throw new Error(`the final read of page ${page} of ${volume.name} does not end`)
+    history.endRead(open, status === 0 ? seat.queue.arena.bytes : undefined, buffer * PAGE_BYTES, world.nowMs)
+    if (status !== 0) throw new Error(`the final read of page ${page} of ${volume.name} ends with status ${status}`)
+    seat.queue.arena.free(buffer as never)
+  }
+}
