@@ -1,0 +1,51 @@
+/** `xsand`: the daemon of a node. Runs in the foreground; logs to stderr. */
+import { Command, Option } from 'commander'
+import { XsanError } from '../base/errors.ts'
+import { DEFAULT_CONFIG_PATH, loadConfig } from '../node/config.ts'
+import { type RunningNode, startNode } from '../node/daemon.ts'
+import { ExitCode } from './exit-codes.ts'
+import { report, VERSION } from './program.ts'
+
+/** A stop that takes longer than this ends the process all the same. */
+const STOP_MS_MAX = 25_000
+
+const program = new Command('xsand')
+  .description('the daemon of a node')
+  .version(VERSION)
+  .addOption(new Option('--config <file>', 'configuration').default(DEFAULT_CONFIG_PATH))
+  .exitOverride()
+  .configureOutput({ writeErr: (text) => void (text.startsWith('error:') ? '' : process.stderr.write(text)) })
+
+try {
+  program.parse()
+  await run(program.opts<{ config: string }>().config)
+} catch (error) {
+  process.exit(report(error, 'xsand'))
+}
+
+async function run(file: string): Promise<void> {
+  let node: RunningNode | undefined
+  const die = (error: unknown): never => {
+    node?.log.log('FATAL', 'this process has to end', { error })
+    if (node === undefined || error instanceof XsanError) process.exit(report(error, 'xsand'))
+    process.exit(ExitCode.FAULT)
+  }
+  process.on('uncaughtException', die)
+  process.on('unhandledRejection', die)
+  let stopping = false
+  const stop = (signal: NodeJS.Signals): void => {
+    // Still starting: nothing is served yet, so nothing has to be drained
+    if (node === undefined) process.exit(ExitCode.OK)
+    if (stopping) return
+    stopping = true
+    node.log.log('INFO', `${signal} received`)
+    setTimeout(
+      () => die(new XsanError('NETWORK_TIMEOUT', `stopping took longer than ${STOP_MS_MAX / 1000} s`, 'Look at the lines before this one.')),
+      STOP_MS_MAX,
+    ).unref()
+    node.stop().then(() => process.exit(ExitCode.OK), die)
+  }
+  process.on('SIGTERM', stop)
+  process.on('SIGINT', stop)
+  node = await startNode({ loaded: loadConfig(file), onFatal: die })
+}

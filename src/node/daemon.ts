@@ -1,0 +1,254 @@
+/**
+ * The process of a node: the one place where the real environment meets the logic. The order of the start is the order of `startNode`;
+ * each stage is logged when it begins, and a failing one is named.
+ *
+ *   directory -> native engine -> disks -> metadata -> admin port -> control plane -> (once a member) reactor: mount, data plane, exports
+ *
+ * Invariants:
+ * - The process is the failure unit: an uncaught error, a dead reactor or failing metadata end it at once.
+ * - `/readyz` says ready only while this node holds its lease and has everything loaded.
+ */
+import { createHmac } from 'node:crypto'
+import { accessSync, constants, mkdirSync, readFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { monitorEventLoopDelay } from 'node:perf_hooks'
+import { messageOf, XsanError } from '../base/errors.ts'
+import type { ControlConfig, Registration } from '../control/options.ts'
+import { ControlPlane } from '../control/plane.ts'
+import { LogLevel, type LogLevelName } from '../env/control.ts'
+import { loadAddon } from '../env/native/addon.ts'
+import { createRaftCore } from '../env/native/raft.ts'
+import { NodeClock } from '../env/node/clock.ts'
+import { NodeDatagram } from '../env/node/datagram.ts'
+import { NodeEntropy } from '../env/node/entropy.ts'
+import { LevelKv } from '../env/node/kv.ts'
+import { NodeLog } from '../env/node/log.ts'
+import { GrpcRpc } from '../env/node/rpc.ts'
+import type { ReactorToControl } from '../placement/messages.ts'
+import { serveAdminHttp } from './admin-http.ts'
+import { type Config, describeKey, type LoadedConfig } from './config.ts'
+import { type FoundDisk, findDisks } from './disks.ts'
+import { metricsText } from './metrics.ts'
+import { type ReactorHost, startReactor } from './reactor-host.ts'
+
+export const VERSION = '0.1.0'
+/** Slots of a new cluster. */
+const SLOT_COUNT = 4096
+/** A turn of the main thread may not be longer. */
+const TURN_MS_MAX = 50
+const TURN_CHECK_MS = 5000
+
+export interface RunningNode {
+  readonly log: NodeLog
+  /** Drains, hands over, closes. A second call waits for the first. */
+  stop(): Promise<void>
+}
+
+export interface StartOptions {
+  readonly loaded: LoadedConfig
+  /** The process has to end. */
+  readonly onFatal: (error: unknown) => void
+}
+
+/** Resolves when the node answers calls; becoming ready goes on in the background. Throws XsanError naming the stage. */
+export async function startNode({ loaded, onFatal }: StartOptions): Promise<RunningNode> {
+  const { config } = loaded
+  const log = new NodeLog({ level: config.log.level, fields: { node: config.cluster.node_id } })
+  const stage = stages(log)
+  const dataDir = config.cluster.data_dir
+
+  await stage('directory', () => prepareDirectories(config))
+  const addon = await stage('native engine', () => loadEngine())
+  const entropy = new NodeEntropy()
+  const disks = await stage('disks', () => findDisks(config.storage.devices, dataDir, () => entropy.uuid()))
+  const kv = await stage('metadata', () => LevelKv.open(join(dataDir, 'meta')))
+  const clock = new NodeClock(() => addon.bootTimeMs())
+  const bootId = readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim()
+
+  let reactor: ReactorHost | undefined
+  let stats: Extract<ReactorToControl, { type: 'stats' }> | undefined
+  const control = new ControlPlane({
+    env: { rpc: new GrpcRpc({ log }), datagram: new NodeDatagram({ log }), kv, clock, entropy, log },
+    config: controlConfig(loaded, disks, bootId),
+    createCore: createRaftCore,
+    hmac: (key, bytes) => new Uint8Array(createHmac('sha256', key).update(bytes).digest()),
+    async openDataPlane(registration) {
+      reactor = await startReactor({
+        config: reactorConfig(config, registration, disks, bootId),
+        log,
+        nowMs: () => clock.nowMs(),
+        onMessage(message) {
+          if (message.type === 'stats') stats = message
+        },
+        onFatal,
+      })
+      return reactor.port
+    },
+    reactorTurning: () => reactor?.turning() ?? true,
+    onSettings(settings) {
+      const level = settings['log.level']
+      if (typeof level === 'string' && Object.hasOwn(LogLevel, level)) log.level = level as LogLevelName
+    },
+    onFatal,
+  })
+
+  const admin = await stage('admin port', () =>
+    serveAdminHttp({
+      host: config.network.admin_ip ?? config.cluster.bind_ip,
+      port: config.network.admin_port,
+      notReady() {
+        const { state, stage: at, detail } = control.status
+        if (control.isReady) return undefined
+        return [state, at, detail].filter(Boolean).join(': ')
+      },
+      metrics: () =>
+        metricsText({
+          version: VERSION,
+          nodeId: config.cluster.node_id,
+          counters: () => ({ ...stats?.counters, ...control.counters() }),
+          disks: () => stats?.disks ?? [],
+          resync: () => stats?.resync ?? { blocksLeft: 0, bytesMoved: 0, bytesNeeded: 0 },
+          state: () => control.status.state,
+        }),
+    }),
+  )
+  await stage('control plane', () => control.start())
+  const stopWatching = watchTurns(log)
+  log.log('INFO', 'answering calls', { grpc: `${config.cluster.bind_ip}:${config.cluster.bind_port}`, state: control.status.state })
+
+  let stopping: Promise<void> | undefined
+  const stop = async () => {
+    log.log('INFO', 'stopping')
+    stopWatching()
+    await control.stop()
+    await admin.close()
+    await reactor?.end()
+    await kv.close()
+    log.log('INFO', 'stopped')
+  }
+  return {
+    log,
+    stop() {
+      stopping ??= stop()
+      return stopping
+    },
+  }
+}
+
+function stages(log: NodeLog) {
+  return async <T>(name: string, body: () => T | Promise<T>): Promise<T> => {
+    log.log('INFO', `start: ${name}`)
+    try {
+      return await body()
+    } catch (error) {
+      const known = error instanceof XsanError ? error : new XsanError('INTERNAL', messageOf(error), '', { cause: error })
+      throw new XsanError(known.status, `start failed at "${name}": ${known.message}`, known.nextStep, { cause: error })
+    }
+  }
+}
+
+function prepareDirectories({ cluster, nbd }: Config): void {
+  makeDirectory(cluster.data_dir, 'cluster.data_dir')
+  if (nbd.socket !== '') makeDirectory(dirname(nbd.socket), 'the directory of nbd.socket')
+}
+
+function makeDirectory(path: string, what: string): void {
+  try {
+    mkdirSync(path, { recursive: true, mode: 0o750 })
+    accessSync(path, constants.R_OK | constants.W_OK | constants.X_OK)
+  } catch (error) {
+    throw new XsanError('INVALID_PARAM', `${what}, ${path}, cannot be used: ${messageOf(error)}`, 'Name a directory that this user may write to.', {
+      cause: error,
+    })
+  }
+}
+
+function loadEngine() {
+  try {
+    return loadAddon()
+  } catch (error) {
+    throw new XsanError('NOT_SUPPORTED', messageOf(error), 'tools/bootstrap', { cause: error })
+  }
+}
+
+function controlConfig({ config, items }: LoadedConfig, disks: readonly FoundDisk[], bootId: string): ControlConfig {
+  const { cluster, storage, network, nbd, failover } = config
+  return {
+    nodeId: cluster.node_id,
+    clusterId: cluster.cluster_id,
+    listen: { host: cluster.bind_ip, port: cluster.bind_port },
+    addresses: {
+      grpc: `${cluster.bind_ip}:${cluster.bind_port}`,
+      data: `${cluster.bind_ip}:${network.data_port}`,
+      nbd: `${nbd.bind_ip}:${nbd.port}`,
+      nbdSocket: nbd.socket,
+      admin: `${network.admin_ip ?? cluster.bind_ip}:${network.admin_port}`,
+    },
+    zone: cluster.zone ?? '',
+    rack: cluster.rack ?? '',
+    version: VERSION,
+    dataDir: cluster.data_dir,
+    bootId,
+    pid: process.pid,
+    disks: disks.map(({ uuid, path, type, role, capacityBytes }) => ({ uuid, path, type, role, capacityBytes })),
+    replicas: storage.default_replica_count,
+    syncWhenWrite: storage.sync_when_write,
+    slotCount: SLOT_COUNT,
+    leaseMs: failover.lease,
+    electionTimeoutMs: network.election_timeout,
+    heartbeat: {
+      host: cluster.bind_ip,
+      port: cluster.bind_port,
+      multicastGroup: network.heartbeat_group,
+      multicastPort: network.heartbeat_port,
+      intervalMs: network.heartbeat_interval,
+    },
+    entries: items,
+    describeKey,
+  }
+}
+
+function reactorConfig(config: Config, registration: Registration, disks: readonly FoundDisk[], bootId: string) {
+  const { cluster, network, nbd, reactor, log, forward, storage, failover } = config
+  const { clusterId, clusterUuid, clusterKey, node, nodeId, incarnation, slotCount } = registration
+  return {
+    clusterId,
+    clusterUuid,
+    clusterKey,
+    node,
+    nodeId,
+    incarnation,
+    slotCount,
+    disks: disks.map((disk, index) => ({ ...disk, number: registration.disks[index]! })),
+    bootId,
+    data: { host: cluster.bind_ip, port: network.data_port },
+    nbd: { host: nbd.bind_ip, port: nbd.port, socket: nbd.socket, connectionsMax: network.max_connections },
+    arenaBytes: reactor.arena_size,
+    credits: reactor.credits,
+    spinUs: reactor.spin,
+    logLevel: log.level,
+    settings: {
+      'storage.read_only': storage.read_only,
+      'failover.trust_refused': failover.trust_refused,
+      'forward.retry_first_wait': forward.retry_first_wait,
+      'forward.retry_max_wait': forward.retry_max_wait,
+      'forward.retry_total_time': forward.retry_total_time,
+    },
+  }
+}
+
+/** Says so when something held the main thread too long: a lease is renewed on it. */
+function watchTurns(log: NodeLog): () => void {
+  const delay = monitorEventLoopDelay({ resolution: 10 })
+  delay.enable()
+  const timer = setInterval(() => {
+    const longestMs = delay.max / 1e6
+    delay.reset()
+    if (longestMs > TURN_MS_MAX) log.log('WARN', 'a turn of the main thread took too long', { ms: Math.round(longestMs), limit: TURN_MS_MAX })
+  }, TURN_CHECK_MS)
+  timer.unref()
+  return () => {
+    clearInterval(timer)
+    delay.disable()
+  }
+}
