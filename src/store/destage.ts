@@ -135,11 +135,11 @@ export class Destage {
     const { journal, geometry, reader } = this.#o
     await this.#durable()
     const generation: Generation = { mount: this.#o.mountGeneration, round: ++this.round }
-    const from = journal.segmentStart(segment)
+    // The segment's first page is its start batch; journal page 0 would be mistaken for "in its extent"
+    const from = journal.segmentStart(segment) + 1
+    const end = journal.segmentStart(segment) + segmentPages(geometry)
     const rows = journal.touchedRows(segment).slice().sort()
-    for (let at = from; at < from + segmentPages(geometry); at += this.#o.bufferPages) {
-      await this.#window(rows, at, Math.min(at + this.#o.bufferPages, from + segmentPages(geometry)), generation)
-    }
+    for (let at = from; at < end; at += this.#o.bufferPages) await this.#window(rows, at, Math.min(at + this.#o.bufferPages, end), generation)
     await this.#tables(rows, generation)
     while (journal.stagedSegment <= segment && segment < journal.headSegment) await this.#durable()
     await this.#sync()

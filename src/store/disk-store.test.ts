@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
+import { Bench } from '../../test/support/store-bench.ts'
 import { Status } from '../base/status.ts'
 import { PAGE_BYTES } from '../base/units.ts'
-import { NO_BLOCK, RecordKind, StageRecord } from './store.ts'
 import type { DiskStore } from './disk-store.ts'
-import { Bench } from '../../test/support/store-bench.ts'
+import { NO_BLOCK, RecordKind, StageRecord } from './store.ts'
 
 const record = new StageRecord()
 
