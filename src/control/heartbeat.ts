@@ -17,7 +17,7 @@ const LOGGED_MAX = 64
 /** A node not heard of by multicast for so many intervals gets unicast ones. */
 const UNICAST_AFTER_INTERVALS = 3
 /** Kinds of datagrams refused. */
-export const HEARTBEAT_REFUSALS = ['malformed', 'otherCluster', 'unknownNode', 'forged', 'fenced', 'replayed'] as const
+export const HEARTBEAT_REFUSALS = ['malformed', 'otherCluster', 'unknownNode', 'forged', 'fenced', 'replayed', 'duplicate'] as const
 export type HeartbeatRefusal = (typeof HEARTBEAT_REFUSALS)[number]
 
 export interface HeartbeatReport {
@@ -59,7 +59,7 @@ export interface HeartbeatOptions {
 export class Heartbeats {
   readonly #options: HeartbeatOptions
   readonly heard = new Map<NodeNumber, HeardNode>()
-  readonly refusals: Record<HeartbeatRefusal, number> = { malformed: 0, otherCluster: 0, unknownNode: 0, forged: 0, fenced: 0, replayed: 0 }
+  readonly refusals: Record<HeartbeatRefusal, number> = { malformed: 0, otherCluster: 0, unknownNode: 0, forged: 0, fenced: 0, replayed: 0, duplicate: 0 }
   sent = 0
   received = 0
   readonly #counters = new Map<NodeNumber, { incarnation: number; counter: number }>()
@@ -156,6 +156,8 @@ export class Heartbeats {
     const refusal = this.#take(bytes, from)
     if (refusal === undefined) return
     this.refusals[refusal]++
+    // the same one by multicast and by unicast
+    if (refusal === 'duplicate') return
     const host = from.slice(0, from.lastIndexOf(':'))
     const what = `${refusal} ${host}`
     if (this.#logged.has(what) || this.#logged.size >= LOGGED_MAX) return
@@ -182,7 +184,8 @@ export class Heartbeats {
     if (!equalBytes(hmac(key, withoutMac(bytes)), head.mac)) return 'forged'
     const last = this.#counters.get(node)
     if (head.incarnation < state.incarnation(node) || (last !== undefined && head.incarnation < last.incarnation)) return 'fenced'
-    if (last !== undefined && head.incarnation === last.incarnation && head.counter <= last.counter) return 'replayed'
+    if (last !== undefined && head.incarnation === last.incarnation && head.counter <= last.counter)
+      return head.counter === last.counter ? 'duplicate' : 'replayed'
     this.#counters.set(node, { incarnation: head.incarnation, counter: head.counter })
     this.received++
     this.heard.set(node, {

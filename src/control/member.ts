@@ -65,12 +65,15 @@ export class Member {
   readonly #addresses: { grpc: string; data: string; nbd: string }
   #raft: Raft | undefined
   #coordinator: Coordinator | undefined
+  #coordinatorTerm = -1
   #agent: NodeAgent | undefined
   #heartbeats: Heartbeats | undefined
   #incarnation = 0 as Incarnation
   #stopped = false
   #fatal = false
-  readonly #members: ReadonlyMap<NodeNumber, string>
+  /** Last known grpc addresses: of members when this node joined, then as the replicated state says; a node just removed is still told so. */
+  readonly #grpcOf: Map<NodeNumber, string>
+  #nodesRevision = 0
   #registered: () => void = () => undefined
   /** Resolves when this process is registered. */
   readonly registered = new Promise<void>((resolve) => {
@@ -84,7 +87,7 @@ export class Member {
     this.#leaseMs = config.leaseMs ?? LEASE_MS
     this.#addresses = { grpc: grpcAddress, data: config.addresses.data, nbd: config.addresses.nbd }
     this.#authenticator = new Authenticator(hmac, fromHex(identity.clusterKey))
-    this.#members = new Map(identity.members.map(({ node, grpc }) => [node, grpc]))
+    this.#grpcOf = new Map(identity.members.map(({ node, grpc }) => [node, grpc]))
     this.#transport = new RpcRaftTransport({
       step: (to, request, timeoutMs) => this.#callPeer(to, 'RaftStep', request, timeoutMs),
       onUnreachable: (node) => {
@@ -326,9 +329,12 @@ export class Member {
 
   #onLeaderChange(change: LeaderChange): void {
     if (this.#stopped || this.#raft === undefined) return
-    this.#coordinator?.stop()
-    this.#coordinator = undefined
-    if (change.isSelf) {
+    if (!change.isSelf || change.term !== this.#coordinatorTerm) {
+      this.#coordinator?.stop()
+      this.#coordinator = undefined
+    }
+    if (change.isSelf && this.#coordinator === undefined) {
+      this.#coordinatorTerm = change.term
       this.#stats.clear()
       this.#coordinator = new Coordinator({
         raft: this.#raft,
@@ -483,8 +489,12 @@ export class Member {
 
   async #callPeer(to: NodeNumber, method: string, request: Message, timeoutMs: number): Promise<Message> {
     const { env, config } = this.#options
-    const address = this.state.nodes.get(to)?.grpc || this.#members.get(to)
-    if (address === undefined || address === '') throw new XsanError('NODE_UNREACHABLE', `the address of node ${to} is not known`)
+    if (this.state.nodesRevision !== this.#nodesRevision) {
+      this.#nodesRevision = this.state.nodesRevision
+      for (const { node, grpc } of this.state.nodes.values()) if (grpc !== '') this.#grpcOf.set(node, grpc)
+    }
+    const address = this.#grpcOf.get(to)
+    if (address === undefined) throw new XsanError('NODE_UNREACHABLE', `the address of node ${to} is not known`)
     if (method === 'Admit') return env.rpc.call(address, `${PEER}/${method}`, request, { timeoutMs })
     const sender = { clusterUuid: this.identity.clusterUuid, node: this.node, incarnation: this.#incarnation, nodeId: config.nodeId }
     return env.rpc.call(address, `${PEER}/${method}`, this.#authenticator.sign(method, { ...request, sender }), { timeoutMs })
