@@ -19,7 +19,13 @@ export interface MetricsSource {
 }
 
 const STATES = ['uninitialized', 'starting', 'ready', 'stopping', 'failed']
-const GAUGES = /^(requests_in_flight|connections|queue_)|_(free|used|in_use)$/
+/** What goes up and down; all else only rises. */
+const GAUGES = /(_in_flight|_in_use|_free|_used|_left_ms|_index|_term|_revision|_is_leader|^connections)$/
+/** Ending of a name, and how many of it are a second. */
+const UNITS: ReadonlyArray<readonly [string, number]> = [
+  ['_us', 1e6],
+  ['_ms', 1e3],
+]
 
 /** Collected anew at each call: the numbers live in the reactor, here is only their form. */
 export async function metricsText(source: MetricsSource): Promise<string> {
@@ -51,10 +57,13 @@ const byName = ([a]: readonly [string, number], [b]: readonly [string, number]) 
 
 /** read_latency_us -> xsan_read_latency_seconds_total: base units, `_total` on what only rises. */
 function counterText([name, value]: readonly [string, number]): string {
-  const flat = name.replace(/[^A-Za-z0-9]+/g, '_').toLowerCase()
-  const isTime = /_us$/.test(flat)
-  const base = isTime ? flat.replace(/_us$/, '_seconds') : flat
+  const flat = name
+    .replace(/([a-z0-9])([A-Z])/g, '$1_$2')
+    .replace(/[^A-Za-z0-9]+/g, '_')
+    .toLowerCase()
+  const unit = UNITS.find(([ending]) => flat.endsWith(ending))
+  const base = unit ? `${flat.slice(0, -unit[0].length)}_seconds` : flat
   const isGauge = GAUGES.test(flat)
   const series = `xsan_${base}${isGauge || base.endsWith('_total') ? '' : '_total'}`
-  return `# HELP ${series} ${name}${isTime ? ' (in seconds here)' : ''}\n# TYPE ${series} ${isGauge ? 'gauge' : 'counter'}\n${series} ${isTime ? value / 1e6 : value}\n`
+  return `# HELP ${series} ${name}${unit ? ' (in seconds here)' : ''}\n# TYPE ${series} ${isGauge ? 'gauge' : 'counter'}\n${series} ${unit ? value / unit[1] : value}\n`
 }

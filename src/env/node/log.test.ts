@@ -49,3 +49,9 @@ test('with DEBUG switched on every line names its place, loggers made before inc
   assert.equal(lines.length, 1)
   assert.match(String(lines[0]!['file']), /log\.test\.ts/)
 })
+
+test('a field does not hide one that every line carries', () => {
+  const { log, lines } = capture('INFO')
+  log.log('INFO', 'a node is up', { node: 'node-2' })
+  assert.deepEqual([lines[0]!['node'], lines[0]!['about_node']], ['node-1', 'node-2'])
+})

@@ -25,8 +25,11 @@ export interface NodeLogOptions {
 export class NodeLog implements Log {
   readonly #pino: pino.Logger
   readonly #shared: { level: LogLevelName }
+  /** Fields that every line of this logger carries. */
+  readonly #taken: ReadonlySet<string>
 
-  constructor(options: NodeLogOptions, derived?: { pino: pino.Logger; shared: { level: LogLevelName } }) {
+  constructor(options: NodeLogOptions, derived?: { pino: pino.Logger; shared: { level: LogLevelName }; taken: ReadonlySet<string> }) {
+    this.#taken = derived?.taken ?? new Set(Object.keys(options.fields ?? {}))
     this.#shared = derived?.shared ?? { level: options.level }
     this.#pino =
       derived?.pino ??
@@ -54,18 +57,26 @@ export class NodeLog implements Log {
     const chosen = LogLevel[this.#shared.level]
     if (LogLevel[level] > chosen) return
     const place = LogLevel[level] <= LogLevel.WARN || chosen >= LogLevel.DEBUG ? placeOfCaller() : {}
-    this.#pino[METHODS[level]]({ ...place, ...plain(fields) }, message)
+    this.#pino[METHODS[level]]({ ...place, ...plain(fields, this.#taken) }, message)
   }
 
   child(fields: Fields): NodeLog {
-    return new NodeLog({ level: this.#shared.level }, { pino: this.#pino.child(plain(fields)), shared: this.#shared })
+    const own = plain(fields, this.#taken)
+    return new NodeLog(
+      { level: this.#shared.level },
+      { pino: this.#pino.child(own), shared: this.#shared, taken: new Set([...this.#taken, ...Object.keys(own)]) },
+    )
   }
 }
 
-/** Errors become text (with `code` for one of ours, with the stack for a bug); bytes become hex, at most 64 of them. */
-function plain(fields: Fields): Record<string, unknown> {
+/**
+ * Errors become text (with `code` for one of ours, with the stack for a bug); bytes become hex, at most 64 of them.
+ * A name that the logger's lines carry already (`node`: who logs) becomes `about_...`.
+ */
+function plain(fields: Fields, taken: ReadonlySet<string>): Record<string, unknown> {
   const out: Record<string, unknown> = {}
-  for (const [key, value] of Object.entries(fields)) {
+  for (const [name, value] of Object.entries(fields)) {
+    const key = taken.has(name) ? `about_${name}` : name
     if (value instanceof XsanError) {
       out['code'] ??= `XSAN-${String(value.code).padStart(3, '0')}`
       out[key] = `${value.status}: ${value.message}`
