@@ -10,6 +10,7 @@
  */
 import { columns, f64, i32, u8 } from '../base/columns.ts'
 import type { VolumeNumber } from '../base/ids.ts'
+import { type Done, WriteFlag } from '../base/request.ts'
 import { Status } from '../base/status.ts'
 import { CHAIN_OP_PAGES_MAX, PAGE_BYTES } from '../base/units.ts'
 import type { IoQueue } from '../env/ioqueue.ts'
@@ -17,7 +18,7 @@ import { CHAIN_ENTRIES_MAX, ReplicaState } from '../placement/chain.ts'
 import { slotOf } from '../placement/ring.ts'
 import { CHANNELS_PER_CLIENT } from '../store/channel-rows.ts'
 import { RecordKind } from '../store/store.ts'
-import { type BlockClient, type Done, WriteFlag } from './block-client.ts'
+import type { BlockClient } from './block-client.ts'
 import type { Counters } from './counters.ts'
 import type { Reads } from './read.ts'
 import { NONE } from './records.ts'
@@ -467,6 +468,13 @@ export class Client implements BlockClient {
       } else if (ops.kind[op] !== OpKind.CANCEL) this.#cancel(op, status)
     }
     this.#park(op)
+  }
+
+  /** Whether the operation is a read of that many bytes that waits for this peer: the answer may go into its buffer. */
+  awaitsRead(op: number, generation: number, peer: number, lengthBytes: number): boolean {
+    const { ops } = this
+    if (op < 0 || op >= ops.rowsMax || !ops.isUsed(op) || ops.generation[op] !== generation || ops.state[op] !== OpState.ASKED) return false
+    return ops.kind[op] === OpKind.READ && ops.peer[op] === peer && ops.lengthBytes[op] === lengthBytes
   }
 
   /** The session of a peer has ended: what was asked there is asked again. */

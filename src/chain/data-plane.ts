@@ -9,12 +9,20 @@ import { ReplicaState } from '../placement/chain.ts'
 import type { ControlToReactor, DiskStats, ReactorPort, ReactorQuery, TableMessage } from '../placement/messages.ts'
 import { slotOf } from '../placement/ring.ts'
 import { NO_BLOCK } from '../store/store.ts'
+import { Lane, PeerFrame } from '../wire/peer.ts'
 import type { BlockClient } from './block-client.ts'
-import { Client, type ClientSettings, type RemoteReplicas } from './client.ts'
+import { Calls } from './calls.ts'
+import { Client, type ClientSettings } from './client.ts'
 import { Counters } from './counters.ts'
+import { Credits } from './credits.ts'
+import { Flushes, flushStore } from './flush.ts'
+import { Forwarding } from './forward.ts'
+import { type Authenticator, Owner, Peers, PEERS_MAX, Place, type PeerHandlers } from './peers.ts'
 import { Reads } from './read.ts'
 import { NONE, svOf } from './records.ts'
+import { RemoteExchange } from './remote.ts'
 import { Replicas } from './replica.ts'
+import { Resync } from './resync.ts'
 import type { MountedStore } from './store-relay.ts'
 import { ChainTable, type Identity } from './table.ts'
 import { Writes } from './write.ts'
@@ -24,21 +32,23 @@ export interface DataPlaneLimits {
   readonly updatesMax: number
   readonly readsMax: number
   readonly clientOpsMax: number
+  /** Credits per (peer, hop). */
+  readonly creditRows: number
+  readonly creditBytes: number
 }
-export const DEFAULT_LIMITS: DataPlaneLimits = { recordsMax: 8192, updatesMax: 2048, readsMax: 4096, clientOpsMax: 16384 }
+export const DEFAULT_LIMITS: DataPlaneLimits = {
+  recordsMax: 8192,
+  updatesMax: 2048,
+  readsMax: 4096,
+  clientOpsMax: 16384,
+  creditRows: 128,
+  creditBytes: 8 * 1024 * 1024,
+}
 export const DEFAULT_SETTINGS: ClientSettings = { retryTotalMs: 60_000, retryFirstMs: 100, retryMaxMs: 1000, writeLifeMs: 4000 }
 
 /** How often waiting things are looked at. */
 const TICK_MS = 50
 const STATS_MS = 1000
-
-/** Proves to peers that this process belongs to the cluster. Given by the composition root, which has the cryptography and the key. */
-export interface Authenticator {
-  /** HMAC-SHA256 of `bytes` under the cluster's key: 32 bytes. */
-  hmac(bytes: Uint8Array): Uint8Array
-  /** 16 random bytes, never the same again. */
-  nonce(): Uint8Array
-}
 
 export interface DataPlaneOptions {
   readonly queue: IoQueue
@@ -59,7 +69,16 @@ export class DataPlane {
   readonly replicas: Replicas
   readonly writes: Writes
   readonly reads: Reads
+  readonly peers: Peers
+  readonly forwarding: Forwarding
+  readonly #remote: RemoteExchange
+  readonly #calls: Calls
+  readonly #resync: Resync
   readonly #client: Client
+  readonly #listen: { readonly host: string; readonly port: number }
+  /** Where peers connect; known after `start`. */
+  dataPort = 0
+  #reports: number[] = []
   readonly #queue: IoQueue
   readonly #io: AsyncIo
   readonly #port: ReactorPort
@@ -78,22 +97,24 @@ export class DataPlane {
     this.#queue = queue
     this.#io = options.asyncIo
     this.#port = port
+    this.#listen = options.listen
     this.table = new ChainTable(
       identity,
       stores.map(({ store }) => store.disk),
     )
     const { table } = this
     const needTable = (slot: number, version: number) => port.send({ type: 'needTable', slot: slot as SlotIndex, version: version as never })
+    const log: PeerHandlers['log'] = (level, message, fields) => port.send({ type: 'log', level, message, fields })
     this.replicas = new Replicas({
       table,
       stores,
       arena: queue.arena,
       recordsMax: limits.recordsMax,
       hooks: {
-        forward: () => {},
-        acknowledge: () => {},
-        refuse: () => {},
-        creditFreed: () => {},
+        forward: (slot) => this.forwarding.forward(slot),
+        acknowledge: (slot) => this.forwarding.acknowledge(slot),
+        refuse: (row, status) => this.forwarding.refuse(row, status),
+        creditFreed: (peer, hop, bytes) => this.forwarding.creditFreed(peer, hop, bytes),
         needTable,
         committed: (slot) => this.reads.wake(slot),
         updateCommitted: (update) => this.writes.committed(update),
@@ -105,10 +126,19 @@ export class DataPlane {
           this.writes.versionChanged(slot)
           this.reads.wake(slot)
         },
-        sessionStarted: () => {},
-        log: (level, message, fields) => port.send({ type: 'log', level, message, fields }),
+        sessionStarted: () => this.#resync.sessionStarted(),
+        promiseSettled: () => {
+          queue.asyncPending = true
+        },
+        log,
       },
     })
+    const repair = (slot: number, volume: number, layer: number, index: number, page: number, done: (repaired: boolean) => void) => {
+      void this.#resync.repair(slot, { volume, layer, index }, page).then((repaired) => {
+        done(repaired)
+        this.settle()
+      })
+    }
     this.writes = new Writes({
       queue,
       table,
@@ -117,10 +147,13 @@ export class DataPlane {
       updatesMax: limits.updatesMax,
       headRecordsMax: limits.recordsMax >> 1,
       hooks: {
-        answer: (_peer, _session, row, generation, status, version) => this.#client.onAnswer(row, generation, status, version),
-        creditFreed: () => {},
+        answer: (peer, session, row, generation, status, version) => {
+          if (peer === NONE) this.#client.onAnswer(row, generation, status, version)
+          else this.#remote.answerUpdate(peer, session, row, generation, status, version)
+        },
+        creditFreed: (peer, hop, bytes) => this.forwarding.creditFreed(peer, hop, bytes),
         needTable,
-        repair: (_slot, _volume, _layer, _index, _page, done) => done(false),
+        repair,
         pinned: (op) => this.#client.pin(op),
       },
     })
@@ -132,28 +165,68 @@ export class DataPlane {
       readsMax: limits.readsMax,
       hooks: {
         answerLocal: (row, generation, status) => this.#client.onAnswer(row, generation, status, 0),
-        answerPeer: (row) => this.reads.release(row),
+        answerPeer: (row, status, detail) => this.#remote.answerRead(row, status, detail),
         needTable,
-        repair: (_slot, _volume, _layer, _index, _page, done) => done(false),
+        repair,
       },
     })
-    const remote: RemoteReplicas = {
-      peerOf: () => NONE,
-      session: () => 0,
-      sendUpdate: () => 0,
-      sendRead: () => 0,
-      flush: (_volume, _deadline, done) => done(0),
-    }
+    const settings = { ...DEFAULT_SETTINGS, ...options.settings }
+    const credits = new Credits(PEERS_MAX, { rows: limits.creditRows, bytes: limits.creditBytes })
+    this.peers = new Peers({ queue, table, authenticate: options.authenticate, counters, handlers: this.#peerHandlers(log) })
+    const { peers, replicas, writes, reads } = this
+    this.#calls = new Calls({ queue, peers })
+    this.forwarding = new Forwarding({
+      queue,
+      table,
+      replicas,
+      peers,
+      credits,
+      counters,
+      settings,
+      needTable,
+      creditGranted: () => this.#client.wake(),
+    })
+    this.#remote = new RemoteExchange({
+      queue,
+      table,
+      peers,
+      credits,
+      writes,
+      reads,
+      counters,
+      client: () => this.#client,
+      creditFreed: (peer, hop, bytes) => this.forwarding.creditFreed(peer, hop, bytes),
+    })
+    const flushes = new Flushes({ io: options.asyncIo, table, replicas, peers, calls: this.#calls, counters })
+    this.#resync = new Resync({
+      io: options.asyncIo,
+      table,
+      replicas,
+      peers,
+      calls: this.#calls,
+      counters,
+      report: (slot, since) => {
+        this.#reports.push(slot, since, identity.incarnation | 0)
+        this.#sendReports()
+      },
+      log,
+    })
     this.#client = new Client({
       queue,
       table,
-      writes: this.writes,
-      reads: this.reads,
-      remote,
+      writes,
+      reads,
       counters,
-      settings: { ...DEFAULT_SETTINGS, ...options.settings },
+      settings,
       needTable,
       opsMax: limits.clientOpsMax,
+      remote: {
+        peerOf: (node) => peers.indexOf(node),
+        session: (peer) => peers.sessionOf(peer),
+        sendUpdate: (peer, op) => this.#remote.sendUpdate(peer, op),
+        sendRead: (peer, op) => this.#remote.sendRead(peer, op),
+        flush: (volume, deadlineMs, done) => flushes.flush(volume, deadlineMs, done),
+      },
     })
     stores.forEach(({ store, relay }, index) => {
       relay.attach({
@@ -174,8 +247,92 @@ export class DataPlane {
     return this.#client
   }
 
+  /** Listens for peers. Throws IoError (EADDRINUSE ...). */
   async start(): Promise<void> {
+    this.dataPort = this.peers.listen(this.#listen)
     this.#queue.timeout(TICK_MS, this.#tickTag, 0)
+  }
+
+  /** What comes from peers, each to whose conversation it is. */
+  #peerHandlers(log: PeerHandlers['log']): PeerHandlers {
+    return {
+      up: (peer) => {
+        this.forwarding.up(peer)
+        this.#client.wake()
+      },
+      down: (peer) => {
+        this.forwarding.down(peer)
+        this.#remote.down(peer)
+        this.#calls.down(peer)
+        this.#client.peerLost(peer)
+      },
+      place: (peer, type, at, headBytes, payloadBytes, placement) => {
+        switch (type) {
+          case PeerFrame.FORWARD:
+            return this.forwarding.place(peer, at, headBytes, payloadBytes, placement)
+          case PeerFrame.UPDATE:
+            return this.#remote.placeUpdate(peer, at, headBytes, payloadBytes, placement)
+          case PeerFrame.READ_ANSWER:
+            return this.#remote.placeReadAnswer(peer, at, payloadBytes, placement)
+          case PeerFrame.CALL_DATA:
+            return this.#calls.place(peer, at, payloadBytes, placement)
+          default:
+            return Place.REFUSE
+        }
+      },
+      frame: (peer, type, at, headBytes, payloadBytes, _kind, row) => {
+        switch (type) {
+          case PeerFrame.FORWARD:
+            return this.forwarding.receive(row)
+          case PeerFrame.ACKS:
+            return this.forwarding.onAcks(peer, at, headBytes)
+          case PeerFrame.CREDITS:
+            return this.forwarding.onCredits(peer, at, headBytes)
+          case PeerFrame.FORWARD_REFUSALS:
+            return this.forwarding.onRefusals(peer, at, headBytes)
+          case PeerFrame.UPDATE:
+            return this.#remote.onUpdate(row)
+          case PeerFrame.UPDATE_ANSWERS:
+            return this.#remote.onUpdateAnswers(at, headBytes)
+          case PeerFrame.READ:
+            return this.#remote.onRead(peer, at)
+          case PeerFrame.READ_ANSWER:
+            return this.#remote.onReadAnswer(peer, at, payloadBytes)
+          case PeerFrame.CALL:
+            return this.#calls.onCall(peer, at, headBytes)
+          case PeerFrame.CALL_DATA:
+            return this.#calls.onData(peer, at, payloadBytes)
+          default:
+            return 'not expected here'
+        }
+      },
+      unplaced: (kind, row) => {
+        if (kind === Owner.RECORD) this.replicas.abandon(row)
+        else if (kind === Owner.UPDATE) this.writes.abandon(row)
+      },
+      sent: (kind, row) => {
+        if (kind === Owner.RECORD) this.replicas.sent(row)
+        else if (kind === Owner.OPERATION) this.#client.unpin(row)
+        else if (kind === Owner.READ) this.reads.release(row)
+        else if (kind === Owner.CALL_ANSWER) this.#calls.pieceSent(row)
+      },
+      gather: (peer, lane) => {
+        if (lane !== Lane.ACK) return
+        this.forwarding.gather(peer)
+        this.#remote.gather(peer)
+      },
+      laneRoom: (peer, lane) => {
+        if (lane === Lane.FORWARD) {
+          this.forwarding.laneRoom(peer)
+          this.#client.wake()
+        } else if (lane === Lane.BULK) {
+          this.#remote.laneRoom(peer)
+          this.#calls.laneRoom(peer)
+        }
+      },
+      refused: (node, incarnation) => this.#port.send({ type: 'peerRefused', node, incarnation }),
+      log,
+    }
   }
 
   /** At the end of each turn, and after anything done outside of one: what has gathered goes on its way. */
@@ -184,13 +341,17 @@ export class DataPlane {
       this.#hasRoom = false
       this.writes.roomForRecords()
       this.reads.retryStalled()
+      this.peers.resumeStalled()
     }
     this.#client.settle()
+    this.peers.flush()
   }
 
   #tick(): void {
     if (this.#stopped) return
     this.#queue.timeout(TICK_MS, this.#tickTag, 0)
+    this.peers.tick()
+    this.forwarding.tick()
     this.#client.tick()
     this.reads.retryStalled()
     if (this.#queue.nowMs >= this.#nextStatsMs) {
@@ -199,7 +360,7 @@ export class DataPlane {
         type: 'stats',
         counters: this.counters.snapshot(),
         disks: this.#diskStats(),
-        resync: { slotsLeft: 0, blocksLeft: 0, bytesMoved: 0, bytesNeeded: 0 },
+        resync: this.#resync.stats(),
       })
     }
   }
@@ -227,6 +388,7 @@ export class DataPlane {
         this.#client.wake()
         break
       case 'peerDown':
+        this.peers.peerDown(message.node, message.incarnation)
         break
       case 'settings':
         this.#onSettings(message.settings)
@@ -250,8 +412,12 @@ export class DataPlane {
     if (isFirst) {
       replicas.resize(table.slotCount)
       this.reads.resize(table.slotCount)
+      this.forwarding.resize(table.slotCount)
     }
-    if (message.nodes) this.#expireClients()
+    if (message.nodes) {
+      this.#expireClients()
+      this.peers.nodesChanged()
+    }
     for (const slot of changed) replicas.learn(slot)
     this.#sendLastIds(changed)
     this.#port.send({ type: 'tableApplied', revision: table.revision })
@@ -263,6 +429,16 @@ export class DataPlane {
     for (const { node, incarnation } of this.table.nodes.values()) {
       for (const store of this.replicas.stores) for (let reactor = 0; reactor < 1; reactor++) store.rows.expire(((node << 8) | reactor) >>> 0, incarnation)
     }
+  }
+
+  /** Reports of one turn go together. */
+  #sendReports(): void {
+    if (this.#reports.length > 3) return
+    void Promise.resolve().then(() => {
+      const reports = Int32Array.from(this.#reports)
+      this.#reports = []
+      this.#port.send({ type: 'upToDate', reports })
+    })
   }
 
   #sendLastIds(slots: readonly number[]): void {
@@ -362,18 +538,10 @@ export class DataPlane {
     this.writes.stopping = true
     const endMs = this.#queue.nowMs + 10_000
     while ((this.#client.underWay > 0 || this.replicas.records.inUse > 0) && this.#queue.nowMs < endMs) await this.#io.sleep(5)
-    await Promise.all(this.replicas.stores.map((store) => this.#flushStore(store)))
+    await Promise.all(this.replicas.stores.map((store) => flushStore(this.#io, store)))
     this.#stopped = true
+    this.#resync.stop()
     this.#queue.cancelTimeout(this.#tickTag, 0)
     this.#port.send({ type: 'stopped' })
-  }
-
-  #flushStore(store: { flush(done: (row: number, status: number) => void, row: number): void }): Promise<number> {
-    return new Promise((resolve) => {
-      store.flush((_row, status) => {
-        this.#queue.asyncPending = true
-        resolve(status)
-      }, 0)
-    })
   }
 }

@@ -37,6 +37,8 @@ export const RecordState = {
   SKIPPED: 8,
   /** No longer of any slot's log here: only waits for the store and the sends to end. */
   DROPPED: 16,
+  /** Has been sent to a successor once. */
+  FORWARDED: 32,
 } as const
 
 export type Records = ReturnType<typeof recordRows>

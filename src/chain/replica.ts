@@ -46,6 +46,8 @@ export interface ReplicaHooks {
   /** Any new version, before its consequences: updates and reads that wait here look again. */
   versionChanged(slot: number): void
   sessionStarted(session: SyncSession): void
+  /** Async code will go on: let its promises run before the next turn. */
+  promiseSettled(): void
   log(level: 'ERROR' | 'WARN' | 'INFO' | 'DEBUG', message: string, fields: Readonly<Record<string, unknown>>): void
 }
 
@@ -324,7 +326,10 @@ export class Replicas {
       this.#becomeReady(row)
     }
     const waiters = this.#durableWaiters[storeIndex]!
-    while (waiters.length > 0 && waiters[0]!.seq <= upTo) waiters.shift()!.resolve()
+    while (waiters.length > 0 && waiters[0]!.seq <= upTo) {
+      this.#hooks.promiseSettled()
+      waiters.shift()!.resolve()
+    }
   }
 
   #becomeReady(row: number): void {
@@ -551,6 +556,26 @@ export class Replicas {
   raiseReady(slot: number, sv: number): void {
     if (sv > this.ready[slot]!) this.ready[slot] = sv
     this.advance(slot)
+  }
+
+  /** Id of the newest committed record (protocol 22); (0, 0) when none is known to be. */
+  committedId(slot: number): [number, number] {
+    const committed = this.committed[slot]!
+    const first = this.#first[slot]!
+    const { records } = this
+    const [high, low] = first === NONE ? [this.lastHigh(slot), this.lastLow(slot)] : [records.prevHigh[first]!, records.prevLow[first]!]
+    return svOf(high, low) <= committed ? [high, low] : [0, 0]
+  }
+
+  /** Resolves when the store's records up to `journalSeq` are durable (never, if the disk fails). */
+  whenDurable(store: ReplicaStore, journalSeq: number): Promise<void> {
+    if (journalSeq <= store.durableSeq) return Promise.resolve()
+    const waiters = this.#durableWaiters[this.stores.indexOf(store)]!
+    return new Promise((resolve) => {
+      let at = waiters.length
+      while (at > 0 && waiters[at - 1]!.seq > journalSeq) at--
+      waiters.splice(at, 0, { seq: journalSeq, resolve })
+    })
   }
 
   storeFailure(storeIndex: number): void {

@@ -23,6 +23,10 @@ export class SyncSession {
   readonly skip = new Map<BlockKey, { sv: number; readonly volume: number; readonly layer: number; readonly index: number }>()
   /** The source's `last` in the answer that installed the block, where later than `listedSv`. */
   readonly #installedSv = new Map<BlockKey, number>()
+  /** The digest of the slot has been compared with the source's. */
+  compared = false
+  /** Up to there the slot's `last` is in the journal. */
+  journaledSv = 0
   /** The report has been sent. */
   reported = false
 

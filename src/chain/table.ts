@@ -137,6 +137,15 @@ export class ChainTable {
     return this.ownState[slot]! <= ReplicaState.DRAINING
   }
 
+  /** Whether the node has a SERVING or DRAINING replica of the slot. */
+  hasMember(slot: number, node: number): boolean {
+    for (let i = 0; i < this.entryCount[slot]!; i++) {
+      const e = slot * CHAIN_ENTRIES_MAX + i
+      if (this.entryNode[e] === node && isMember(this.entryState[e] as ReplicaState)) return true
+    }
+    return false
+  }
+
   #size(slotCount: number): void {
     assert(slotCount > 0 && slotCount <= 1 << 20 && (slotCount & (slotCount - 1)) === 0, `${slotCount} slots`)
     this.slotCount = slotCount

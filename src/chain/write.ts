@@ -136,6 +136,16 @@ export class Writes {
     this.#attempt(u)
   }
 
+  /** A row whose receipt was broken off, or whose content is wrong: no answer. */
+  abandon(u: number): void {
+    const { updates } = this
+    const payloadBytes = updates.kind[u] === RecordKind.WRITE ? touchedBytes(updates.offsetBytes[u]!, updates.lengthBytes[u]!) : 0
+    if (updates.owned[u] === 1) this.#arena.free(updates.bufferPage[u] as PageNumber)
+    const peer = updates.peer[u]!
+    updates.free(u)
+    if (peer !== NONE) this.#hooks.creditFreed(peer, 0, payloadBytes)
+  }
+
   // ---- 1. refuse ---------------------------------------------------------------------------------------------------------
 
   #attempt(u: number): void {

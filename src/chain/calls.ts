@@ -1,0 +1,241 @@
+/**
+ * Calls between reactors for plain async code (resync, flush, repair): a small request in one head, an answer of any size in pieces that go
+ * straight into the caller's buffer. Both on the BULK lane.
+ *
+ * The caller has the memory before it asks, so a receiver never stops reading; the answerer holds its answer in place until it is sent.
+ */
+import { columns, i32, u32 } from '../base/columns.ts'
+import { Status } from '../base/status.ts'
+import { PAGE_BYTES } from '../base/units.ts'
+import type { IoQueue } from '../env/ioqueue.ts'
+import { Call, CallData, FRAME_BYTES, HEAD_BYTES_MAX, Lane, PeerFrame, putFrame } from '../wire/peer.ts'
+import { Owner, type Peers, PEERS_MAX, Place, type Placement } from './peers.ts'
+import { NONE } from './records.ts'
+
+/** Calls of this reactor under way. */
+const CALLS_MAX = 256
+/** Calls of one peer being answered here. */
+const SERVED_MAX = 64
+const PIECE_BYTES = 256 * 1024
+export const CALL_ARGUMENT_BYTES_MAX = HEAD_BYTES_MAX - FRAME_BYTES - Call.size
+
+export interface CallResult {
+  readonly status: number
+  /** Bytes of the answer in the caller's buffer. */
+  readonly lengthBytes: number
+}
+
+/** What a served call answers with. `free` is called once, when the memory is read no more. */
+export interface CallAnswer {
+  readonly status: number
+  readonly page: number
+  readonly lengthBytes: number
+  readonly free: () => void
+}
+
+/** `capacityBytes`: most that the answer may be long. */
+export type CallHandler = (peer: number, args: Uint8Array, capacityBytes: number) => Promise<CallAnswer> | CallAnswer
+
+export function answerOf(status: number): CallAnswer {
+  return { status, page: 0, lengthBytes: 0, free: () => {} }
+}
+
+interface Answering {
+  piecesLeft: number
+  readonly free: () => void
+}
+
+export class Calls {
+  readonly #queue: IoQueue
+  readonly #peers: Peers
+  readonly #handlers = new Map<number, CallHandler>()
+  readonly #calls = columns('call', CALLS_MAX, { peer: i32, page: i32, capacityBytes: u32 })
+  readonly #resolve: Array<((result: CallResult) => void) | undefined> = new Array(CALLS_MAX)
+  readonly #answering: Array<Answering | undefined> = []
+  readonly #freeAnswers: number[] = []
+  readonly #served = new Int32Array(PEERS_MAX)
+  /** Async code that waits for room on the BULK lane of a peer. */
+  readonly #roomWaiters: Array<Array<() => void>> = Array.from({ length: PEERS_MAX }, () => [])
+  #rowWaiters: Array<() => void> = []
+
+  constructor(options: { queue: IoQueue; peers: Peers }) {
+    this.#queue = options.queue
+    this.#peers = options.peers
+  }
+
+  serve(kind: number, handler: CallHandler): void {
+    this.#handlers.set(kind, handler)
+  }
+
+  /**
+   * Asks a peer. The answer lands in the arena from `page` on; the buffer is the call's until it resolves.
+   * CONNECTION_LOST when the session ends first, NODE_UNREACHABLE when there is none.
+   */
+  async call(peer: number, kind: number, args: Uint8Array, page: number, capacityBytes: number): Promise<CallResult> {
+    const headBytes = FRAME_BYTES + Call.size + args.length
+    let row = this.#calls.alloc()
+    while (row < 0) {
+      await new Promise<void>((resolve) => this.#rowWaiters.push(resolve))
+      row = this.#calls.alloc()
+    }
+    const at = await this.#room(peer, this.#peers.isUp(peer) ? this.#peers.sessionOf(peer) : NONE, headBytes)
+    if (at < 0) {
+      this.#freeRow(row)
+      return { status: Status.NODE_UNREACHABLE, lengthBytes: 0 }
+    }
+    this.#calls.peer[row] = peer
+    this.#calls.page[row] = page
+    this.#calls.capacityBytes[row] = capacityBytes
+    const { view, bytes } = this.#queue.arena
+    putFrame(view, at, PeerFrame.CALL, headBytes, 0)
+    Call.encode(view, at + FRAME_BYTES, { requestRow: row, requestGeneration: this.#calls.generation[row]! >>> 0, kind, capacityBytes })
+    bytes.set(args, at + FRAME_BYTES + Call.size)
+    const result = new Promise<CallResult>((resolve) => {
+      this.#resolve[row] = resolve
+    })
+    this.#peers.send(peer, Lane.BULK, at, headBytes, 0, 0, 0, Owner.NONE, NONE)
+    this.#peers.flush()
+    return result
+  }
+
+  /** Room for a head on the peer's BULK lane in that session; -1: the session is over. To be used at once. */
+  async #room(peer: number, session: number, headBytes: number): Promise<number> {
+    for (;;) {
+      if (!this.#peers.isUp(peer) || this.#peers.sessionOf(peer) !== session) return -1
+      const at = this.#peers.reserve(peer, Lane.BULK, headBytes)
+      if (at >= 0) return at
+      await new Promise<void>((resolve) => this.#roomWaiters[peer]!.push(resolve))
+    }
+  }
+
+  #freeRow(row: number): void {
+    this.#calls.free(row)
+    const waiter = this.#rowWaiters.shift()
+    if (waiter !== undefined) {
+      this.#queue.asyncPending = true
+      waiter()
+    }
+  }
+
+  #end(row: number, status: number, lengthBytes: number): void {
+    const resolve = this.#resolve[row]!
+    this.#resolve[row] = undefined
+    this.#freeRow(row)
+    this.#queue.asyncPending = true
+    resolve({ status, lengthBytes })
+  }
+
+  laneRoom(peer: number): void {
+    const waiters = this.#roomWaiters[peer]!
+    if (waiters.length === 0) return
+    this.#queue.asyncPending = true
+    for (const resolve of waiters.splice(0)) resolve()
+  }
+
+  down(peer: number): void {
+    this.laneRoom(peer)
+    for (let row = 0; row < CALLS_MAX; row++) {
+      if (this.#calls.isUsed(row) && this.#resolve[row] !== undefined && this.#calls.peer[row] === peer) this.#end(row, Status.CONNECTION_LOST, 0)
+    }
+    this.#served[peer] = 0
+  }
+
+  // ---- answering -----------------------------------------------------------------------------------------------------------
+
+  onCall(peer: number, at: number, headBytes: number): string | null {
+    const { view, bytes } = this.#queue.arena
+    const body = at + FRAME_BYTES
+    const { requestRow, requestGeneration, kind, capacityBytes } = Call.decode(view, body)
+    const handler = this.#handlers.get(kind)
+    if (handler === undefined) return `call of kind ${kind}`
+    const session = this.#peers.sessionOf(peer)
+    const args = bytes.slice(body + Call.size, at + headBytes)
+    this.#served[peer]!++
+    const isTooMany = this.#served[peer]! > SERVED_MAX
+    void this.#answer(peer, session, requestRow, requestGeneration, isTooMany ? answerOf(Status.BUSY) : handler(peer, args, capacityBytes))
+    this.#queue.asyncPending = true
+    return null
+  }
+
+  async #answer(peer: number, session: number, requestRow: number, requestGeneration: number, promised: Promise<CallAnswer> | CallAnswer): Promise<void> {
+    const { status, page, lengthBytes, free } = await promised
+    const { view } = this.#queue.arena
+    const headBytes = FRAME_BYTES + CallData.size
+    const pieces = Math.max(1, Math.ceil(lengthBytes / PIECE_BYTES))
+    const row = this.#freeAnswers.pop() ?? this.#answering.length
+    const answering: Answering = { piecesLeft: pieces, free }
+    this.#answering[row] = answering
+    for (let piece = 0; piece < pieces; piece++) {
+      const at = await this.#room(peer, session, headBytes)
+      if (at < 0) {
+        answering.piecesLeft -= pieces - piece
+        if (answering.piecesLeft === 0) this.#answered(row)
+        return
+      }
+      const offsetBytes = piece * PIECE_BYTES
+      const bytesHere = Math.min(PIECE_BYTES, lengthBytes - offsetBytes)
+      const payloadPage = page + offsetBytes / PAGE_BYTES
+      putFrame(view, at, PeerFrame.CALL_DATA, headBytes, bytesHere)
+      CallData.encode(view, at + FRAME_BYTES, {
+        requestRow,
+        requestGeneration,
+        offsetBytes,
+        payloadCrc: bytesHere > 0 ? this.#queue.arena.crc32c(payloadPage, 0, bytesHere) : 0,
+        last: piece === pieces - 1 ? 1 : 0,
+        status,
+        lengthBytes,
+      })
+      this.#peers.send(peer, Lane.BULK, at, headBytes, payloadPage, 0, bytesHere, Owner.CALL_ANSWER, row)
+      this.#peers.flush()
+    }
+    if (this.#peers.isUp(peer) && this.#peers.sessionOf(peer) === session) this.#served[peer]!--
+  }
+
+  /** A piece has been sent (or will not be). */
+  pieceSent(row: number): void {
+    if (--this.#answering[row]!.piecesLeft === 0) this.#answered(row)
+  }
+
+  #answered(row: number): void {
+    const { free } = this.#answering[row]!
+    this.#answering[row] = undefined
+    this.#freeAnswers.push(row)
+    free()
+  }
+
+  // ---- an answer arrives -----------------------------------------------------------------------------------------------------
+
+  /** The call a piece is for; NONE when it is none of this session's. */
+  #rowOf(peer: number, body: number): number {
+    const { view } = this.#queue.arena
+    const row = CallData.get.requestRow(view, body)
+    if (row >= CALLS_MAX || !this.#calls.isUsed(row) || this.#resolve[row] === undefined) return NONE
+    if (this.#calls.generation[row]! >>> 0 !== CallData.get.requestGeneration(view, body)) return NONE
+    return this.#calls.peer[row] === peer ? row : NONE
+  }
+
+  place(peer: number, at: number, payloadBytes: number, placement: Placement): number {
+    const { view } = this.#queue.arena
+    const body = at + FRAME_BYTES
+    const row = this.#rowOf(peer, body)
+    const offsetBytes = CallData.get.offsetBytes(view, body)
+    if (row === NONE || offsetBytes + payloadBytes > this.#calls.capacityBytes[row]!) return Place.REFUSE
+    placement.page = this.#calls.page[row]!
+    placement.deltaBytes = offsetBytes
+    placement.kind = Owner.CALL
+    placement.row = row
+    return Place.TAKE
+  }
+
+  onData(peer: number, at: number, payloadBytes: number): string | null {
+    const { view, crc32c } = { view: this.#queue.arena.view, crc32c: (page: number, delta: number) => this.#queue.arena.crc32c(page, delta, payloadBytes) }
+    const body = at + FRAME_BYTES
+    const row = this.#rowOf(peer, body)
+    if (row === NONE) return 'an answer nobody waits for'
+    const { offsetBytes, payloadCrc, last, status, lengthBytes } = CallData.decode(view, body)
+    if (lengthBytes > this.#calls.capacityBytes[row]! || offsetBytes + payloadBytes > lengthBytes) return 'an answer longer than asked for'
+    if (payloadBytes > 0 && crc32c(this.#calls.page[row]!, offsetBytes) !== payloadCrc) return 'a piece with a wrong checksum'
+    if (last === 1) this.#end(row, status, lengthBytes)
+    return null
+  }
+}

@@ -1,0 +1,133 @@
+/**
+ * Flushes of volumes that acknowledge from memory (protocol 20): every SERVING, DRAINING and SYNCING member of the volume's chains makes its
+ * journal durable, and answers only if it knows the same table revision, hence the same version of every chain, before and after.
+ *
+ * One flush of a volume runs, and one waits for it, however many ask.
+ */
+import type { VolumeNumber } from '../base/ids.ts'
+import { Status } from '../base/status.ts'
+import { BLOCK_BYTES } from '../base/units.ts'
+import type { AsyncIo } from '../env/async-io.ts'
+import { CHAIN_ENTRIES_MAX, inWritePath, type ReplicaState } from '../placement/chain.ts'
+import { slotOf } from '../placement/ring.ts'
+import type { ReplicaStore } from '../store/store.ts'
+import { CallKind } from '../wire/peer.ts'
+import { answerOf, type CallAnswer, type Calls } from './calls.ts'
+import type { Counters } from './counters.ts'
+import type { Peers } from './peers.ts'
+import { NONE } from './records.ts'
+import type { Replicas } from './replica.ts'
+import type { ChainTable } from './table.ts'
+
+const RETRY_FIRST_MS = 5
+const RETRY_MAX_MS = 100
+
+type Waiter = { readonly deadlineMs: number; readonly done: (status: number) => void }
+
+export class Flushes {
+  readonly #io: AsyncIo
+  readonly #table: ChainTable
+  readonly #replicas: Replicas
+  readonly #peers: Peers
+  readonly #calls: Calls
+  readonly #counters: Counters
+  /** Volumes whose flush runs, and who waits for the next one. */
+  readonly #waiting = new Map<VolumeNumber, Waiter[]>()
+
+  constructor(options: { io: AsyncIo; table: ChainTable; replicas: Replicas; peers: Peers; calls: Calls; counters: Counters }) {
+    this.#io = options.io
+    this.#table = options.table
+    this.#replicas = options.replicas
+    this.#peers = options.peers
+    this.#calls = options.calls
+    this.#counters = options.counters
+    this.#calls.serve(CallKind.FLUSH, (_peer, args) => this.#serve(args))
+  }
+
+  /** Everything of the volume acknowledged before this call, anywhere, is durable when `done` is called with SUCCESS. */
+  flush(volume: VolumeNumber, deadlineMs: number, done: (status: number) => void): void {
+    const waiting = this.#waiting.get(volume)
+    if (waiting !== undefined) {
+      this.#counters.flushesJoined++
+      waiting.push({ deadlineMs, done })
+      return
+    }
+    this.#waiting.set(volume, [])
+    void this.#run(volume, [{ deadlineMs, done }])
+  }
+
+  async #run(volume: VolumeNumber, first: Waiter[]): Promise<void> {
+    for (let served: Waiter[] = first; served.length > 0; served = this.#waiting.get(volume)!.splice(0)) {
+      const status = await this.#flushUntil(
+        volume,
+        served.reduce((latest, { deadlineMs }) => Math.max(latest, deadlineMs), 0),
+      )
+      for (const { done } of served) done(status)
+    }
+    this.#waiting.delete(volume)
+  }
+
+  async #flushUntil(volume: VolumeNumber, deadlineMs: number): Promise<number> {
+    for (let waitMs = RETRY_FIRST_MS; ; waitMs = Math.min(waitMs * 2, RETRY_MAX_MS)) {
+      this.#counters.flushes++
+      if (this.#table.revision > 0 && (await this.#flushOnce(volume))) return Status.SUCCESS
+      if (this.#io.queue.nowMs >= deadlineMs) return Status.VOLUME_UNAVAILABLE
+      await this.#io.sleep(waitMs)
+    }
+  }
+
+  async #flushOnce(volume: VolumeNumber): Promise<boolean> {
+    const { revision } = this.#table
+    const args = new Uint8Array(16)
+    const view = new DataView(args.buffer)
+    view.setFloat64(0, volume)
+    view.setFloat64(8, revision)
+    const answers = this.#membersOf(volume).map(async (node) => {
+      if (node === this.#table.identity.node) return this.#flushOwn(revision)
+      const peer = this.#peers.indexOf(node)
+      if (peer === NONE) return Status.NODE_UNREACHABLE
+      return (await this.#calls.call(peer, CallKind.FLUSH, args, 0, 0)).status
+    })
+    const statuses = await Promise.all(answers)
+    return statuses.every((status) => status === Status.SUCCESS)
+  }
+
+  /** Nodes that may hold unflushed writes of the volume: every member of its chains. */
+  #membersOf(volume: VolumeNumber): number[] {
+    const table = this.#table
+    const blocks = Math.ceil((table.volumes.get(volume)?.sizeBytes ?? 0) / BLOCK_BYTES)
+    const nodes = new Set<number>()
+    const add = (slot: number) => {
+      for (let i = 0; i < table.entryCount[slot]!; i++) {
+        const e = slot * CHAIN_ENTRIES_MAX + i
+        if (inWritePath(table.entryState[e] as ReplicaState)) nodes.add(table.entryNode[e]!)
+      }
+    }
+    if (blocks < table.slotCount) for (let index = 0; index < blocks; index++) add(slotOf(volume, index, table.slotCount))
+    else for (let slot = 0; slot < table.slotCount; slot++) add(slot)
+    return [...nodes]
+  }
+
+  async #flushOwn(revision: number): Promise<number> {
+    if (this.#table.revision !== revision) return Status.ROUTING_STALE
+    const statuses = await Promise.all(this.#replicas.stores.map((store) => flushStore(this.#io, store)))
+    const failure = statuses.find((status) => status !== Status.SUCCESS)
+    if (failure !== undefined) return failure
+    return this.#table.revision === revision ? Status.SUCCESS : Status.ROUTING_STALE
+  }
+
+  async #serve(args: Uint8Array): Promise<CallAnswer> {
+    if (args.length !== 16) return answerOf(Status.PROTOCOL_ERROR)
+    return answerOf(await this.#flushOwn(new DataView(args.buffer, args.byteOffset).getFloat64(8)))
+  }
+}
+
+/** The store's flush as a promise. */
+export function flushStore(io: AsyncIo, store: ReplicaStore): Promise<number> {
+  return new Promise((resolve) => {
+    store.flush((_row, status) => {
+      io.queue.asyncPending = true
+      resolve(status)
+    }, 0)
+  })
+}

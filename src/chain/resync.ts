@@ -1,0 +1,704 @@
+/**
+ * Resync (protocol 21 to 25): how a SYNCING replica becomes equal to its source, its predecessor in the chain.
+ *
+ *   returner                                    source
+ *      |-- DIGESTS: slots ------------------------>|   of many slots at once; equal slots are done
+ *      |-- LIST_BLOCKS: slot --------------------->|   digests of the blocks; equal blocks are done, blocks the source lacks go
+ *      |-- BLOCK: ids of the pages here ---------->|   pages whose id differs, with their content
+ *      |   everything durable, stream position past every answer -> upToDate
+ *
+ * Every answer is one instant of the source: content, its `last` and committed id, the channel rows of its disk. An answer older than what was
+ * acknowledged for a block without storing is not installed. Each step looks again whether its session is still the present one.
+ *
+ * The answers, little-endian words of 32 bits, in the caller's buffer:
+ *
+ *   DIGESTS      count, rowWords, 0, 0 | count x (slot, status, digestA, digestB, lastHigh, lastLow, committedHigh, committedLow) | rows
+ *   LIST_BLOCKS  count, rowWords, lastHigh, lastLow, committedHigh, committedLow, 0, 0 | count x (volume f64, layer, index, digestA, digestB) | rows
+ *   BLOCK        exists, count, rowWords, dataPage, lastHigh, lastLow, committedHigh, committedLow
+ *                | count x (page | flag << 16, idHigh, idLow, crc) | rows | to page `dataPage`: content of the DATA pages
+ */
+import { XsanError } from '../base/errors.ts'
+import { Status } from '../base/status.ts'
+import { PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
+import type { PageNumber } from '../env/arena.ts'
+import type { AsyncIo } from '../env/async-io.ts'
+import { ReplicaState } from '../placement/chain.ts'
+import type { ResyncStats } from '../placement/messages.ts'
+import { ROW_WORDS, ROWS_MAX } from '../store/channel-rows.ts'
+import { DigestSum } from '../store/digest.ts'
+import { type BlockCapture, type BlockRow, NO_BLOCK, PageFlag, type ReplicaStore } from '../store/store.ts'
+import { CallKind } from '../wire/peer.ts'
+import { answerOf, type CallAnswer, type Calls } from './calls.ts'
+import type { Counters } from './counters.ts'
+import { flushStore } from './flush.ts'
+import type { Peers } from './peers.ts'
+import { NONE, svOf } from './records.ts'
+import type { Replicas } from './replica.ts'
+import type { SyncSession } from './session.ts'
+import type { ChainTable } from './table.ts'
+
+/** Slots of one DIGESTS call; the source answers for fewer when they hold more than BLOCKS_PER_DIGESTS blocks. */
+const SLOTS_PER_CALL = 512
+const BLOCKS_PER_DIGESTS = 256
+/** Calls under way at one time: bounds the memory (BLOCK answers) and the load on clients' I/O. */
+const BLOCK_WINDOW = 4
+const LIST_WINDOW = 8
+const ROWS_BYTES_MAX = ROWS_MAX * ROW_WORDS * 4
+const DIGEST_WORDS = 8
+const LIST_HEADER_WORDS = 8
+const LIST_WORDS = 6
+const BLOCK_HEADER_WORDS = 8
+const PAGE_WORDS = 4
+const LIST_BYTES_MAX = 1024 * 1024
+const BLOCK_ANSWER_BYTES = (PAGES_PER_BLOCK + 1) * PAGE_BYTES + PAGES_PER_BLOCK * PAGE_WORDS * 4 + PAGE_BYTES
+/** Everything before a block's content, and every other answer, fits. */
+const HEADER_BYTES_MAX = LIST_BYTES_MAX + ROWS_BYTES_MAX
+const IDLE_MS = 10
+const RETRY_MS = 50
+
+type BlockIdentity = { readonly volume: number; readonly layer: number; readonly index: number }
+
+export class Resync {
+  readonly #io: AsyncIo
+  readonly #table: ChainTable
+  readonly #replicas: Replicas
+  readonly #peers: Peers
+  readonly #calls: Calls
+  readonly #counters: Counters
+  readonly #report: (slot: number, since: number) => void
+  readonly #log: (level: 'ERROR' | 'WARN' | 'INFO' | 'DEBUG', message: string, fields: Readonly<Record<string, unknown>>) => void
+  #running = false
+  #stopped = false
+  #bytesMoved = 0
+  #bytesNeeded = 0
+
+  constructor(options: {
+    io: AsyncIo
+    table: ChainTable
+    replicas: Replicas
+    peers: Peers
+    calls: Calls
+    counters: Counters
+    report: (slot: number, since: number) => void
+    log: (level: 'ERROR' | 'WARN' | 'INFO' | 'DEBUG', message: string, fields: Readonly<Record<string, unknown>>) => void
+  }) {
+    this.#io = options.io
+    this.#table = options.table
+    this.#replicas = options.replicas
+    this.#peers = options.peers
+    this.#calls = options.calls
+    this.#counters = options.counters
+    this.#report = options.report
+    this.#log = options.log
+    this.#calls.serve(CallKind.DIGESTS, (_peer, args, capacity) => this.#serveDigests(args, capacity))
+    this.#calls.serve(CallKind.LIST_BLOCKS, (_peer, args, capacity) => this.#serveList(args, capacity))
+    this.#calls.serve(CallKind.BLOCK, (_peer, args, capacity) => this.#serveBlock(args, capacity))
+    this.#calls.serve(CallKind.PAGE, (_peer, args, capacity) => this.#servePage(args, capacity))
+  }
+
+  stats(): ResyncStats {
+    let slotsLeft = 0
+    let blocksLeft = 0
+    for (const session of this.#replicas.sessions.values()) {
+      if (!session.reported) slotsLeft++
+      blocksLeft += session.todo.size
+    }
+    return { slotsLeft, blocksLeft, bytesMoved: this.#bytesMoved, bytesNeeded: this.#bytesNeeded }
+  }
+
+  stop(): void {
+    this.#stopped = true
+  }
+
+  sessionStarted(): void {
+    if (this.#running || this.#stopped) return
+    this.#running = true
+    this.#bytesMoved = this.#bytesNeeded = 0
+    void this.#run()
+  }
+
+  // ---- the returner --------------------------------------------------------------------------------------------------------
+
+  async #run(): Promise<void> {
+    // a moment, so that all sessions of one table begin together
+    await this.#io.sleep(0)
+    while (!this.#stopped && [...this.#replicas.sessions.values()].some((session) => !session.reported)) {
+      const sessions = [...this.#replicas.sessions.values()].filter((session) => !session.reported)
+      const hasWorked = [await this.#compareSlots(sessions), await this.#listSlots(sessions), await this.#copyBlocks(sessions), await this.#finish(sessions)]
+      if (!hasWorked.includes(true)) await this.#io.sleep(IDLE_MS)
+    }
+    this.#running = false
+  }
+
+  #isPresent(session: SyncSession): boolean {
+    return this.#replicas.sessions.get(session.slot) === session && this.#replicas.storeOf(session.slot) !== undefined
+  }
+
+  /** The source's peer, when it can be asked. */
+  #sourceOf(slot: number): number {
+    return this.#peers.indexOf(this.#table.predecessorNode[slot]!)
+  }
+
+  /** 1. Digests of whole slots. */
+  async #compareSlots(sessions: readonly SyncSession[]): Promise<boolean> {
+    const byPeer = new Map<number, SyncSession[]>()
+    for (const session of sessions) {
+      if (session.compared || !this.#isPresent(session)) continue
+      const peer = this.#sourceOf(session.slot)
+      if (peer === NONE) continue
+      const of = byPeer.get(peer)
+      if (of === undefined) byPeer.set(peer, [session])
+      else of.push(session)
+    }
+    let hasWorked = false
+    const perPeer = [...byPeer].map(async ([peer, waiting]) => {
+      while (waiting.length > 0) {
+        const answered = await this.#compareBatch(peer, waiting.slice(0, SLOTS_PER_CALL))
+        if (answered === 0) return
+        hasWorked = true
+        waiting.splice(0, answered)
+      }
+    })
+    await Promise.all(perPeer)
+    return hasWorked
+  }
+
+  /** How many of the sessions, from the first on, were answered for. */
+  async #compareBatch(peer: number, batch: readonly SyncSession[]): Promise<number> {
+    const args = new Uint32Array(batch.length * 2)
+    batch.forEach(({ slot }, i) => {
+      args[i * 2] = slot
+      args[i * 2 + 1] = this.#table.version[slot]!
+    })
+    const capacity = (4 + batch.length * DIGEST_WORDS) * 4 + ROWS_BYTES_MAX
+    const answer = await this.#ask(peer, CallKind.DIGESTS, args, capacity)
+    if (answer === null) return 0
+    try {
+      const { words } = answer
+      const [count = 0, rowWords = 0] = words
+      const rowsAt = 4 + count * DIGEST_WORDS
+      if (count === 0 || count > batch.length || rowsAt + rowWords > words.length) return 0
+      const rows = words.slice(rowsAt, rowsAt + rowWords)
+      let rowsToSend: Uint32Array | null = rows
+      for (let i = 0; i < count; i++) {
+        const [slot, status, digestA, digestB, lastHigh, lastLow, committedHigh, committedLow] = words.subarray(4 + i * DIGEST_WORDS)
+        const session = batch[i]!
+        if (slot !== session.slot || status !== Status.SUCCESS || !this.#isPresent(session) || session.listedSv >= 0) continue
+        const store = this.#replicas.storeOf(session.slot)!
+        session.compared = true
+        const own = store.slotDigest(session.slot)
+        if (own[0] !== digestA || own[1] !== digestB) continue
+        // rows of other slots change nothing once they were merged as not held
+        const installed = this.#installRows(session, store, rowsToSend ?? rowsOfSlot(rows, session.slot), committedHigh!, committedLow!)
+        if (!installed) {
+          session.compared = false
+          continue
+        }
+        rowsToSend = null
+        session.listed(svOf(lastHigh!, lastLow!), [])
+      }
+      return count
+    } finally {
+      answer.free()
+    }
+  }
+
+  /** Channel rows and stream position of an answer, without a block. False: no room now. */
+  #installRows(session: SyncSession, store: ReplicaStore, rows: Uint32Array, committedHigh: number, committedLow: number): boolean {
+    const committedSv = svOf(committedHigh, committedLow)
+    if (rows.length === 0 && committedSv === 0) return true
+    const seq = this.#install(store, { ...NO_PAGES, slot: session.slot, volume: 0, layer: 0, index: 0, rows, lastHigh: committedHigh, lastLow: committedLow })
+    if (seq < 0) return false
+    this.#raise(session, store, committedSv, seq)
+    return true
+  }
+
+  /** The answer's committed id is the slot's position, once it is in the journal. */
+  #raise(session: SyncSession, store: ReplicaStore, committedSv: number, journalSeq: number): void {
+    const { slot } = session
+    session.journaledSv = Math.max(session.journaledSv, committedSv)
+    this.#replicas.raiseEligible(slot, committedSv)
+    void this.#replicas.whenDurable(store, journalSeq).then(() => {
+      if (this.#isPresent(session)) this.#replicas.raiseReady(slot, committedSv)
+    })
+  }
+
+  /** Returns the journal position, or -1 when the store has no room now. */
+  #install(store: ReplicaStore, given: Parameters<ReplicaStore['install']>[0]): number {
+    try {
+      return store.install(given)
+    } catch (error) {
+      if (!(error instanceof XsanError)) throw error
+      if (error.status !== 'BUSY') this.#log('ERROR', 'a block cannot be installed', { slot: given.slot, volume: given.volume, index: given.index, error: error.message })
+      return -1
+    }
+  }
+
+  /** 2. Digests of the blocks of slots that differ. */
+  async #listSlots(sessions: readonly SyncSession[]): Promise<boolean> {
+    const differing = sessions.filter((session) => session.compared && session.listedSv < 0 && this.#isPresent(session))
+    return inParallel(LIST_WINDOW, differing, (session) => this.#listSlot(session))
+  }
+
+  async #listSlot(session: SyncSession): Promise<boolean> {
+    const { slot } = session
+    const peer = this.#sourceOf(slot)
+    if (peer === NONE) return false
+    const answer = await this.#ask(peer, CallKind.LIST_BLOCKS, Uint32Array.of(slot, this.#table.version[slot]!), LIST_BYTES_MAX + ROWS_BYTES_MAX)
+    if (answer === null) return false
+    try {
+      const { words, view } = answer
+      const [count = 0, rowWords = 0, lastHigh = 0, lastLow = 0, committedHigh = 0, committedLow = 0] = words
+      const rowsAt = LIST_HEADER_WORDS + count * LIST_WORDS
+      if (rowsAt + rowWords > words.length || !this.#isPresent(session) || session.listedSv >= 0) return false
+      const store = this.#replicas.storeOf(slot)!
+      const own = new Map<string, [number, number, BlockRow]>()
+      for (const block of store.blocksOf(slot)) {
+        const { volume, layer, index } = store.blockIdentity(block)
+        const [a, b] = blockDigest(store, block)
+        own.set(`${volume}/${layer}/${index}`, [a, b, block])
+      }
+      const differing: BlockIdentity[] = []
+      for (let i = 0; i < count; i++) {
+        const at = LIST_HEADER_WORDS + i * LIST_WORDS
+        const volume = view.getFloat64(at * 4, true)
+        const [, , layer = 0, index = 0, digestA, digestB] = words.subarray(at, at + LIST_WORDS)
+        const key = `${volume}/${layer}/${index}`
+        const here = own.get(key)
+        own.delete(key)
+        if (here === undefined || here[0] !== digestA || here[1] !== digestB) differing.push({ volume, layer, index })
+      }
+      // what the source lacks is asked for too: its absence is an answer like any other
+      for (const [, , block] of own.values()) differing.push(store.blockIdentity(block))
+      if (!this.#installRows(session, store, words.slice(rowsAt, rowsAt + rowWords), committedHigh, committedLow)) return false
+      session.listed(svOf(lastHigh, lastLow), differing)
+      return true
+    } finally {
+      answer.free()
+    }
+  }
+
+  /** 3. Pages whose id differs. */
+  async #copyBlocks(sessions: readonly SyncSession[]): Promise<boolean> {
+    const jobs: Array<{ session: SyncSession; block: BlockIdentity }> = []
+    for (const session of sessions) {
+      if (session.listedSv < 0 || !this.#isPresent(session)) continue
+      for (const block of session.todo.values()) jobs.push({ session, block })
+    }
+    return inParallel(BLOCK_WINDOW, jobs, ({ session, block }) => this.#copyBlock(session, block))
+  }
+
+  async #copyBlock(session: SyncSession, { volume, layer, index }: BlockIdentity): Promise<boolean> {
+    const { slot } = session
+    const peer = this.#sourceOf(slot)
+    const store = this.#replicas.storeOf(slot)
+    if (peer === NONE || store === undefined || !this.#isPresent(session)) return false
+    const own = store.findBlock(volume, layer, index)
+    const answer = await this.#ask(peer, CallKind.BLOCK, blockArgs(slot, this.#table.version[slot]!, { volume, layer, index }, store, own), BLOCK_ANSWER_BYTES + ROWS_BYTES_MAX)
+    if (answer === null) return false
+    try {
+      const { words, page } = answer
+      const [exists = 0, count = 0, rowWords = 0, dataPage = 0, lastHigh = 0, lastLow = 0, committedHigh = 0, committedLow = 0] = words
+      const rowsAt = BLOCK_HEADER_WORDS + count * PAGE_WORDS
+      if (count > PAGES_PER_BLOCK || rowsAt + rowWords > words.length || !this.#isPresent(session)) return false
+      const lastSv = svOf(lastHigh, lastLow)
+      // older than what was acknowledged without storing: ask again (rule 23)
+      if (lastSv < session.skipOf(volume, layer, index)) return true
+      const pages = new Uint16Array(count)
+      const idHigh = new Uint32Array(count)
+      const idLow = new Uint32Array(count)
+      const crc = new Uint32Array(count)
+      const flags = new Uint8Array(count)
+      let dataPages = 0
+      for (let i = 0; i < count; i++) {
+        const at = BLOCK_HEADER_WORDS + i * PAGE_WORDS
+        pages[i] = words[at]! & 0xffff
+        flags[i] = words[at]! >>> 16
+        idHigh[i] = words[at + 1]!
+        idLow[i] = words[at + 2]!
+        crc[i] = words[at + 3]!
+        if (pages[i]! >= PAGES_PER_BLOCK || (i > 0 && pages[i]! <= pages[i - 1]!) || flags[i]! > PageFlag.ZERO) return this.#malformed(session)
+        if (flags[i] !== PageFlag.DATA) continue
+        if ((dataPage + dataPages + 1) * PAGE_BYTES > answer.lengthBytes) return this.#malformed(session)
+        if (this.#io.queue.arena.crc32c(page + dataPage + dataPages, 0, PAGE_BYTES) !== crc[i]) return this.#malformed(session)
+        dataPages++
+      }
+      const needed = neededBytes(store, own, pages, crc, flags)
+      const journalSeq = this.#install(store, {
+        slot,
+        volume,
+        layer,
+        index,
+        pages,
+        idHigh,
+        idLow,
+        crc,
+        flags,
+        payloadPage: page + dataPage,
+        remove: exists === 0,
+        rows: words.slice(rowsAt, rowsAt + rowWords),
+        lastHigh: committedHigh,
+        lastLow: committedLow,
+      })
+      if (journalSeq < 0) {
+        await this.#io.sleep(RETRY_MS)
+        return true
+      }
+      session.installed(volume, layer, index, lastSv)
+      this.#raise(session, store, svOf(committedHigh, committedLow), journalSeq)
+      this.#bytesMoved += dataPages * PAGE_BYTES
+      this.#bytesNeeded += needed
+      this.#counters.resyncBytesMoved += dataPages * PAGE_BYTES
+      this.#counters.resyncBytesNeeded += needed
+      await this.#replicas.whenDurable(store, journalSeq)
+      return true
+    } finally {
+      answer.free()
+    }
+  }
+
+  #malformed(session: SyncSession): false {
+    this.#log('ERROR', 'an answer of a resync source is malformed', { slot: session.slot, node: this.#table.predecessorNode[session.slot] })
+    return false
+  }
+
+  /** 4. Everything installed, the stream past every answer, the journal durable: report (rule 24). */
+  async #finish(sessions: readonly SyncSession[]): Promise<boolean> {
+    const done: Array<{ session: SyncSession; store: ReplicaStore; journalSeq: number }> = []
+    for (const session of sessions) {
+      if (session.reported || !session.allInstalled || !this.#isPresent(session)) continue
+      const { slot } = session
+      const lastSv = this.#replicas.lastSv(slot)
+      if (lastSv < session.high) continue
+      const store = this.#replicas.storeOf(slot)!
+      let journalSeq = 0
+      // the position in the stream may be known in memory alone: from now on it is the slot's last id
+      if (lastSv > session.journaledSv) {
+        journalSeq = this.#install(store, {
+          ...NO_PAGES,
+          slot,
+          volume: 0,
+          layer: 0,
+          index: 0,
+          rows: new Uint32Array(0),
+          lastHigh: store.lastHigh[slot]!,
+          lastLow: store.lastLow[slot]!,
+        })
+        if (journalSeq < 0) continue
+        session.journaledSv = lastSv
+      }
+      done.push({ session, store, journalSeq })
+    }
+    if (done.length === 0) return false
+    for (const store of new Set(done.map((each) => each.store))) await flushStore(this.#io, store)
+    for (const { session, store } of done) {
+      if (!this.#isPresent(session) || !session.allInstalled || store.failed) continue
+      session.reported = true
+      this.#counters.resyncSlotsDone++
+      this.#report(session.slot, session.since)
+    }
+    return true
+  }
+
+  /** One call with its memory. Null: no memory, no answer, or not SUCCESS. */
+  async #ask(peer: number, kind: number, args: Uint32Array, capacityBytes: number) {
+    const { arena } = this.#io.queue
+    const page = arena.alloc(capacityBytes)
+    if (page === -1) {
+      await this.#io.sleep(RETRY_MS)
+      return null
+    }
+    const result = await this.#calls.call(peer, kind, new Uint8Array(args.buffer, args.byteOffset, args.byteLength), page, capacityBytes)
+    const start = page * PAGE_BYTES
+    if (result.status !== Status.SUCCESS || result.lengthBytes % 4 !== 0) {
+      arena.free(page)
+      await this.#io.sleep(IDLE_MS)
+      return null
+    }
+    // a copy of the words, not of the content of a block's pages
+    const copy = arena.bytes.slice(start, start + Math.min(result.lengthBytes, HEADER_BYTES_MAX))
+    return {
+      page,
+      lengthBytes: result.lengthBytes,
+      words: new Uint32Array(copy.buffer, 0, copy.byteLength >> 2),
+      view: new DataView(copy.buffer),
+      free: () => arena.free(page),
+    }
+  }
+
+  // ---- the source ------------------------------------------------------------------------------------------------------------
+
+  /** The slot's store, if this replica may answer for it in that version. */
+  #sourceStore(slot: number, version: number): ReplicaStore | null {
+    const table = this.#table
+    if (slot >= table.slotCount || table.version[slot] !== version || table.ownState[slot]! > ReplicaState.DRAINING) return null
+    return this.#replicas.storeOf(slot) ?? null
+  }
+
+  #serveDigests(args: Uint8Array, capacityBytes: number): CallAnswer {
+    if (args.length === 0 || args.length % 8 !== 0 || args.length / 8 > SLOTS_PER_CALL) return answerOf(Status.PROTOCOL_ERROR)
+    const asked = new DataView(args.buffer, args.byteOffset, args.length)
+    const entries: number[] = []
+    let blocks = 0
+    let rowStore: ReplicaStore | undefined
+    for (let i = 0; i < args.length / 8 && blocks <= BLOCKS_PER_DIGESTS; i++) {
+      const slot = asked.getUint32(i * 8, true)
+      const store = this.#sourceStore(slot, asked.getUint32(i * 8 + 4, true))
+      if (store === null) {
+        entries.push(slot, Status.ROUTING_STALE, 0, 0, 0, 0, 0, 0)
+        continue
+      }
+      // one disk's rows per answer
+      if (rowStore !== undefined && rowStore !== store) break
+      rowStore = store
+      blocks += store.blocksOf(slot).length
+      const [a, b] = store.slotDigest(slot)
+      const [committedHigh, committedLow] = this.#replicas.committedId(slot)
+      entries.push(slot, Status.SUCCESS, a, b, store.lastHigh[slot]!, store.lastLow[slot]!, committedHigh, committedLow)
+    }
+    const rows = rowStore?.rows.pack() ?? new Uint32Array(0)
+    return this.#answerWords([entries.length / DIGEST_WORDS, rows.length, 0, 0], entries, rows, capacityBytes)
+  }
+
+  #serveList(args: Uint8Array, capacityBytes: number): CallAnswer {
+    if (args.length !== 8) return answerOf(Status.PROTOCOL_ERROR)
+    const asked = new DataView(args.buffer, args.byteOffset, 8)
+    const slot = asked.getUint32(0, true)
+    const store = this.#sourceStore(slot, asked.getUint32(4, true))
+    if (store === null) return answerOf(Status.ROUTING_STALE)
+    const blocks = store.blocksOf(slot)
+    const words = new Uint32Array(blocks.length * LIST_WORDS)
+    const view = new DataView(words.buffer)
+    blocks.forEach((block, i) => {
+      const { volume, layer, index } = store.blockIdentity(block)
+      const [a, b] = blockDigest(store, block)
+      view.setFloat64(i * LIST_WORDS * 4, volume, true)
+      words.set([layer, index, a, b], i * LIST_WORDS + 2)
+    })
+    const rows = store.rows.pack()
+    const [committedHigh, committedLow] = this.#replicas.committedId(slot)
+    const header = [blocks.length, rows.length, store.lastHigh[slot]!, store.lastLow[slot]!, committedHigh, committedLow, 0, 0]
+    return this.#answerWords(header, words, rows, capacityBytes)
+  }
+
+  #answerWords(header: readonly number[], entries: ArrayLike<number>, rows: Uint32Array, capacityBytes: number): CallAnswer {
+    const lengthBytes = (header.length + entries.length + rows.length) * 4
+    if (lengthBytes > capacityBytes) return answerOf(Status.REQUEST_TOO_LARGE)
+    const { arena } = this.#io.queue
+    const page = arena.alloc(lengthBytes)
+    if (page === -1) return answerOf(Status.NO_BUFFER)
+    const words = Uint32Array.from({ length: lengthBytes / 4 }, (_, i) =>
+      i < header.length ? header[i]! : i < header.length + entries.length ? entries[i - header.length]! : rows[i - header.length - entries.length]!,
+    )
+    arena.bytes.set(new Uint8Array(words.buffer), page * PAGE_BYTES)
+    return { status: Status.SUCCESS, page, lengthBytes, free: () => arena.free(page) }
+  }
+
+  async #serveBlock(args: Uint8Array, capacityBytes: number): Promise<CallAnswer> {
+    const asked = parseBlockArgs(args)
+    if (asked === null) return answerOf(Status.PROTOCOL_ERROR)
+    const { slot, volume, layer, index } = asked
+    const store = this.#sourceStore(slot, asked.version)
+    if (store === null) return answerOf(Status.ROUTING_STALE)
+    // one instant: no await before everything is taken
+    const block = store.findBlock(volume, layer, index)
+    const [committedHigh, committedLow] = this.#replicas.committedId(slot)
+    const rows = store.rows.pack()
+    const lastHigh = store.lastHigh[slot]!
+    const lastLow = store.lastLow[slot]!
+    const capture = block === NO_BLOCK ? null : store.capture(block)
+    const differing = capture === null ? [] : differingPages(capture, asked.idHigh, asked.idLow)
+    const dataPages = capture === null ? [] : differing.filter((page) => capture.flags[page] === PageFlag.DATA)
+    const dataPage = Math.ceil(((BLOCK_HEADER_WORDS + differing.length * PAGE_WORDS + rows.length) * 4) / PAGE_BYTES)
+    const lengthBytes = (dataPage + dataPages.length) * PAGE_BYTES
+    const { arena } = this.#io.queue
+    const buffer = lengthBytes <= capacityBytes ? arena.alloc(lengthBytes) : -1
+    if (buffer === -1) {
+      if (capture !== null) store.release(capture)
+      return answerOf(lengthBytes <= capacityBytes ? Status.NO_BUFFER : Status.REQUEST_TOO_LARGE)
+    }
+    const words = new Uint32Array((dataPage * PAGE_BYTES) / 4)
+    words.set([block === NO_BLOCK ? 0 : 1, differing.length, rows.length, dataPage, lastHigh, lastLow, committedHigh, committedLow])
+    differing.forEach((page, i) => {
+      words.set([page | (capture!.flags[page]! << 16), capture!.idHigh[page]!, capture!.idLow[page]!, capture!.crc[page]!], BLOCK_HEADER_WORDS + i * PAGE_WORDS)
+    })
+    words.set(rows, BLOCK_HEADER_WORDS + differing.length * PAGE_WORDS)
+    arena.bytes.set(new Uint8Array(words.buffer), buffer * PAGE_BYTES)
+    let status: number = Status.SUCCESS
+    if (capture !== null) {
+      for (let i = 0; i < dataPages.length && status === Status.SUCCESS; ) {
+        let run = 1
+        while (i + run < dataPages.length && dataPages[i + run] === dataPages[i]! + run) run++
+        status = await store.readCaptured(capture, dataPages[i]!, run, buffer + dataPage + i)
+        i += run
+      }
+      store.release(capture)
+    }
+    if (status !== Status.SUCCESS) {
+      arena.free(buffer)
+      this.#log('WARN', 'a resync source cannot read a block', { slot, volume, index, status })
+      return answerOf(status)
+    }
+    return { status, page: buffer, lengthBytes, free: () => arena.free(buffer) }
+  }
+
+  // ---- repair of one page ------------------------------------------------------------------------------------------------------
+
+  /** Gets the page's content from another replica that holds the same id, and puts it in place. */
+  async repair(slot: number, block: BlockIdentity, page: number): Promise<boolean> {
+    const table = this.#table
+    const { arena } = this.#io.queue
+    const buffer = arena.alloc(2 * PAGE_BYTES)
+    if (buffer === -1) return false
+    try {
+      for (const peer of this.#peers.peers) {
+        const store = this.#replicas.storeOf(slot)
+        if (store === undefined) return false
+        if (!peer.up || !table.hasMember(slot, peer.node)) continue
+        const args = blockArgs(slot, table.version[slot]!, block, store, NO_BLOCK, page)
+        const answer = await this.#calls.call(peer.index, CallKind.PAGE, new Uint8Array(args.buffer), buffer, 2 * PAGE_BYTES)
+        if (answer.status !== Status.SUCCESS || answer.lengthBytes !== PAGE_BYTES + 12) continue
+        const about = (buffer + 1) * PAGE_BYTES
+        const idHigh = arena.view.getUint32(about, true)
+        const idLow = arena.view.getUint32(about + 4, true)
+        const crc = arena.view.getUint32(about + 8, true)
+        const row = store.findBlock(block.volume, block.layer, block.index)
+        if (row === NO_BLOCK || arena.crc32c(buffer, 0, PAGE_BYTES) !== crc) continue
+        if (!(await store.repairPage(row, page, idHigh, idLow, buffer, crc))) continue
+        this.#log('WARN', 'a page with a wrong checksum was repaired', { slot, volume: block.volume, index: block.index, page, from: peer.node })
+        return true
+      }
+      return false
+    } finally {
+      arena.free(buffer)
+    }
+  }
+
+  async #servePage(args: Uint8Array, capacityBytes: number): Promise<CallAnswer> {
+    const asked = parseBlockArgs(args)
+    if (asked === null || capacityBytes < PAGE_BYTES + 12) return answerOf(Status.PROTOCOL_ERROR)
+    const store = this.#sourceStore(asked.slot, asked.version)
+    if (store === null) return answerOf(Status.ROUTING_STALE)
+    const block = store.findBlock(asked.volume, asked.layer, asked.index)
+    if (block === NO_BLOCK) return answerOf(Status.NOT_FOUND)
+    const { arena } = this.#io.queue
+    const buffer = arena.alloc(2 * PAGE_BYTES)
+    if (buffer === -1) return answerOf(Status.NO_BUFFER)
+    const capture = store.capture(block)
+    const { page } = asked
+    const status = capture.flags[page] === PageFlag.DATA ? await store.readCaptured(capture, page, 1, buffer) : Status.NOT_FOUND
+    const about = (buffer + 1) * PAGE_BYTES
+    arena.view.setUint32(about, capture.idHigh[page]!, true)
+    arena.view.setUint32(about + 4, capture.idLow[page]!, true)
+    arena.view.setUint32(about + 8, capture.crc[page]!, true)
+    store.release(capture)
+    if (status !== Status.SUCCESS) {
+      arena.free(buffer)
+      return answerOf(status)
+    }
+    return { status, page: buffer, lengthBytes: PAGE_BYTES + 12, free: () => arena.free(buffer as PageNumber) }
+  }
+}
+
+const NO_PAGES = {
+  pages: new Uint16Array(0),
+  idHigh: new Uint32Array(0),
+  idLow: new Uint32Array(0),
+  crc: new Uint32Array(0),
+  flags: new Uint8Array(0),
+  payloadPage: 0,
+  remove: false,
+} as const
+
+/** Rows held for one slot. */
+function rowsOfSlot(rows: Uint32Array, slot: number): Uint32Array {
+  const picked: number[] = []
+  for (let w = 0; w < rows.length; w += ROW_WORDS) if ((rows[w + 5]! & 0x7fff_ffff) === slot) picked.push(...rows.subarray(w, w + ROW_WORDS))
+  return Uint32Array.from(picked)
+}
+
+function blockDigest(store: ReplicaStore, block: BlockRow): [number, number] {
+  const { volume, layer, index } = store.blockIdentity(block)
+  const capture = store.capture(block)
+  const sum = new DigestSum()
+  sum.block(volume, layer, index)
+  for (let page = 0; page < PAGES_PER_BLOCK; page++) {
+    if (capture.flags[page] !== PageFlag.NEVER) sum.page(page, capture.idHigh[page]!, capture.idLow[page]!, capture.crc[page]!, capture.flags[page]!)
+  }
+  store.release(capture)
+  return sum.value()
+}
+
+/** Pages of the source whose id is not the asker's; equal id means equal content (protocol 1). */
+function differingPages(capture: BlockCapture, idHigh: Uint32Array, idLow: Uint32Array): number[] {
+  const differing: number[] = []
+  for (let page = 0; page < PAGES_PER_BLOCK; page++) {
+    if (capture.idHigh[page] !== (idHigh[page] ?? 0) || capture.idLow[page] !== (idLow[page] ?? 0)) differing.push(page)
+  }
+  return differing
+}
+
+/** Payload bytes among the answer's that the asker did not hold already. */
+function neededBytes(store: ReplicaStore, own: BlockRow, pages: Uint16Array, crc: Uint32Array, flags: Uint8Array): number {
+  let needed = 0
+  for (let i = 0; i < pages.length; i++) {
+    if (flags[i] === PageFlag.DATA && (own === NO_BLOCK || store.pageCrc(own, pages[i]!) !== crc[i])) needed += PAGE_BYTES
+  }
+  return needed
+}
+
+const BLOCK_ARGS_WORDS = 8
+
+/** slot, version, volume f64, layer, index, page, whether ids follow | 1024 x (idHigh, idLow) */
+function blockArgs(slot: number, version: number, block: BlockIdentity, store: ReplicaStore, own: BlockRow, page = 0): Uint32Array {
+  const hasIds = own !== NO_BLOCK
+  const words = new Uint32Array(BLOCK_ARGS_WORDS + (hasIds ? PAGES_PER_BLOCK * 2 : 0))
+  words[0] = slot
+  words[1] = version
+  new DataView(words.buffer).setFloat64(8, block.volume, true)
+  words[4] = block.layer
+  words[5] = block.index
+  words[6] = page
+  words[7] = hasIds ? 1 : 0
+  if (hasIds) {
+    const capture = store.capture(own)
+    for (let i = 0; i < PAGES_PER_BLOCK; i++) {
+      words[BLOCK_ARGS_WORDS + i * 2] = capture.idHigh[i]!
+      words[BLOCK_ARGS_WORDS + i * 2 + 1] = capture.idLow[i]!
+    }
+    store.release(capture)
+  }
+  return words
+}
+
+function parseBlockArgs(args: Uint8Array) {
+  if (args.length < BLOCK_ARGS_WORDS * 4) return null
+  const view = new DataView(args.buffer, args.byteOffset, args.length)
+  const word = (i: number) => view.getUint32(i * 4, true)
+  const hasIds = word(7) === 1
+  const volume = view.getFloat64(8, true)
+  if (args.length !== (BLOCK_ARGS_WORDS + (hasIds ? PAGES_PER_BLOCK * 2 : 0)) * 4 || !Number.isSafeInteger(volume) || word(6) >= PAGES_PER_BLOCK) return null
+  const idHigh = new Uint32Array(PAGES_PER_BLOCK)
+  const idLow = new Uint32Array(PAGES_PER_BLOCK)
+  if (hasIds) {
+    for (let i = 0; i < PAGES_PER_BLOCK; i++) {
+      idHigh[i] = word(BLOCK_ARGS_WORDS + i * 2)
+      idLow[i] = word(BLOCK_ARGS_WORDS + i * 2 + 1)
+    }
+  }
+  return { slot: word(0), version: word(1), volume, layer: word(4), index: word(5), page: word(6), idHigh, idLow }
+}
+
+/** Runs `work` on each item, `width` at a time. Whether any of it got on. */
+async function inParallel<T>(width: number, items: readonly T[], work: (item: T) => Promise<boolean>): Promise<boolean> {
+  let next = 0
+  let hasWorked = false
+  const worker = async () => {
+    while (next < items.length) {
+      const item = items[next++]!
+      if (await work(item)) hasWorked = true
+    }
+  }
+  await Promise.all(Array.from({ length: Math.min(width, items.length) }, worker))
+  return hasWorked
+}
