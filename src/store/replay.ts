@@ -115,7 +115,6 @@ class Replay {
   #records = 0
   /** Parts of an install whose last one has not come yet. */
   #parts: Array<() => void> = []
-  #partsOpen = false
 
   constructor(o: ReplayOptions, buffer: number) {
     this.#o = o
@@ -375,7 +374,7 @@ class Replay {
       this.#installPart(at, kind, payload, batch, seq)
       return
     }
-    this.#dropParts()
+    this.#parts = []
     const idHigh = get.idHigh(view, at)
     const idLow = get.idLow(view, at)
     if (kind === JournalKind.SESSION) {
@@ -405,27 +404,17 @@ class Replay {
     if (clientHigh !== 0) rows.set(clientHigh, get.clientLow(view, at), get.channel(view, at), get.seq(view, at), slot, idHigh, idLow)
   }
 
-  /** Parts of an install count together or not at all. A part without a first one: the segment with the first has been freed, so all of it was durable. */
+  /** Parts of an install count together or not at all: when the last one is there. (The first may be gone with a segment freed since.) */
   #installPart(at: number, kind: number, payload: number, batch: BatchAt, seq: number): void {
     const flags = RecordHeader.get.flags(this.#view, at)
-    if (flags & InstallFlag.FIRST) {
-      this.#dropParts()
-      this.#partsOpen = true
-    }
+    if (flags & InstallFlag.FIRST) this.#parts = []
     // The buffer moves on before the last part comes: keep the bytes
     const length = recordBytes(kind, RecordHeader.get.pageCount(this.#view, at), RecordHeader.get.rowCount(this.#view, at))
     const bytes = this.#o.io.queue.arena.bytes.slice(at, at + length)
-    const part = (): void => this.#applyPart(new DataView(bytes.buffer), kind, payload, batch, seq)
-    if (!this.#partsOpen) part()
-    else this.#parts.push(part)
+    this.#parts.push(() => this.#applyPart(new DataView(bytes.buffer), kind, payload, batch, seq))
     if ((flags & InstallFlag.LAST) === 0) return
     for (const apply of this.#parts) apply()
-    this.#dropParts()
-  }
-
-  #dropParts(): void {
     this.#parts = []
-    this.#partsOpen = false
   }
 
   #applyPart(view: DataView, kind: number, payload: number, batch: BatchAt, seq: number): void {

@@ -110,9 +110,9 @@ class Pair {
   session(): void {
     const slot = this.random.below(5)
     if (this.sessions.delete(slot)) {
-      // Back to ids that rise
-      for (const s of [this.store, this.memory]) s.setLast(slot, 1 + this.crashes, this.nextId)
-      this.nextId++
+      // `setLast` is volatile: a record takes its place here, so that both stores hold the same after a crash
+      Object.assign(this.record, { kind: RecordKind.EMPTY, slot, idHigh: 1 + this.crashes, idLow: this.nextId++, pageCount: 0, firstPage: 0, clientHigh: 0 })
+      this.#entered(this.store.stage(this.record), this.memory.stage(this.record))
       for (const s of [this.store, this.memory]) s.endSession(slot)
     } else {
       this.sessions.add(slot)
