@@ -41,7 +41,8 @@ export async function runChainTorture(
   schedule: Schedule,
   options: { trace?: (line: string) => void; onHistory?: (history: History) => void } = {},
 ): Promise<RunResult> {
-  const { seed, nodes } = schedule
+  const { nodes } = schedule
+  const seed = Number(schedule.seed)
   const violations: Violation[] = []
   const history = new History()
   history.relaxedVolumes.add(RELAXED_VOLUME)

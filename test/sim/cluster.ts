@@ -25,7 +25,7 @@ import type { SimDisk } from '../../src/env/sim/disk.ts'
 import { SimHost, type SimProcess } from '../../src/env/sim/host.ts'
 import { SimIoQueue } from '../../src/env/sim/ioqueue.ts'
 import { type NetworkOptions, SimNetwork } from '../../src/env/sim/network.ts'
-import { World } from '../../src/env/sim/world.ts'
+import { type Seed, World } from '../../src/env/sim/world.ts'
 import { ReplicaState } from '../../src/placement/chain.ts'
 import type { ControlPort, ControlToReactor, ReactorPort, ReactorToControl } from '../../src/placement/messages.ts'
 import { formatStore, mountStore } from '../../src/store/mount.ts'
@@ -44,7 +44,7 @@ const PATIENCE_MS = 30_000
 const LOG_LINES_KEPT = 400
 
 export interface SimClusterOptions {
-  readonly seed: number
+  readonly seed: Seed
   readonly nodes: number
   readonly slotCount?: number
   readonly diskBytes?: number
@@ -78,8 +78,6 @@ export class SimNode {
   volumes: VolumeLayer | undefined
   /** Why its process ended by itself. */
   fatal: unknown
-  /** Arena bytes in use when the data plane had started. */
-  arenaBaseline = 0
   /** Its disk has been formatted to the end. */
   #formatted = false
   #starts = 0
@@ -301,7 +299,6 @@ export class SimNode {
     this.stores = [store]
     this.plane = plane
     this.volumes = new VolumeLayer(plane.client, queue.arena)
-    this.arenaBaseline = usedBytes(queue)
     port.send({ type: 'ready', dataPort: DATA_PORT, nbdPort: 0 })
   }
 

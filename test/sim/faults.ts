@@ -3,6 +3,7 @@
  * A fault names when it begins and how long it lasts; node and disk are indexes from 0.
  */
 import type { Prng } from '../../src/base/prng.ts'
+import type { Seed } from '../../src/env/sim/world.ts'
 
 export const SCHEDULE_FORMAT = 1
 
@@ -38,7 +39,7 @@ export interface Fault {
 
 export interface Schedule {
   readonly format: typeof SCHEDULE_FORMAT
-  readonly seed: number
+  readonly seed: Seed
   readonly profile: Profile
   readonly nodes: number
   readonly clients: number
@@ -70,7 +71,7 @@ const RATES: Readonly<Record<FaultKind, readonly [calm: number, rough: number, b
 
 /** Kinds a profile leaves out unless the cluster under test promises to stand them. */
 export interface ScheduleOptions {
-  readonly seed: number
+  readonly seed: Seed
   readonly profile: Profile
   readonly nodes: number
   readonly durationMs: number
@@ -204,7 +205,8 @@ export function parseSchedule(text: string): Schedule {
   }
   if (typeof value !== 'object' || value === null || !('format' in value)) throw new Error('not a schedule: it names no format')
   if (value.format !== SCHEDULE_FORMAT) throw new Error(`schedule format ${String(value.format)} is not ${SCHEDULE_FORMAT}, which this version replays`)
-  for (const field of ['seed', 'nodes', 'clients', 'opsPerClient', 'durationMs'] as const) {
+  if (typeof value.seed !== 'number' && !(typeof value.seed === 'string' && /^\d+$/.test(value.seed))) throw new Error('schedule: seed is not a number')
+  for (const field of ['nodes', 'clients', 'opsPerClient', 'durationMs'] as const) {
     if (typeof value[field] !== 'number' || !Number.isFinite(value[field])) throw new Error(`schedule: ${field} is not a number`)
   }
   if (!PROFILES.includes(value.profile as Profile)) throw new Error(`schedule: unknown profile ${String(value.profile)}`)

@@ -483,7 +483,7 @@ export class SimClock implements Clock {
   }
 
   wallMs(): number {
-    return WALL_START_MS + this.#process.localNowMs
+    return WALL_START_MS + Math.floor(this.#process.localNowMs)
   }
 
   setTimer(delayMs: number, fn: () => void): TimerId {

@@ -111,6 +111,8 @@ interface Entry {
   readonly accepts: Op[]
   send: Op | undefined
   closing: Op | undefined
+  serving: boolean
+  serveAgain: boolean
 }
 
 export class SimIoQueue implements IoQueue {
@@ -349,6 +351,8 @@ export class SimIoQueue implements IoQueue {
       accepts: [],
       send: undefined,
       closing: undefined,
+      serving: false,
+      serveAgain: false,
     }
     this.#entries[index] = entry
     return entry
@@ -513,8 +517,18 @@ export class SimIoQueue implements IoQueue {
 
   #serveSocket(entry: Entry): void {
     if (entry.kind !== 'socket' || !entry.end || !this.process.alive) return
-    this.#serveReceives(entry, entry.end)
-    if (entry.send && !entry.send.event) this.#serveSend(entry)
+    // taking bytes gives the peer room, which may at once send and take in turn: that leads back here
+    if (entry.serving) {
+      entry.serveAgain = true
+      return
+    }
+    entry.serving = true
+    do {
+      entry.serveAgain = false
+      this.#serveReceives(entry, entry.end)
+      if (entry.send && !entry.send.event) this.#serveSend(entry)
+    } while (entry.serveAgain && entry.end)
+    entry.serving = false
   }
 
   #serveReceives(entry: Entry, end: SimEnd): void {

@@ -21,17 +21,26 @@ export interface SimEvent {
   readonly b: number
 }
 
+/** Any 64-bit number; above 2^53 as decimal text. */
+export type Seed = number | string
+
 export interface WorldOptions {
-  readonly seed: number
+  readonly seed: Seed
   /** Called with each line of the trace in words; without it none is built. */
   readonly trace?: ((line: string) => void) | undefined
+}
+
+/** A generator that depends on all bits of the seed. */
+export function seededPrng(seed: Seed): Prng {
+  const bits = BigInt.asUintN(64, BigInt(seed))
+  return new Prng(Number(bits & 0xffff_ffffn)).fork(`high ${Number(bits >> 32n)}`)
 }
 
 /** A real turn of the event loop every so many events, so that a simulation does not lock up its process. */
 const EVENTS_PER_REAL_TURN = 20_000
 
 export class World {
-  readonly seed: number
+  readonly seed: Seed
   /** True time, ms since the start of the world. Hosts see it through their own clocks. */
   nowMs = 0
   /** Set by whoever settles a promise: promises run before the next event. */
@@ -55,7 +64,7 @@ export class World {
 
   constructor(options: WorldOptions) {
     this.seed = options.seed
-    this.#root = new Prng(options.seed % 0x1_0000_0000).fork(`high ${Math.floor(options.seed / 0x1_0000_0000)}`)
+    this.#root = seededPrng(options.seed)
     this.#trace = options.trace
   }
 
