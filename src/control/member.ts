@@ -190,7 +190,8 @@ export class Member {
         },
       },
       start: this.identity.founder ? { voters: [this.identity.node] } : 'join',
-      ...(config.electionTimeoutMs === undefined ? {} : { electionTimeoutMs: config.electionTimeoutMs }),
+      // a silent leader must not cost more than the leases of the others last
+      electionTimeoutMs: Math.min(config.electionTimeoutMs ?? Number.POSITIVE_INFINITY, this.#leaseMs / 2),
     })
     this.stage = 'waiting for a leader'
     this.#onLeaderChange({ leader: this.#raft.leader, term: this.#raft.term, isSelf: this.#raft.isLeader })

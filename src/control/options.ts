@@ -41,7 +41,7 @@ export interface ControlConfig {
   readonly virtualNodesPerPhysical?: number
   /** Length L of a lease. Default 2000. */
   readonly leaseMs?: number
-  /** Default: 1000. At most half of the lease is sensible: a frozen leader costs this and an election. */
+  /** Without a word of a leader for one to two of these a node stands for election. At most half a lease is taken: the leases of the others must not end meanwhile. */
   readonly electionTimeoutMs?: number
   readonly heartbeat: {
     readonly host: string

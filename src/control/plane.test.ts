@@ -363,7 +363,7 @@ test('a token for another node is refused, a used one too', async () => {
   await two.call('Cluster/Join', { token })
   const { token: any } = await one.call('Cluster/AddNode')
   await three.call('Cluster/Join', { token: any })
-  assert.equal((await three.call('Cluster/Status'))['nodes'] instanceof Array, true)
+  assert.equal(((await three.call('Cluster/Status'))['nodes'] as Message[]).length, 3)
 })
 
 test('every call works on every node, and errors name what is wrong', async () => {
@@ -455,6 +455,32 @@ test('a frozen node costs one lease, serves nothing past it, and comes back', as
   await cluster.until(() => cluster.full(3), 10_000, 'three replicas again')
 })
 
+test('a frozen leader costs an election and a lease', async () => {
+  const cluster = await TestCluster.up({ seed: 25, nodes: 3 })
+  await cluster.until(() => cluster.node(1).plane.member!.raft!.members.voters.length === 3, 5000, 'three voters')
+  const frozen = cluster.leader!
+  const others = cluster.nodes.filter((node) => node !== frozen)
+  let servedMs = cluster.world.nowMs
+  let gapMs = 0
+  frozen.process.freeze()
+  const without = () => {
+    if (others.every((node) => node.data!.serves)) servedMs = cluster.world.nowMs
+    gapMs = Math.max(gapMs, cluster.world.nowMs - servedMs)
+    return others.every(
+      (node) =>
+        node.data!.serves &&
+        [...node.data!.chains.values()].every((chain) => chain.entries.filter((entry) => entry.state === ReplicaState.SERVING).length === 2),
+    )
+  }
+  const tookMs = await cluster.until(without, 10_000, 'dropped')
+  assert.ok(tookMs < 2 * (LEASE_MS / 2) + LEASE_MS + 500, `took ${tookMs} ms`)
+  assert.ok(gapMs < 1000, `the others had no lease for ${gapMs} ms`)
+  frozen.process.thaw()
+  await cluster.world.runFor(1)
+  assert.equal(frozen.data!.serves, false, 'its lease is over when it wakes')
+  await cluster.until(() => cluster.full(3), 10_000, 'three replicas again')
+})
+
 test('without a quorum leases end and all pauses; with it service goes on and no chain has changed', async () => {
   const cluster = await TestCluster.up({ seed: 21, nodes: 3 })
   await cluster.until(() => cluster.node(1).plane.member!.raft!.members.voters.length === 3, 5000, 'three voters')
@@ -519,7 +545,7 @@ test('a chain that a member serves is never served by a process that lost its le
       for (let slot = 0; slot < SLOTS; slot++) {
         const servers = cluster.nodes.filter((node) => node.data?.servesSlot(slot))
         const newest = Math.max(0, ...servers.map((node) => node.data!.chains.get(slot)!.version))
-        const now = servers.find((node) => node.data!.chains.get(slot)!.version === newest)?.data!.chains.get(slot)!
+        const now = servers.map((node) => node.data!.chains.get(slot)!).find((chain) => chain.version === newest)!
         for (const { data, id } of servers) {
           const entry = now.entries.find((of) => of.node === data!.registration.node)
           assert.ok(
