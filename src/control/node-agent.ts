@@ -272,7 +272,9 @@ export class NodeAgent {
   #logRefusal(text: string): void {
     if (this.#refusalLogged === text) return
     this.#refusalLogged = text
-    this.#options.log.log('WARN', text, { leaseMs: Math.round(this.leaseMs) })
+    // a change of leader costs a try or two; it matters when the lease runs out
+    const { leaseMs, log } = this.#options
+    log.log(this.leaseMs > leaseMs / 4 ? 'DEBUG' : 'WARN', text, { leaseMs: Math.round(this.leaseMs) })
   }
 
   // ---- what the data plane says -------------------------------------------------------------------------------------------

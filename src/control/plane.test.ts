@@ -286,6 +286,15 @@ class TestCluster {
     return this.world.nowMs - startMs
   }
 
+  /** Every node knows that three vote, and that they have stopped asking the one that voted alone before. */
+  async threeVoters(): Promise<void> {
+    const voting = ({ plane }: TestNode) => {
+      const { voters, votersOutgoing } = plane.member!.raft!.members
+      return voters.length === 3 && votersOutgoing.length === 0
+    }
+    await this.until(() => this.nodes.every(voting), 5000, 'three voters')
+  }
+
   get leader(): TestNode | undefined {
     return this.nodes.find((node) => node.leads)
   }
@@ -329,7 +338,7 @@ test('three nodes become one cluster: init, two joins, three replicas everywhere
     ['ready', 'ready', 'ready'],
   )
   for (const node of nodes) assert.ok(Number(node['chainsHeaded']) >= 20, `heads of ${String(node['id'])}: ${String(node['chainsHeaded'])}`)
-  await cluster.until(() => cluster.node(1).plane.member!.raft!.members.voters.length === 3, 5000, 'three voters')
+  await cluster.threeVoters()
   await cluster.world.runFor(3000)
   assert.equal(cluster.node(3).plane.member!.heartbeats!.heard.size, 2)
 })
@@ -417,7 +426,7 @@ test('the leader and head is killed: survivors have a new table within 200 ms, a
   const times: number[] = []
   for (const seed of [10, 11, 12, 13, 14]) {
     const cluster = await TestCluster.up({ seed, nodes: 3 })
-    await cluster.until(() => cluster.node(1).plane.member!.raft!.members.voters.length === 3, 5000, 'three voters')
+    await cluster.threeVoters()
     const leader = cluster.leader!
     await cluster.world.runFor(777)
     leader.kill()
@@ -457,7 +466,7 @@ test('a frozen node costs one lease, serves nothing past it, and comes back', as
 
 test('a frozen leader costs an election and a lease', async () => {
   const cluster = await TestCluster.up({ seed: 25, nodes: 3 })
-  await cluster.until(() => cluster.node(1).plane.member!.raft!.members.voters.length === 3, 5000, 'three voters')
+  await cluster.threeVoters()
   const frozen = cluster.leader!
   const others = cluster.nodes.filter((node) => node !== frozen)
   let servedMs = cluster.world.nowMs
@@ -483,7 +492,7 @@ test('a frozen leader costs an election and a lease', async () => {
 
 test('without a quorum leases end and all pauses; with it service goes on and no chain has changed', async () => {
   const cluster = await TestCluster.up({ seed: 21, nodes: 3 })
-  await cluster.until(() => cluster.node(1).plane.member!.raft!.members.voters.length === 3, 5000, 'three voters')
+  await cluster.threeVoters()
   const [one, two, three] = cluster.nodes as [TestNode, TestNode, TestNode]
   cluster.network.cut(one.host, two.host)
   cluster.network.cut(one.host, three.host)
@@ -531,7 +540,7 @@ test('one node with data grows to three without a restart', async () => {
     await cluster.join(node)
   }
   await cluster.until(() => cluster.full(3), 30_000, 'three replicas everywhere')
-  await cluster.until(() => cluster.node(1).plane.member!.raft!.members.voters.length === 3, 5000, 'three voters')
+  await cluster.threeVoters()
   const heads = () => cluster.nodes.map(({ number }) => [...cluster.node(1).data!.chains.values()].filter((chain) => chain.entries[0]!.node === number).length)
   await cluster.until(() => Math.max(...heads()) <= SLOTS / 2 && cluster.full(3), 60_000, 'heads are spread')
 })
@@ -605,7 +614,7 @@ test('a node is removed: its replicas move, then it leaves Raft and stops', asyn
 
 test('a clean stop drains the data plane and hands the leadership over', async () => {
   const cluster = await TestCluster.up({ seed: 41, nodes: 3 })
-  await cluster.until(() => cluster.node(1).plane.member!.raft!.members.voters.length === 3, 5000, 'three voters')
+  await cluster.threeVoters()
   const leader = cluster.leader!
   await cluster.world.settle(leader.plane.stop(), 5000)
   assert.ok(leader.data!.stopped)
