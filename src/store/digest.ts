@@ -40,21 +40,25 @@ export class DigestSum {
   }
 }
 
-const CRC_TABLE = /* @__PURE__ */ Uint32Array.from({ length: 256 }, (_, n) => {
-  let c = n
-  for (let bit = 0; bit < 8; bit++) c = c & 1 ? (c >>> 1) ^ 0x82f63b78 : c >>> 1
-  return c
-})
+/** Four tables of 256: what a byte does to the CRC when 0, 1, 2, 3 bytes follow it. */
+const CRC_TABLES = /* @__PURE__ */ (() => {
+  const tables = new Uint32Array(4 * 256)
+  for (let n = 0; n < 256; n++) {
+    let c = n
+    for (let bit = 0; bit < 8; bit++) c = c & 1 ? (c >>> 1) ^ 0x82f63b78 : c >>> 1
+    tables[n] = c
+  }
+  for (let n = 256; n < 4 * 256; n++) tables[n] = tables[tables[n - 256]! & 0xff]! ^ (tables[n - 256]! >>> 8)
+  return tables
+})()
 
-/** Checksum of a block: CRC-32C over its 1024 page CRCs (little-endian; 0 for pages without data). Off the hot path. */
-export function blockChecksum(crcOf: (page: number) => number, flagOf: (page: number) => number): number {
+/** Checksum of a block: CRC-32C over its 1024 page CRCs (little-endian; 0 for pages without data); page 0 is at `from` in the columns. */
+export function blockChecksum(crcs: Uint32Array, flags: Uint8Array, from: number): number {
+  const t = CRC_TABLES
   let c = 0xffff_ffff
-  for (let page = 0; page < PAGES_PER_BLOCK; page++) {
-    let word = flagOf(page) === PageFlag.DATA ? crcOf(page) : 0
-    for (let i = 0; i < 4; i++) {
-      c = CRC_TABLE[(c ^ word) & 0xff]! ^ (c >>> 8)
-      word >>>= 8
-    }
+  for (let at = from; at < from + PAGES_PER_BLOCK; at++) {
+    const x = c ^ (flags[at] === PageFlag.DATA ? crcs[at]! : 0)
+    c = t[768 + (x & 0xff)]! ^ t[512 + ((x >>> 8) & 0xff)]! ^ t[256 + ((x >>> 16) & 0xff)]! ^ t[x >>> 24]!
   }
   return ~c >>> 0
 }

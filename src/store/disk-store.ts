@@ -694,7 +694,8 @@ export class DiskStore implements ReplicaStore {
     await this.destage.stop()
     await this.journal.settle()
     while (this.reader.inUse > 0 || this.#parts.deferred.count > 0) await this.#io.sleep(0.2)
-    if (this.#watching) this.#queue.cancelTimeout(this.#watchTag, 0)
+    this.#queue.cancelTimeout(this.#watchTag, 0)
+    while (this.#watching) await this.#io.sleep(0.2)
     if (!this.failed) {
       this.#parts.superblock.clean = true
       await this.#parts.writeSuperblock()

@@ -483,10 +483,7 @@ export class MemoryStore implements ReplicaStore {
     return {
       updateHigh: block.updateHigh,
       updateLow: block.updateLow,
-      checksum: blockChecksum(
-        (page) => block.pages[page]?.crc ?? 0,
-        (page) => block.pages[page]?.flag ?? PageFlag.NEVER,
-      ),
+      checksum: this.#checksum(block),
       state: block.updateSeq > this.stagedSeq ? 'DIRTY' : 'CLEAN',
       timestampMs: block.timestampMs,
       sizeBytes: block.pages.reduce((max, page, i) => (page?.flag === PageFlag.DATA ? i + 1 : max), 0) * PAGE_BYTES,
@@ -575,6 +572,12 @@ export class MemoryStore implements ReplicaStore {
       }
     }
     return bad
+  }
+
+  #checksum(block: Block): number {
+    const crcs = Uint32Array.from(block.pages, (page) => page?.crc ?? 0)
+    const flags = Uint8Array.from(block.pages, (page) => page?.flag ?? PageFlag.NEVER)
+    return blockChecksum(crcs, flags, 0)
   }
 
   #wallMs(): number {

@@ -8,16 +8,17 @@
 import { columns, f64, i32 } from '../base/columns.ts'
 import { Status } from '../base/status.ts'
 import { PAGE_BYTES } from '../base/units.ts'
-import { Errno, type Handle, type IoQueue, type Tag } from '../env/ioqueue.ts'
+import { Errno, type Handle, type IoQueue } from '../env/ioqueue.ts'
 import { PAGE_LOST, PENDING } from './block-table.ts'
 import type { Deferred, Done } from './deferred.ts'
 import { dataOffset, type Geometry, journalOffset } from './layout.ts'
 import { PageFlag } from './store.ts'
 
 const READS_MAX = 2048
-const FRAGMENTS_MAX = 2048
-/** 128 KiB: also the stride of a fragment's CRC results. */
-const FRAGMENT_PAGES_MAX = 32
+/** Fragments under way at one time: of one page, and of up to LONG_PAGES. Each owns as many CRC results. */
+const SINGLES_MAX = 4096
+const LONGS_MAX = 512
+const LONG_PAGES = 16
 const READ_TRIES_MAX = 1000
 
 /** Where pages are: columns of the block table, or of a capture. */
@@ -37,18 +38,9 @@ export interface ReaderOptions {
   readonly onBusy: () => void
 }
 
-export class Reader {
-  /** Counted by the watch over hanging I/O. */
-  tick = 0
-  failed = false
-  corruptedCount = 0
-  errorCount = 0
-  readonly #o: ReaderOptions
-  readonly #queue: IoQueue
-  readonly #tag: Tag
-  readonly #reads = columns('store read', READS_MAX, { caller: i32, waiting: i32, status: i32, extra: i32, epoch: i32 })
-  readonly #done: Array<Done | undefined> = new Array(READS_MAX)
-  readonly #frags = columns('store read fragment', FRAGMENTS_MAX, {
+/** Pieces of reads, each contiguous on the disk and of at most `pagesMax` pages. */
+function fragments(queue: IoQueue, rowsMax: number, pagesMax: number, onRead: (row: number, result: number) => void) {
+  const rows = columns('store read fragment', rowsMax, {
     read: i32,
     /** Page of the block. */
     firstPage: i32,
@@ -60,8 +52,31 @@ export class Reader {
     startedTick: i32,
     offset: f64,
   })
-  readonly #expected = new Uint32Array(FRAGMENTS_MAX * FRAGMENT_PAGES_MAX)
-  readonly #crcBase: number
+  return {
+    rows,
+    pagesMax,
+    tag: queue.register('store read', onRead),
+    crcBase: queue.reserveCrcs(rowsMax * pagesMax),
+    expected: new Uint32Array(rowsMax * pagesMax),
+  }
+}
+type Fragments = ReturnType<typeof fragments>
+
+export class Reader {
+  /** Counted by the watch over hanging I/O. */
+  tick = 0
+  failed = false
+  corruptedCount = 0
+  errorCount = 0
+  readonly #o: ReaderOptions
+  readonly #queue: IoQueue
+  readonly #reads = columns('store read', READS_MAX, { caller: i32, waiting: i32, status: i32, extra: i32, epoch: i32 })
+  readonly #done: Array<Done | undefined> = new Array(READS_MAX)
+  readonly #singles: Fragments
+  readonly #longs: Fragments
+  /** Of the read being looked at: pieces of one page, and longer ones. */
+  #singlesNeeded = 0
+  #longsNeeded = 0
   #epoch = 0
   readonly #inEpoch = [0, 0]
   #quiesced: (() => void) | undefined
@@ -69,8 +84,8 @@ export class Reader {
   constructor(options: ReaderOptions) {
     this.#o = options
     this.#queue = options.queue
-    this.#tag = options.queue.register('store read', (row, result) => this.#onRead(row, result))
-    this.#crcBase = options.queue.reserveCrcs(FRAGMENTS_MAX * FRAGMENT_PAGES_MAX)
+    this.#singles = fragments(options.queue, SINGLES_MAX, 1, (row, result) => this.#onRead(this.#singles, row, result))
+    this.#longs = fragments(options.queue, LONGS_MAX, LONG_PAGES, (row, result) => this.#onRead(this.#longs, row, result))
   }
 
   get inUse(): number {
@@ -84,19 +99,24 @@ export class Reader {
       deferred.add(done, caller, Status.READ_FAILED, 0)
       return
     }
-    const needed = this.#fragmentsOf(places, base, row, firstPage, pageCount)
-    if (needed < 0) {
+    const lost = this.#count(places, base, row, firstPage, pageCount)
+    if (lost >= 0) {
       this.corruptedCount++
-      deferred.add(done, caller, Status.BLOCK_CORRUPTED, -1 - needed)
+      deferred.add(done, caller, Status.BLOCK_CORRUPTED, lost)
       return
     }
-    if (needed > FRAGMENTS_MAX - this.#frags.inUse) {
+    if (this.#singlesNeeded > SINGLES_MAX - this.#singles.rows.inUse || this.#longsNeeded > LONGS_MAX - this.#longs.rows.inUse) {
       deferred.add(done, caller, Status.BUSY, 0)
       return
     }
     const bad = this.#fillFromMemory(places, base, firstPage, pageCount, bufferPage)
-    if (bad >= 0 || needed === 0) {
-      deferred.add(done, caller, bad >= 0 ? Status.BLOCK_CORRUPTED : Status.SUCCESS, bad >= 0 ? bad : 0)
+    const needed = this.#singlesNeeded + this.#longsNeeded
+    if (bad >= 0) {
+      deferred.add(done, caller, Status.BLOCK_CORRUPTED, bad)
+      return
+    }
+    if (needed === 0) {
+      deferred.add(done, caller, Status.SUCCESS, 0)
       return
     }
     const read = this.#reads.alloc()
@@ -134,8 +154,9 @@ export class Reader {
 
   oldestTick(): number {
     let oldest = Number.POSITIVE_INFINITY
-    if (this.#frags.inUse === 0) return oldest
-    for (let f = 0; f < FRAGMENTS_MAX; f++) if (this.#frags.isUsed(f)) oldest = Math.min(oldest, this.#frags.startedTick[f]!)
+    for (const { rows } of [this.#singles, this.#longs]) {
+      if (rows.inUse > 0) for (let f = 0; f < rows.rowsMax; f++) if (rows.isUsed(f)) oldest = Math.min(oldest, rows.startedTick[f]!)
+    }
     return oldest
   }
 
@@ -147,26 +168,28 @@ export class Reader {
     return loc >= PENDING ? -1 : journalOffset(this.#o.geometry, loc)
   }
 
-  /** Fragments the read takes, or -1 - page of a page that is lost. */
-  #fragmentsOf(places: PagePlaces, base: number, row: number, firstPage: number, pageCount: number): number {
-    let count = 0
-    let length = 0
-    let expected = -1
-    for (let page = firstPage; page < firstPage + pageCount; page++) {
-      const at = base + page
-      if (places.flags[at]! & PAGE_LOST) return -1 - page
-      const offset = this.#offsetOf(places, at, row, page)
-      if (offset < 0) expected = -1
-      else {
-        if (offset !== expected || length === FRAGMENT_PAGES_MAX) {
-          count++
-          length = 0
-        }
-        length++
-        expected = offset + PAGE_BYTES
-      }
+  /** Counts the pieces the read takes. Returns a page that is lost, or -1. */
+  #count(places: PagePlaces, base: number, row: number, firstPage: number, pageCount: number): number {
+    this.#singlesNeeded = this.#longsNeeded = 0
+    const end = firstPage + pageCount
+    for (let page = firstPage; page < end; ) {
+      if (places.flags[base + page]! & PAGE_LOST) return page
+      const length = this.#pieceAt(places, base, row, page, end)
+      if (length === 1) this.#singlesNeeded++
+      else if (length > 1) this.#longsNeeded++
+      page += Math.max(length, 1)
     }
-    return count
+    return -1
+  }
+
+  /** Pages from `page` on that follow each other on the disk, LONG_PAGES at most; 0 when that page is not read from it. */
+  #pieceAt(places: PagePlaces, base: number, row: number, page: number, end: number): number {
+    const offset = this.#offsetOf(places, base + page, row, page)
+    if (offset < 0) return 0
+    let length = 1
+    while (length < LONG_PAGES && page + length < end && this.#offsetOf(places, base + page + length, row, page + length) === offset + length * PAGE_BYTES)
+      length++
+    return length
   }
 
   /** Zeros, and pages whose payload is still the caller's. Returns a page whose payload does not have its CRC, or -1. */
@@ -186,79 +209,66 @@ export class Reader {
   }
 
   #submit(read: number, places: PagePlaces, base: number, row: number, firstPage: number, pageCount: number, bufferPage: number): void {
-    const frags = this.#frags
     const end = firstPage + pageCount
     for (let page = firstPage; page < end; ) {
-      const offset = this.#offsetOf(places, base + page, row, page)
-      if (offset < 0) {
+      const length = this.#pieceAt(places, base, row, page, end)
+      if (length === 0) {
         page++
         continue
       }
-      const f = frags.alloc()
-      let length = 0
-      do this.#expected[f * FRAGMENT_PAGES_MAX + length] = places.crc[base + page + length]!
-      while (
-        ++length < FRAGMENT_PAGES_MAX &&
-        page + length < end &&
-        this.#offsetOf(places, base + page + length, row, page + length) === offset + length * PAGE_BYTES
-      )
-      frags.read[f] = read
-      frags.firstPage[f] = page
-      frags.pages[f] = length
-      frags.bufferPage[f] = bufferPage + page - firstPage
-      frags.offset[f] = offset
-      frags.arrived[f] = frags.tries[f] = 0
-      this.#request(f)
+      const table = length === 1 ? this.#singles : this.#longs
+      const { rows } = table
+      const f = rows.alloc()
+      for (let i = 0; i < length; i++) table.expected[f * table.pagesMax + i] = places.crc[base + page + i]!
+      rows.read[f] = read
+      rows.firstPage[f] = page
+      rows.pages[f] = length
+      rows.bufferPage[f] = bufferPage + page - firstPage
+      rows.offset[f] = this.#offsetOf(places, base + page, row, page)
+      rows.arrived[f] = rows.tries[f] = 0
+      this.#request(table, f)
       page += length
     }
   }
 
-  #request(f: number): void {
-    const frags = this.#frags
-    const arrived = frags.arrived[f]!
-    const crcIndex = arrived === 0 ? this.#crcBase + f * FRAGMENT_PAGES_MAX : -1
-    frags.startedTick[f] = this.tick
-    this.#queue.read(
-      this.#o.file,
-      frags.offset[f]! + arrived * PAGE_BYTES,
-      frags.bufferPage[f]! + arrived,
-      0,
-      (frags.pages[f]! - arrived) * PAGE_BYTES,
-      crcIndex,
-      this.#tag,
-      f,
-    )
+  #request(table: Fragments, f: number): void {
+    const { rows } = table
+    const arrived = rows.arrived[f]!
+    const crcIndex = arrived === 0 ? table.crcBase + f * table.pagesMax : -1
+    rows.startedTick[f] = this.tick
+    const offset = rows.offset[f]! + arrived * PAGE_BYTES
+    this.#queue.read(this.#o.file, offset, rows.bufferPage[f]! + arrived, 0, (rows.pages[f]! - arrived) * PAGE_BYTES, crcIndex, table.tag, f)
   }
 
-  #onRead(f: number, result: number): void {
-    const frags = this.#frags
-    const read = frags.read[f]!
-    const pages = frags.pages[f]!
+  #onRead(table: Fragments, f: number, result: number): void {
+    const { rows } = table
+    const read = rows.read[f]!
+    const pages = rows.pages[f]!
     const retry = result === -Errno.EINTR || result === -Errno.EAGAIN
-    if (result < 0 && !retry) this.#refuse(read, Status.READ_FAILED, frags.firstPage[f]!)
+    if (result < 0 && !retry) this.#refuse(read, Status.READ_FAILED, rows.firstPage[f]!)
     else {
-      const whole = frags.arrived[f] === 0 && result === pages * PAGE_BYTES
-      if (!retry) frags.arrived[f] = frags.arrived[f]! + Math.floor(result / PAGE_BYTES)
-      if (frags.arrived[f]! < pages) {
-        if (++frags.tries[f]! <= READ_TRIES_MAX) {
-          this.#request(f)
+      const whole = rows.arrived[f] === 0 && result === pages * PAGE_BYTES
+      if (!retry) rows.arrived[f] = rows.arrived[f]! + Math.floor(result / PAGE_BYTES)
+      if (rows.arrived[f]! < pages) {
+        if (++rows.tries[f]! <= READ_TRIES_MAX) {
+          this.#request(table, f)
           return
         }
-        this.#refuse(read, Status.READ_FAILED, frags.firstPage[f]!)
-      } else this.#verify(f, read, pages, whole)
+        this.#refuse(read, Status.READ_FAILED, rows.firstPage[f]!)
+      } else this.#verify(table, f, read, pages, whole)
     }
-    frags.free(f)
+    rows.free(f)
     if (--this.#reads.waiting[read]! === 0) this.#finish(read)
   }
 
-  #verify(f: number, read: number, pages: number, whole: boolean): void {
+  #verify(table: Fragments, f: number, read: number, pages: number, whole: boolean): void {
     const { crcs, arena } = this.#queue
-    const expected = f * FRAGMENT_PAGES_MAX
-    const from = this.#crcBase + expected
+    const expected = f * table.pagesMax
+    const from = table.crcBase + expected
     for (let i = 0; i < pages; i++) {
-      const crc = whole ? crcs[from + i]! : arena.crc32c(this.#frags.bufferPage[f]! + i, 0, PAGE_BYTES)
-      if (crc === this.#expected[expected + i]) continue
-      this.#refuse(read, Status.BLOCK_CORRUPTED, this.#frags.firstPage[f]! + i)
+      const crc = whole ? crcs[from + i]! : arena.crc32c(table.rows.bufferPage[f]! + i, 0, PAGE_BYTES)
+      if (crc === table.expected[expected + i]) continue
+      this.#refuse(read, Status.BLOCK_CORRUPTED, table.rows.firstPage[f]! + i)
       return
     }
   }

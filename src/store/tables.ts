@@ -116,11 +116,7 @@ export function loseLeaf(table: BlockTable, row: number, leaf: number): void {
 
 export function checksumOf(table: BlockTable, row: number): number {
   const { crc, flags } = table.chunk(row)
-  const base = table.base(row)
-  return blockChecksum(
-    (page) => crc[base + page]!,
-    (page) => flags[base + page]!,
-  )
+  return blockChecksum(crc, flags, table.base(row))
 }
 
 /** Bytes up to the end of the last page with data. */
