@@ -9,7 +9,7 @@ import { Status } from '../base/status.ts'
 import { PAGE_BYTES } from '../base/units.ts'
 import type { IoQueue } from '../env/ioqueue.ts'
 import { Call, CallData, FRAME_BYTES, HEAD_BYTES_MAX, Lane, PeerFrame, putFrame } from '../wire/peer.ts'
-import { Owner, type Peers, PEERS_MAX, Place, type Placement } from './peers.ts'
+import { Owner, PEERS_MAX, type Peers, Place, type Placement } from './peers.ts'
 import { NONE } from './records.ts'
 
 /** Calls of this reactor under way. */
@@ -17,6 +17,7 @@ const CALLS_MAX = 256
 /** Calls of one peer being answered here. */
 const SERVED_MAX = 64
 const PIECE_BYTES = 256 * 1024
+const GONE = -2
 export const CALL_ARGUMENT_BYTES_MAX = HEAD_BYTES_MAX - FRAME_BYTES - Call.size
 
 export interface CallResult {
@@ -78,8 +79,13 @@ export class Calls {
       await new Promise<void>((resolve) => this.#rowWaiters.push(resolve))
       row = this.#calls.alloc()
     }
-    const at = await this.#room(peer, this.#peers.isUp(peer) ? this.#peers.sessionOf(peer) : NONE, headBytes)
-    if (at < 0) {
+    const session = this.#peers.isUp(peer) ? this.#peers.sessionOf(peer) : NONE
+    let at = this.#reserve(peer, session, headBytes)
+    while (at === -1) {
+      await this.#awaitRoom(peer)
+      at = this.#reserve(peer, session, headBytes)
+    }
+    if (at === GONE) {
       this.#freeRow(row)
       return { status: Status.NODE_UNREACHABLE, lengthBytes: 0 }
     }
@@ -98,14 +104,14 @@ export class Calls {
     return result
   }
 
-  /** Room for a head on the peer's BULK lane in that session; -1: the session is over. To be used at once. */
-  async #room(peer: number, session: number, headBytes: number): Promise<number> {
-    for (;;) {
-      if (!this.#peers.isUp(peer) || this.#peers.sessionOf(peer) !== session) return -1
-      const at = this.#peers.reserve(peer, Lane.BULK, headBytes)
-      if (at >= 0) return at
-      await new Promise<void>((resolve) => this.#roomWaiters[peer]!.push(resolve))
-    }
+  /** Room for a head on the peer's BULK lane in that session, to be used at once; -1: none now, GONE: the session is over. */
+  #reserve(peer: number, session: number, headBytes: number): number {
+    if (!this.#peers.isUp(peer) || this.#peers.sessionOf(peer) !== session) return GONE
+    return this.#peers.reserve(peer, Lane.BULK, headBytes)
+  }
+
+  #awaitRoom(peer: number): Promise<void> {
+    return new Promise((resolve) => this.#roomWaiters[peer]!.push(resolve))
   }
 
   #freeRow(row: number): void {
@@ -166,8 +172,12 @@ export class Calls {
     const answering: Answering = { piecesLeft: pieces, free }
     this.#answering[row] = answering
     for (let piece = 0; piece < pieces; piece++) {
-      const at = await this.#room(peer, session, headBytes)
-      if (at < 0) {
+      let at = this.#reserve(peer, session, headBytes)
+      while (at === -1) {
+        await this.#awaitRoom(peer)
+        at = this.#reserve(peer, session, headBytes)
+      }
+      if (at === GONE) {
         answering.piecesLeft -= pieces - piece
         if (answering.piecesLeft === 0) this.#answered(row)
         return

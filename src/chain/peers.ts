@@ -96,7 +96,17 @@ export interface PeerHandlers {
   log(level: 'ERROR' | 'WARN' | 'INFO' | 'DEBUG', message: string, fields: Readonly<Record<string, unknown>>): void
 }
 
-const LaneState = { FREE: 0, CONNECTING: 1, AWAITS_HELLO: 2, AWAITS_ANSWER: 3, AWAITS_PROOF: 4, AWAITS_WELCOME: 5, AWAITS_TURN: 6, OPEN: 7, CLOSING: 8 } as const
+const LaneState = {
+  FREE: 0,
+  CONNECTING: 1,
+  AWAITS_HELLO: 2,
+  AWAITS_ANSWER: 3,
+  AWAITS_PROOF: 4,
+  AWAITS_WELCOME: 5,
+  AWAITS_TURN: 6,
+  OPEN: 7,
+  CLOSING: 8,
+} as const
 
 class Connection {
   readonly id: number
@@ -154,8 +164,10 @@ export class Peer {
   readonly index: number
   readonly node: NodeNumber
   address = ''
-  /** All lanes of `session` are open. */
+  /** All lanes of `session` are open: it may be used. */
   up = false
+  /** The session was told to be up, and not yet to be down. */
+  told = false
   /** Number of the session that is up, or was; counts this process' sessions with any peer. */
   session = 0
   incarnation = 0
@@ -576,7 +588,7 @@ export class Peers {
       this.#closeSession(peer)
       return
     }
-    peer.up = true
+    peer.up = peer.told = true
     peer.session = ++this.#generation
     peer.incarnation = incarnation
     peer.dialWaitMs = DIAL_FIRST_MS
@@ -589,6 +601,7 @@ export class Peers {
   // ---- the end of a session ------------------------------------------------------------------------------------------------
 
   #closeSession(peer: Peer): void {
+    peer.up = false
     for (const c of peer.lanes) if (c !== undefined) this.#drop(c)
   }
 
@@ -635,8 +648,8 @@ export class Peers {
   }
 
   #sessionEnded(peer: Peer): void {
-    if (peer.up) {
-      peer.up = false
+    if (peer.told) {
+      peer.told = false
       this.#counters.sessionsLost++
       this.#handlers.down(peer.index)
       peer.suspect = peer.incarnation
@@ -693,7 +706,17 @@ export class Peers {
   }
 
   /** Queues the frame whose head was written at `at`; the payload stays its owner's, untouched, until `sent(kind, row)`. */
-  send(index: number, lane: Lane, at: number, headBytes: number, payloadPage: number, payloadDelta: number, payloadBytes: number, kind: number, row: number): void {
+  send(
+    index: number,
+    lane: Lane,
+    at: number,
+    headBytes: number,
+    payloadPage: number,
+    payloadDelta: number,
+    payloadBytes: number,
+    kind: number,
+    row: number,
+  ): void {
     this.#commit(this.peers[index]!.lanes[lane]!, at, headBytes, payloadPage, payloadDelta, payloadBytes, kind, row)
   }
 
@@ -817,7 +840,11 @@ export class Peers {
 
   #lost(c: Connection, result: number): void {
     if (c.state === LaneState.OPEN) {
-      this.#handlers.log('INFO', 'a connection to a peer was lost', { node: c.peer?.node, lane: c.lane, error: result === 0 ? 'closed by the peer' : errnoName(result) })
+      this.#handlers.log('INFO', 'a connection to a peer was lost', {
+        node: c.peer?.node,
+        lane: c.lane,
+        error: result === 0 ? 'closed by the peer' : errnoName(result),
+      })
     }
     this.#drop(c)
   }

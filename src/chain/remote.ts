@@ -14,7 +14,7 @@ import { FRAME_BYTES, Lane, PeerFrame, putFrame, Read, ReadAnswer, Update, Updat
 import { type Client, clientHighOf } from './client.ts'
 import type { Counters } from './counters.ts'
 import type { Credits } from './credits.ts'
-import { Owner, type Peers, PEERS_MAX, Place, type Placement } from './peers.ts'
+import { Owner, PEERS_MAX, type Peers, Place, type Placement } from './peers.ts'
 import type { Reads } from './read.ts'
 import { NONE } from './records.ts'
 import type { ChainTable } from './table.ts'

@@ -6,7 +6,11 @@ import { Status } from '../base/status.ts'
 async function three(options: Partial<ConstructorParameters<typeof ChainCluster>[0]> = {}) {
   const cluster = new ChainCluster({ nodes: 3, slots: 8, ...options })
   await cluster.start()
-  await cluster.until('sessions up', () => cluster.nodes.every((node) => node.plane.peers.peers.filter((peer) => peer.up).length === options.nodes! - 1 || node.plane.peers.peers.filter((peer) => peer.up).length === 2))
+  await cluster.until('sessions up', () =>
+    cluster.nodes.every(
+      (node) => node.plane.peers.peers.filter((peer) => peer.up).length === options.nodes! - 1 || node.plane.peers.peers.filter((peer) => peer.up).length === 2,
+    ),
+  )
   return { cluster, clients: cluster.nodes.map((node) => new TestClient(node)) }
 }
 

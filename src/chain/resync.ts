@@ -229,7 +229,8 @@ export class Resync {
       return store.install(given)
     } catch (error) {
       if (!(error instanceof XsanError)) throw error
-      if (error.status !== 'BUSY') this.#log('ERROR', 'a block cannot be installed', { slot: given.slot, volume: given.volume, index: given.index, error: error.message })
+      if (error.status !== 'BUSY')
+        this.#log('ERROR', 'a block cannot be installed', { slot: given.slot, volume: given.volume, index: given.index, error: error.message })
       return -1
     }
   }
@@ -294,7 +295,12 @@ export class Resync {
     const store = this.#replicas.storeOf(slot)
     if (peer === NONE || store === undefined || !this.#isPresent(session)) return false
     const own = store.findBlock(volume, layer, index)
-    const answer = await this.#ask(peer, CallKind.BLOCK, blockArgs(slot, this.#table.version[slot]!, { volume, layer, index }, store, own), BLOCK_ANSWER_BYTES + ROWS_BYTES_MAX)
+    const answer = await this.#ask(
+      peer,
+      CallKind.BLOCK,
+      blockArgs(slot, this.#table.version[slot]!, { volume, layer, index }, store, own),
+      BLOCK_ANSWER_BYTES + ROWS_BYTES_MAX,
+    )
     if (answer === null) return false
     try {
       const { words, page } = answer

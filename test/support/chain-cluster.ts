@@ -420,3 +420,134 @@ export function pattern(tag: number, count = PAGE_BYTES): Uint8Array {
   new Prng(tag).fill(bytes)
   return bytes
 }
+
+/**
+ * Writers and readers of single pages through all nodes. Every page has one writer at a time, whose writes carry a rising number; a read must
+ * return a number between the newest acknowledged (or read) before it began and the newest begun before it ended: per-page linearizability.
+ */
+export class PageLoad {
+  readonly cluster: ChainCluster
+  readonly #pages: number
+  readonly #random: Prng
+  /** Per page: newest number begun, newest acknowledged or seen by a reader. */
+  readonly #begun: number[]
+  readonly #floor: number[]
+  readonly #busy: boolean[]
+  readonly #clients: TestClient[]
+  writes = 0
+  reads = 0
+  failures = 0
+  /** Longest time from the begin to the end of an operation, ms. */
+  longestMs = 0
+  stopped = false
+  #running = 0
+  readonly #thinkMs: number
+
+  constructor(cluster: ChainCluster, options: { pages?: number; salt?: string; thinkMs?: number } = {}) {
+    this.#thinkMs = options.thinkMs ?? 20
+    this.cluster = cluster
+    this.#pages = options.pages ?? 64
+    this.#random = cluster.world.random(`load ${options.salt ?? ''}`)
+    this.#begun = new Array(this.#pages).fill(0)
+    this.#floor = new Array(this.#pages).fill(0)
+    this.#busy = new Array(this.#pages).fill(false)
+    this.#clients = cluster.nodes.map((node) => new TestClient(node))
+  }
+
+  /** `count` workers, each on a node that lives; a worker whose node dies goes on elsewhere. */
+  run(count: number): void {
+    for (let i = 0; i < count; i++) void this.#worker(i).catch((error) => this.cluster.world.fail(error))
+  }
+
+  async stop(): Promise<void> {
+    this.stopped = true
+    await this.cluster.until('the load has ended', () => this.#running === 0, 120_000)
+  }
+
+  async #worker(id: number): Promise<void> {
+    while (!this.stopped) {
+      const node = this.#random.pick(this.cluster.nodes)
+      if (!node.up || node.process.state !== 'running') {
+        await this.#pause()
+        continue
+      }
+      const page = this.#random.below(this.#pages)
+      this.#running++
+      if (this.#random.chance(0.5)) await this.#read(node, page)
+      else if (!this.#busy[page]) await this.#write(node, page, id)
+      this.#running--
+      await this.#pause(this.#random.unit() * this.#thinkMs)
+    }
+  }
+
+  #pause(forMs = 1): Promise<void> {
+    return new Promise((resolve) => {
+      this.cluster.world.schedule(forMs, 'load pause', () => {
+        this.cluster.world.asyncPending = true
+        resolve()
+      })
+    })
+  }
+
+  /** Undefined when the node's process ended first: nobody will ever know. */
+  #ifAlive<T>(node: ChainNode, call: Promise<T>): Promise<T | undefined> {
+    const { incarnation } = node
+    return new Promise((resolve) => {
+      const look = () => {
+        if (node.up && node.incarnation === incarnation) this.cluster.world.schedule(10, 'load look', look)
+        else {
+          this.cluster.world.asyncPending = true
+          resolve(undefined)
+        }
+      }
+      look()
+      void call.then(resolve)
+    })
+  }
+
+  async #write(node: ChainNode, page: number, id: number): Promise<void> {
+    this.#busy[page] = true
+    const number = ++this.#begun[page]!
+    const bytes = pattern(page * 1000 + id)
+    new DataView(bytes.buffer).setUint32(0, number)
+    new DataView(bytes.buffer).setUint32(4092, number)
+    const startMs = this.cluster.world.nowMs
+    const client = this.#clients[node.number - 1]!
+    const status = await this.#ifAlive(node, client.write(page % 16, (page >> 4) * 4096, bytes))
+    if (status === 0) this.#floor[page] = Math.max(this.#floor[page]!, number)
+    else if (status !== undefined) this.failures++
+    // a client that has died with its node leaves the page alone until nothing of it can come any more
+    if (status === undefined) await this.#pause()
+    this.#ended(startMs)
+    this.writes++
+    this.#busy[page] = false
+  }
+
+  async #read(node: ChainNode, page: number): Promise<void> {
+    const floor = this.#floor[page]!
+    const startMs = this.cluster.world.nowMs
+    const result = await this.#ifAlive(node, this.#clients[node.number - 1]!.read(page % 16, page >> 4, 1))
+    if (result === undefined) return
+    if (result.status !== 0) {
+      this.failures++
+      return
+    }
+    const view = new DataView(result.bytes.buffer)
+    const number = view.getUint32(0)
+    assert.equal(view.getUint32(4092), number, `page ${page} is torn`)
+    assert.ok(number >= floor, `node ${node.number} reads ${number} of page ${page}, ${floor} was known before`)
+    assert.ok(number <= this.#begun[page]!, `node ${node.number} reads ${number} of page ${page}, which nobody wrote`)
+    this.#floor[page] = Math.max(this.#floor[page]!, number)
+    this.#ended(startMs)
+    this.reads++
+  }
+
+  #ended(startMs: number): void {
+    this.longestMs = Math.max(this.longestMs, this.cluster.world.nowMs - startMs)
+  }
+
+  /** Every page, through every node: nothing acknowledged is missing. */
+  async verify(): Promise<void> {
+    for (const node of this.cluster.nodes) if (node.up) for (let page = 0; page < this.#pages; page++) await this.#read(node, page)
+  }
+}
