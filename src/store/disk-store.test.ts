@@ -1,11 +1,18 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
-import { Bench } from '../../test/support/store-bench.ts'
+import { Bench, DISK_BYTES, IDENTITY, PATH, Recorder, SLOTS } from '../../test/support/store-bench.ts'
+import { XsanError } from '../base/errors.ts'
+import type { DiskNumber } from '../base/ids.ts'
 import { Status } from '../base/status.ts'
-import { PAGE_BYTES } from '../base/units.ts'
+import { BLOCK_BYTES, MiB, PAGE_BYTES } from '../base/units.ts'
+import { AsyncIo } from '../env/async-io.ts'
+import { SimIoQueue } from '../env/sim/ioqueue.ts'
 import type { DiskStore } from './disk-store.ts'
+import { BATCH_MAGIC, BatchHeader, Superblock } from './layout.ts'
+import { mountStore, probeStore } from './mount.ts'
 import { NO_BLOCK, RecordKind, StageRecord } from './store.ts'
 
+const MOUNT = { path: PATH, identity: IDENTITY, slotCount: SLOTS, events: new Recorder(), bootId: 'boot-1', wallMs: () => 0 }
 const record = new StageRecord()
 
 function write(bench: Bench, store: DiskStore, o: { index: number; firstPage: number; pageCount: number; id: number; slot?: number; durable?: boolean }) {
@@ -80,4 +87,401 @@ test('a single page costs one write of two pages', async () => {
   const w = write(bench, store, { index: 0, firstPage: 0, pageCount: 1, id: 1 })
   await bench.until(() => bench.events.durable >= w.seq)
   assert.equal(store.journalUsedBytes - before, 2 * PAGE_BYTES)
+})
+
+async function refused(promise: Promise<unknown>, status: string, text: RegExp) {
+  await assert.rejects(promise, (error: unknown) => {
+    assert.ok(error instanceof XsanError, String(error))
+    assert.equal(error.status, status)
+    assert.match(error.message, text)
+    assert.notEqual(error.nextStep, '')
+    return true
+  })
+}
+
+test('a disk of another cluster, of another node, or another disk than expected is refused with reason and next step', async () => {
+  const bench = new Bench(3)
+  await bench.format()
+  await refused(bench.mount({ identity: { clusterId: 'cluster-b', nodeId: 'node-1' } }), 'DISK_FOREIGN', /belongs to cluster cluster-a/)
+  await refused(bench.mount({ identity: { clusterId: 'cluster-a', nodeId: 'node-2' } }), 'DISK_FOREIGN', /belongs to node node-1/)
+  await refused(bench.mount({ disk: 8 as DiskNumber }), 'DISK_FOREIGN', /is disk 7, expected was disk 8/)
+  await refused(bench.mount({ slotCount: 32 }), 'DISK_INCOMPATIBLE', /16 slots/)
+  await refused(bench.mount({ path: '/disk/none' }), 'DISK_NOT_FOUND', /does not exist/)
+  const { clusterId, nodeId, disk } = (await bench.settle(probeStore(bench.io, PATH)))!
+  assert.deepEqual({ clusterId, nodeId, disk }, { clusterId: 'cluster-a', nodeId: 'node-1', disk: 7 })
+  // None of these attempts has written anything
+  const store = await bench.mount({ disk: 7 as DiskNumber })
+  await bench.settle(store.close())
+})
+
+test('a disk that is in use is waited for, then refused', async () => {
+  const bench = new Bench(4)
+  await bench.format()
+  const store = await bench.mount()
+  const other = bench.host.start('another')
+  const queue = new SimIoQueue({ process: other, name: 'q' })
+  queue.runReactor(() => queue.turn(0))
+  await refused(bench.mount({ io: new AsyncIo(queue), lockWaitMs: 300 }), 'BUSY', /in use by another process/)
+  const waiting = mountStore({ ...MOUNT, io: new AsyncIo(queue), lockWaitMs: 5000 })
+  await bench.world.runFor(200)
+  bench.process.kill()
+  await bench.settle(waiting)
+  assert.equal(store.failed, false)
+})
+
+test('only a blank disk is formatted, unless forced, and a file that is no disk is not mounted', async () => {
+  const bench = new Bench(5)
+  await bench.format()
+  await refused(bench.format(), 'DISK_FOREIGN', /is not blank: it holds a disk of XSAN cluster cluster-a, node node-1/)
+  const store = await bench.mount()
+  const w = write(bench, store, { index: 0, firstPage: 0, pageCount: 1, id: 1 })
+  await bench.until(() => bench.events.durable >= w.seq)
+  await bench.settle(store.close())
+  await bench.format({ force: true, diskUuid: 'a'.repeat(32), journalUuid: 'b'.repeat(32) })
+  const again = await bench.mount()
+  assert.equal(again.findBlock(5, 0, 0), NO_BLOCK)
+  assert.equal(again.lastLow[1], 0)
+  await bench.settle(again.close())
+  // Something else in the place of the superblocks
+  const { page } = bench.payload(1)
+  for (const offset of [0, DISK_BYTES - PAGE_BYTES]) bench.file.writeFrom(offset, bench.queue.arena.bytes, page * PAGE_BYTES, PAGE_BYTES)
+  await refused(bench.mount(), 'DISK_FOREIGN', /something else than an XSAN disk/)
+  await refused(bench.format(), 'DISK_FOREIGN', /other data/)
+  await refused(bench.format({ path: '/disk/tiny', createBytes: 4 * MiB }), 'INVALID_PARAM', /no room for data/)
+})
+
+test('one damaged superblock is no harm, two are said', async () => {
+  const bench = new Bench(6)
+  await bench.format()
+  await bench.settle((await bench.mount()).close())
+  for (const page of [0, DISK_BYTES / PAGE_BYTES - 1]) {
+    bench.file.flipBit(page, 77 * 8)
+    if (page === 0) await bench.settle((await bench.mount()).close())
+  }
+  bench.file.flipBit(0, 77 * 8)
+  await refused(bench.mount(), 'DISK_CORRUPTED', /both superblocks are damaged/)
+})
+
+test('a disk written by a newer version is refused', async () => {
+  const bench = new Bench(7)
+  await bench.format()
+  for (const [field, value] of [
+    ['incompat', 4],
+    ['formatVersion', 9],
+  ] as const) {
+    for (const offset of [0, DISK_BYTES - PAGE_BYTES]) {
+      const page = bench.alloc(1)
+      const at = page * PAGE_BYTES
+      const { arena } = bench.queue
+      bench.file.readInto(offset, arena.bytes, at, PAGE_BYTES)
+      Superblock.set[field](arena.view, at, value)
+      Superblock.set.crc(arena.view, at, 0)
+      Superblock.set.crc(arena.view, at, arena.crc32c(page, 0, PAGE_BYTES))
+      bench.file.writeFrom(offset, arena.bytes, at, PAGE_BYTES)
+      bench.free(page)
+    }
+    await refused(bench.mount(), 'DISK_INCOMPATIBLE', /written by another version/)
+  }
+})
+
+test('a full disk refuses new blocks of clients and takes overwrites, forwards and removals', async () => {
+  const bench = new Bench(8)
+  await bench.format()
+  const store = await bench.mount()
+  const extents = store.capacityBytes / BLOCK_BYTES
+  let id = 1
+  let index = 0
+  for (; ; index++) {
+    Object.assign(record, { kind: RecordKind.WRITE, slot: 1, volume: 5, layer: 0, index, pageCount: 1, clientHigh: 0 })
+    if (store.admit(record, true) !== Status.SUCCESS) break
+    write(bench, store, { index, firstPage: 0, pageCount: 1, id: id++ })
+  }
+  assert.equal(store.admit(record, true), Status.INSUFFICIENT_SPACE)
+  assert.equal(store.rejectCreate, true)
+  assert.equal(index, extents - 2)
+  assert.equal(store.admit(record, false), Status.SUCCESS)
+  record.index = 0
+  assert.equal(store.admit(record, true), Status.SUCCESS)
+  const remove = (n: number) => {
+    Object.assign(record, { kind: RecordKind.REMOVE, index: n, idLow: id++, pageCount: 0, firstPage: 0, clientHigh: 0 })
+    assert.equal(store.admit(record, true), Status.SUCCESS)
+    store.stage(record)
+  }
+  remove(0)
+  assert.equal(store.rejectCreate, true, 'with hysteresis')
+  remove(1)
+  remove(2)
+  assert.equal(store.rejectCreate, false)
+  write(bench, store, { index: 0, firstPage: 0, pageCount: 1, id: id++ })
+  await bench.settle(store.close())
+})
+
+test('bit rot is told as the page, repaired from elsewhere, and stays repaired', async () => {
+  const bench = new Bench(9)
+  await bench.format()
+  let store = await bench.mount()
+  const w = write(bench, store, { index: 0, firstPage: 20, pageCount: 4, id: 1 })
+  await bench.until(() => bench.events.durable >= w.seq)
+  const { bytes } = bench.queue.arena
+  const good = bytes.slice((w.page + 2) * PAGE_BYTES, (w.page + 3) * PAGE_BYTES)
+  const where = [...bench.file.pages].filter(([, content]) => Buffer.compare(content, good) === 0).map(([page]) => page)
+  assert.equal(where.length, 1)
+  bench.file.flipBit(where[0]!, 5)
+  const buffer = bench.alloc(4)
+  const block = store.findBlock(5, 0, 0)
+  assert.deepEqual(await bench.read(store, block, 20, 4, buffer), { status: Status.BLOCK_CORRUPTED, extra: 22 })
+  assert.deepEqual(await bench.read(store, block, 20, 2, buffer), { status: Status.SUCCESS, extra: 0 })
+  assert.equal(await bench.settle(store.repairPage(block, 22, 1, 99, w.page + 2, w.crcs[2]!)), false)
+  assert.equal(await bench.settle(store.repairPage(block, 22, 1, 1, w.page + 2, w.crcs[2]!)), true)
+  await contentIs(bench, store, 0, 20, 4, w.page)
+  bench.kill()
+  store = await bench.mount()
+  const again = bench.alloc(1)
+  assert.equal((await bench.read(store, store.findBlock(5, 0, 0), 22, 1, again)).status, Status.SUCCESS)
+  assert.equal(Buffer.compare(bench.queue.arena.bytes.subarray(again * PAGE_BYTES, (again + 1) * PAGE_BYTES), good), 0)
+})
+
+test('a disk that hangs, or cannot write, fails once, and everything that waits is told', async () => {
+  for (const fault of ['hang', 'eio'] as const) {
+    const bench = new Bench(10)
+    await bench.format()
+    const store = await bench.mount()
+    if (fault === 'hang') bench.disk.hang()
+    else bench.disk.gone = true
+    write(bench, store, { index: 0, firstPage: 0, pageCount: 1, id: 1 })
+    let flushed = -1
+    store.flush((_row, status) => {
+      flushed = status
+    }, 0)
+    const startMs = bench.world.nowMs
+    await bench.until(() => flushed >= 0, 10_000)
+    if (fault === 'hang') assert.ok(bench.world.nowMs - startMs < 3500 && bench.world.nowMs - startMs > 1900)
+    assert.equal(flushed, Status.WRITE_FAILED)
+    assert.match(bench.events.failed!, fault === 'hang' ? /has not answered/ : /EIO/)
+    assert.equal(store.admit(record, true), Status.WRITE_FAILED)
+    const buffer = bench.alloc(1)
+    assert.equal((await bench.read(store, store.findBlock(5, 0, 0), 0, 1, buffer)).status, Status.READ_FAILED)
+    assert.equal(bench.events.durable, 0)
+  }
+})
+
+test('a process that was stopped for a while does not take its disk for hung', async () => {
+  const bench = new Bench(11)
+  await bench.format()
+  const store = await bench.mount()
+  for (let id = 1; id <= 5; id++) {
+    const w = write(bench, store, { index: 0, firstPage: 0, pageCount: 1, id })
+    bench.process.freeze()
+    await bench.world.runFor(10_000)
+    bench.process.thaw()
+    await bench.until(() => bench.events.durable >= w.seq)
+  }
+  assert.equal(store.failed, false)
+})
+
+test('an EIO of a read fails that read and not the disk', async () => {
+  const bench = new Bench(12)
+  await bench.format()
+  const store = await bench.mount()
+  const w = write(bench, store, { index: 0, firstPage: 0, pageCount: 1, id: 1 })
+  await bench.until(() => bench.events.durable >= w.seq)
+  bench.disk.faults.readEio = 1
+  const buffer = bench.alloc(1)
+  assert.equal((await bench.read(store, store.findBlock(5, 0, 0), 0, 1, buffer)).status, Status.READ_FAILED)
+  bench.disk.faults.readEio = 0
+  await contentIs(bench, store, 0, 0, 1, w.page)
+  assert.equal(store.failed, false)
+})
+
+/** Journal pages by the batch header they begin with. */
+function batches(bench: Bench): Array<{ page: number; batch: number; pages: number }> {
+  const found: Array<{ page: number; batch: number; pages: number }> = []
+  for (const [page, content] of bench.file.pages) {
+    const view = new DataView(content.buffer, content.byteOffset)
+    if (BatchHeader.get.magic(view, 0) !== BATCH_MAGIC) continue
+    const pages = BatchHeader.get.descriptorPages(view, 0) + BatchHeader.get.payloadPages(view, 0)
+    found.push({ page, batch: BatchHeader.get.batch(view, 0), pages })
+  }
+  return found.sort((a, b) => a.batch - b.batch)
+}
+
+/** Five writes, each durable before the next; returns payloads copied out. */
+async function fiveWrites(bench: Bench, store: DiskStore) {
+  for (let id = 1; id <= 5; id++) {
+    const w = write(bench, store, { index: 0, firstPage: 0, pageCount: 1, id, durable: false })
+    await bench.until(() => bench.events.staged >= w.seq)
+  }
+}
+
+test('a torn batch ends the journal, and a valid one behind it is not replayed, in later mounts neither', async () => {
+  const bench = new Bench(13)
+  await bench.format()
+  await fiveWrites(bench, await bench.mount())
+  bench.kill()
+  const fourth = batches(bench)[4]!
+  const saved = bench.file.pages.get(fourth.page)!.slice()
+  bench.file.pages.delete(fourth.page)
+  let store = await bench.mount()
+  assert.equal(store.lastLow[1], 3)
+  const outId = new Uint32Array(2)
+  store.newestId(store.findBlock(5, 0, 0), 0, 1, outId)
+  assert.deepEqual([...outId], [1, 3])
+  // The torn batch turns up after all: the generation that went on without it has said where its predecessor ended
+  bench.kill()
+  bench.file.pages.set(fourth.page, saved)
+  for (let i = 0; i < 3; i++) {
+    store = await bench.mount()
+    assert.equal(store.lastLow[1], 3)
+    bench.kill()
+  }
+})
+
+test('a batch whose payload is torn ends the journal', async () => {
+  const bench = new Bench(14)
+  await bench.format()
+  await fiveWrites(bench, await bench.mount())
+  bench.kill()
+  bench.file.flipBit(batches(bench)[4]!.page + 1, 9)
+  assert.equal((await bench.mount()).lastLow[1], 3)
+})
+
+test('damage within what was durable is said, not taken for a torn end', async () => {
+  const bench = new Bench(15)
+  await bench.format()
+  const store = await bench.mount()
+  for (let id = 1; id <= 5; id++) {
+    const w = write(bench, store, { index: 0, firstPage: 0, pageCount: 1, id })
+    await bench.until(() => bench.events.durable >= w.seq)
+  }
+  bench.kill()
+  bench.file.flipBit(batches(bench)[3]!.page, 300)
+  await refused(bench.mount(), 'DISK_CORRUPTED', /journal batch 4 in segment 1 is damaged/)
+})
+
+test('replay of the same journal gives the same, however often', async () => {
+  const bench = new Bench(16)
+  await bench.format()
+  let store = await bench.mount()
+  for (let id = 1; id <= 40; id++) write(bench, store, { index: id % 5, firstPage: id % 7, pageCount: 1 + (id % 3), id, slot: 1 })
+  await bench.settle(store.journal.settle())
+  const digest = store.slotDigest(1)
+  const rows = store.rows.pack()
+  for (let i = 0; i < 30; i++) {
+    if (i % 3 === 0) await bench.settle(store.close())
+    if (i % 3 === 1) bench.powerLoss()
+    else bench.kill()
+    store = await bench.mount()
+    assert.deepEqual(store.slotDigest(1), digest)
+    assert.deepEqual(store.rows.pack(), rows)
+    assert.equal(store.lastLow[1], 40)
+  }
+})
+
+test('the journal never runs out under load: the background work makes room, and clients wait for it', async () => {
+  const bench = new Bench(17)
+  await bench.format()
+  let store = await bench.mount()
+  const { page, crcs } = bench.payload(256)
+  let id = 0
+  let busy = 0
+  for (let n = 0; n < 400; n++) {
+    Object.assign(record, {
+      kind: RecordKind.WRITE,
+      slot: 1,
+      idHigh: 1,
+      idLow: id + 1,
+      volume: 5,
+      layer: 0,
+      index: n % 8,
+      firstPage: (n * 64) % 768,
+      pageCount: 256,
+    })
+    Object.assign(record, { payloadPage: page, crcs, crcFirst: 0, clientHigh: 0, durable: true })
+    const status = store.admit(record, true)
+    if (status === Status.BUSY) {
+      busy++
+      let room = false
+      store.onRoom(() => {
+        room = true
+      })
+      await bench.until(() => room, 60_000)
+      n--
+      continue
+    }
+    assert.equal(status, Status.SUCCESS)
+    id++
+    store.stage(record)
+  }
+  assert.ok(busy > 0)
+  assert.ok(store.counters.destagedSegments > 50)
+  await bench.settle(store.journal.settle())
+  const digest = store.slotDigest(1)
+  bench.powerLoss()
+  store = await bench.mount()
+  assert.deepEqual(store.slotDigest(1), digest)
+  const buffer = bench.alloc(256)
+  for (let index = 0; index < 8; index++) {
+    for (let first = 0; first < 1024; first += 256) {
+      assert.equal((await bench.read(store, store.findBlock(5, 0, index), first, 256, buffer)).status, Status.SUCCESS)
+    }
+  }
+})
+
+test('a capture keeps its content while the block is overwritten, destaged and removed', async () => {
+  const bench = new Bench(18)
+  await bench.format()
+  const store = await bench.mount()
+  const first = write(bench, store, { index: 0, firstPage: 0, pageCount: 8, id: 1 })
+  const capture = store.capture(store.findBlock(5, 0, 0))
+  let id = 2
+  const { page, crcs } = bench.payload(256)
+  for (let n = 0; n < 30; n++) {
+    Object.assign(record, { kind: RecordKind.WRITE, slot: 1, idHigh: 1, idLow: id, volume: 5, index: n % 3, firstPage: 0, pageCount: 256 })
+    Object.assign(record, { payloadPage: page, crcs, crcFirst: 0, clientHigh: 0 })
+    if (store.admit(record, false) !== Status.SUCCESS) break
+    store.stage(record)
+    id++
+    await bench.world.runFor(2)
+  }
+  Object.assign(record, { kind: RecordKind.REMOVE, index: 0, idLow: id, pageCount: 0 })
+  store.stage(record)
+  await bench.world.runFor(100)
+  const buffer = bench.alloc(8)
+  assert.equal(await bench.settle(store.readCaptured(capture, 0, 8, buffer)), Status.SUCCESS)
+  const { bytes } = bench.queue.arena
+  const slice = (p: number) => bytes.subarray(p * PAGE_BYTES, (p + 8) * PAGE_BYTES)
+  assert.equal(Buffer.compare(slice(buffer), slice(first.page)), 0)
+  store.release(capture)
+  await bench.settle(store.close())
+})
+
+test('sweeping drops the blocks of volumes that are gone', async () => {
+  const bench = new Bench(19)
+  await bench.format()
+  let store = await bench.mount()
+  for (let id = 1; id <= 6; id++) write(bench, store, { index: id, firstPage: 0, pageCount: 1, id })
+  assert.deepEqual(store.listBlocks(5, 2, 3), [2, 3, 4])
+  assert.equal(await bench.settle(store.sweep((volume) => volume === 5)), 0)
+  assert.equal(await bench.settle(store.sweep((volume) => volume !== 5)), 6)
+  await bench.settle(store.close())
+  bench.kill()
+  store = await bench.mount()
+  assert.equal(store.usedBytes, 0)
+  assert.equal(store.lastLow[1], 6)
+})
+
+test('a session takes ids as they come until it ends', async () => {
+  const bench = new Bench(20)
+  await bench.format()
+  const store = await bench.mount()
+  write(bench, store, { index: 0, firstPage: 0, pageCount: 1, id: 9 })
+  assert.throws(() => write(bench, store, { index: 0, firstPage: 0, pageCount: 1, id: 9 }), /staged after 1:9/)
+  store.startSession(1)
+  assert.deepEqual([store.lastHigh[1], store.lastLow[1]], [0, 0])
+  assert.equal(store.rows.held[store.rows.lookup(256, 1, 3)], 0)
+  store.setLast(1, 1, 20)
+  write(bench, store, { index: 0, firstPage: 0, pageCount: 1, id: 15 })
+  assert.equal(store.lastLow[1], 20)
+  store.endSession(1)
+  assert.throws(() => write(bench, store, { index: 0, firstPage: 0, pageCount: 1, id: 16 }), /staged after 1:20/)
 })

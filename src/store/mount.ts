@@ -261,6 +261,28 @@ async function mountOpened(options: MountOptions, file: OpenedFile): Promise<Dis
     writeSuperblock,
     dispose: () => arena.free(superblockPage),
   })
+  try {
+    await replayAndOpen(store, options, file, superblock, { table, leafCopy, tableCopy, lost, writeSuperblock })
+  } catch (error) {
+    store.journal.dispose()
+    arena.free(superblockPage)
+    throw error
+  }
+  return store
+}
+
+interface Loaded {
+  readonly table: BlockTable
+  readonly leafCopy: Uint8Array
+  readonly tableCopy: Uint8Array
+  readonly lost: number
+  readonly writeSuperblock: () => Promise<void>
+}
+
+async function replayAndOpen(store: DiskStore, options: MountOptions, file: OpenedFile, superblock: SuperblockState, loaded: Loaded): Promise<void> {
+  const { io, path } = options
+  const { geometry } = superblock
+  const { table, leafCopy, tableCopy, writeSuperblock } = loaded
   const { journal } = store
   const found = await replay({
     io,
@@ -283,7 +305,7 @@ async function mountOpened(options: MountOptions, file: OpenedFile): Promise<Dis
   journal.resume({ generation: superblock.mountGeneration, lastBatch, lastCrc, headSegment, tailSegment: superblock.tailSegment, lastSeq })
 
   const pagesPerSegment = geometry.segmentBytes / PAGE_BYTES
-  const bufferPages = DESTAGE_BUFFER_PAGES.find((pages) => arena.stats().freeBytes >= pages * PAGE_BYTES * 4) ?? 64
+  const bufferPages = DESTAGE_BUFFER_PAGES.find((pages) => io.queue.arena.stats().freeBytes >= pages * PAGE_BYTES * 4) ?? 64
   store.destage = new Destage({
     io,
     file: file.handle,
@@ -316,10 +338,9 @@ async function mountOpened(options: MountOptions, file: OpenedFile): Promise<Dis
     blocks: table.usedCount,
     replayedRecords: found.records,
     tornAtEnd: found.torn,
-    lostPower,
-    lostLeaves: lost,
+    lostPower: store.lostPower,
+    lostLeaves: loaded.lost,
   })
-  return store
 }
 
 async function sync(io: AsyncIo, file: Handle, path: string): Promise<void> {
