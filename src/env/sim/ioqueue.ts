@@ -84,6 +84,8 @@ interface Op {
   /** The last completion has been handed to the ready list. */
   over: boolean
   event: SimEvent | undefined
+  /** Checksum of what a send or a write was given: nobody may change it before it is done. */
+  sum: number
   /** When the latest completion becomes visible, and how many are not yet (a multishot receive keeps its order). */
   readyAtMs: number
   latePending: number
@@ -297,7 +299,7 @@ export class SimIoQueue implements IoQueue {
     assert(this.#handlers[tag] !== undefined, `tag ${tag} is not registered`)
     for (const range of ranges) this.arena.check(range.page, range.deltaBytes, range.lengthBytes)
     for (const range of ranges) this.arena.own(range.page, range.deltaBytes, range.lengthBytes, 1)
-    const op: Op = { kind, tag, row, entry, ranges, done: 0, waitAll, over: false, event: undefined, readyAtMs: 0, latePending: 0 }
+    const op: Op = { kind, tag, row, entry, ranges, done: 0, waitAll, over: false, event: undefined, sum: 0, readyAtMs: 0, latePending: 0 }
     entry?.ops.add(op)
     this.inFlight++
     return op
@@ -509,6 +511,7 @@ export class SimIoQueue implements IoQueue {
     assert(entry.send === undefined, `two sends in flight on one socket (${this.#handlers[tag]?.name})`)
     const op = this.#op('send', tag, row, entry, ranges)
     entry.send = op
+    op.sum = this.#sumOf(ranges)
     op.event = this.process.schedule(0.001 + this.#random.unit() * 0.004, 'send', () => {
       op.event = undefined
       this.#serveSend(entry)
@@ -595,7 +598,23 @@ export class SimIoQueue implements IoQueue {
       position += range.lengthBytes
     }
     entry.send = undefined
+    this.#assertUnchanged(op)
     this.#complete(op, op.done)
+  }
+
+  #sumOf(ranges: readonly Range[]): number {
+    let sum = 0
+    for (const { page, deltaBytes, lengthBytes } of ranges) {
+      const start = page * PAGE_BYTES + deltaBytes
+      sum = crc32c(this.arena.bytes, start, start + lengthBytes, sum)
+    }
+    return sum
+  }
+
+  #assertUnchanged(op: Op): void {
+    if (this.#sumOf(op.ranges) === op.sum) return
+    const ranges = op.ranges.map((range) => `${range.page}+${range.deltaBytes} ${range.lengthBytes}`).join(', ')
+    assert(false, `${this.name}: what a ${op.kind} of "${this.#handlers[op.tag]?.name}" was given was changed while in flight (${ranges})`)
   }
 
   // ---- files ---------------------------------------------------------------------------------------------------------
@@ -677,6 +696,7 @@ export class SimIoQueue implements IoQueue {
     const op = this.#op('write', tag, row, entry, ranges)
     let total = 0
     for (const range of ranges) total += range.lengthBytes
+    op.sum = this.#sumOf(ranges)
     const apply = (limitBytes: number): number => {
       let at = offsetBytes
       if (disk.faults.misdirect > 0 && this.#random.chance(disk.faults.misdirect)) {
@@ -699,6 +719,7 @@ export class SimIoQueue implements IoQueue {
       'write',
       total,
       () => {
+        if (this.process.alive) this.#assertUnchanged(op)
         if (disk.gone || this.#random.chance(disk.faults.writeEio)) {
           // Whatever part of it reached the medium
           if (!disk.gone && this.#random.chance(0.5)) apply(this.#aligned(file, this.#random.below(total + 1)))
