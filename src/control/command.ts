@@ -46,7 +46,7 @@ export const OPERATIONS = {
 
 export type OperationName = keyof typeof OPERATIONS
 export type ArgsOf<N extends OperationName> = (typeof OPERATIONS)[N] extends Operation<infer A, unknown> ? A : never
-export type ValueOf<N extends OperationName> = (typeof OPERATIONS)[N] extends Operation<never, infer V> ? V : never
+export type ResultOf<N extends OperationName> = (typeof OPERATIONS)[N] extends Operation<never, infer V> ? V : never
 
 interface Envelope {
   readonly v: number
@@ -97,9 +97,9 @@ export function applyCommand(state: ClusterState, index: number, command: Uint8A
 }
 
 /** The value, or the operation's error thrown. */
-export function resultValue<N extends OperationName>(_op: N, result: unknown): ValueOf<N> {
+export function resultValue<N extends OperationName>(_op: N, result: unknown): ResultOf<N> {
   const { value, error } = result as CommandResult
   if (error !== undefined) throw new XsanError(error.status, error.message, error.nextStep)
   assert(value !== undefined, 'a result without value')
-  return value as ValueOf<N>
+  return value as ResultOf<N>
 }

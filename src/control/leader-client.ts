@@ -10,7 +10,7 @@ import type { Clock, Message } from '../env/control.ts'
 const TRY_MS = 1500
 const RETRY_DELAY_MS = 50
 /** What another try may cure. */
-const RETRIED: ReadonlySet<string> = new Set(['NOT_LEADER', 'NODE_UNREACHABLE', 'NETWORK_TIMEOUT', 'CONSENSUS_FAILED', 'BUSY', 'STOPPING'])
+const RETRIED: ReadonlySet<string> = new Set(['NOT_LEADER', 'NODE_UNREACHABLE', 'NETWORK_TIMEOUT', 'CONSENSUS_FAILED', 'STOPPING'])
 
 export interface LeaderClientOptions {
   readonly clock: Clock
@@ -50,7 +50,7 @@ export class LeaderClient {
       if (this.#stopped) throw new XsanError('STOPPING', 'this node is stopping', 'Ask another node.')
       const leftMs = endMs - clock.nowMs()
       if (leftMs <= 0) {
-        if (last instanceof XsanError && last.status !== 'NOT_LEADER' && last.status !== 'NODE_UNREACHABLE') throw last
+        if (last instanceof XsanError && last.status !== 'NOT_LEADER' && last.status !== 'NODE_UNREACHABLE' && last.status !== 'NETWORK_TIMEOUT') throw last
         throw new XsanError(
           'CLUSTER_NOT_READY',
           `no leader answered ${method} within ${options.timeoutMs} ms${last === undefined ? '' : `: ${messageOf(last)}`}`,

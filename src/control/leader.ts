@@ -15,7 +15,7 @@ import type { Clock, Log, TimerId } from '../env/control.ts'
 import { entryOf, ReplicaState } from '../placement/chain.ts'
 import { CoordinatorView, View } from '../placement/view.ts'
 import type { Raft } from '../raft/driver.ts'
-import { type ArgsOf, encodeCommand, type OperationName, resultValue, type ValueOf } from './command.ts'
+import { type ArgsOf, encodeCommand, type OperationName, type ResultOf, resultValue } from './command.ts'
 import { Members } from './members.ts'
 import { type ChainsStepArgs, chainChanges, type SlotFacts } from './ops/chains-step.ts'
 import { Rebalancer } from './rebalance.ts'
@@ -26,6 +26,7 @@ const DRIFT_BOUND = 0.01
 const TICK_MS = 50
 const PLAN_EVERY_MS = 250
 const ROUND_TIMEOUT_MS = 1000
+const PROPOSE_TIMEOUT_MS = 5000
 /** A node that goes and comes is held off its chains: not at all, then this long, doubling. */
 const HOLD_FIRST_MS = 1000
 const HOLD_MAX_MS = 60_000
@@ -263,8 +264,17 @@ export class Coordinator {
 
   // ---- commands -----------------------------------------------------------------------------------------------------------
 
-  async propose<N extends OperationName>(op: N, args: ArgsOf<N>, id?: string): Promise<ValueOf<N>> {
-    return resultValue(op, await this.#raft.propose(encodeCommand(op, args, id), { timeoutMs: 5000 }))
+  /** Rejects with the operation's own error, or: NOT_LEADER, STOPPING (certainly not applied), CONSENSUS_FAILED (not known: repeat with the same id). */
+  async propose<N extends OperationName>(op: N, args: ArgsOf<N>, id?: string): Promise<ResultOf<N>> {
+    let result: unknown
+    try {
+      result = await this.#raft.propose(encodeCommand(op, args, id), { timeoutMs: PROPOSE_TIMEOUT_MS })
+    } catch (error) {
+      // the log is busy, or leadership is being handed over: not to be taken for a refusal of the operation
+      if (error instanceof XsanError && error.status === 'BUSY') throw new XsanError('CONSENSUS_FAILED', error.message, error.nextStep, { cause: error })
+      throw error
+    }
+    return resultValue(op, result)
   }
 
   // ---- driver's events ----------------------------------------------------------------------------------------------------

@@ -7,9 +7,11 @@
  */
 import { assert } from '../base/assert.ts'
 import { messageOf, XsanError } from '../base/errors.ts'
-import type { Incarnation, NodeNumber } from '../base/ids.ts'
+import type { Incarnation, NodeNumber, SlotIndex } from '../base/ids.ts'
 import { BLOCK_BYTES } from '../base/units.ts'
 import type { CallContext, Message, MethodHandler } from '../env/control.ts'
+import { packChains } from '../placement/chain.ts'
+import { View } from '../placement/view.ts'
 import { type LeaderChange, type Raft, RaftNode } from '../raft/driver.ts'
 import { Authenticator, fromHex } from './auth.ts'
 import { Heartbeats } from './heartbeat.ts'
@@ -18,6 +20,7 @@ import { Coordinator } from './leader.ts'
 import { LeaderClient } from './leader-client.ts'
 import { ControlStateMachine } from './machine.ts'
 import { type AgentStats, NodeAgent } from './node-agent.ts'
+import { chainChanges } from './ops/chains-step.ts'
 import type { ControlOptions, Registration } from './options.ts'
 import { RpcRaftTransport } from './raft-transport.ts'
 import { clusterService, clusterStatus } from './services/cluster.ts'
@@ -38,6 +41,9 @@ const REGISTER_TRY_MS = 5000
 const STATUS_PATIENCE_MS = 2500
 const STOP_PATIENCE_MS = 12_000
 const NUDGE_TIMEOUT_MS = 500
+const REHEARSAL_SLOTS = 128
+const REHEARSAL_EVERY_MS = 40
+const REHEARSAL_PASSES = 2
 
 export const ADMIN_SERVICES: Readonly<Record<string, AdminService>> = {
   'xsan.v1.Cluster': clusterService,
@@ -294,6 +300,7 @@ export class Member {
     })
     this.#registered()
     this.#tellSettings()
+    void this.#rehearse()
     await this.#heartbeats.start().catch((error: unknown) => {
       env.log.log('ERROR', 'no heartbeats: the port cannot be had', { error: messageOf(error) })
     })
@@ -536,6 +543,25 @@ export class Member {
       for (const [reason, count] of Object.entries(beats.refusals)) counters[`heartbeat.refused_${reason}`] = count
     }
     return counters
+  }
+
+  /**
+   * Runs the transition table over the chains as if each node were lost, a few slots at a time, changing nothing: the first real loss must
+   * not wait for code that has never run.
+   */
+  async #rehearse(): Promise<void> {
+    const { state } = this
+    while (!this.#stopped && state.chains.length === 0) await this.#sleep(REHEARSAL_EVERY_MS)
+    for (let pass = 0; pass < REHEARSAL_PASSES; pass++) {
+      for (let from = 0; from < state.chains.length && !this.#stopped; from += REHEARSAL_SLOTS) {
+        await this.#sleep(REHEARSAL_EVERY_MS)
+        const nodes = [...state.nodes.values()]
+        const lost = nodes[(from / REHEARSAL_SLOTS) % nodes.length]
+        const views = nodes.map(({ node, incarnation }) => ({ node, incarnation, view: node === lost?.node ? View.DOWN : View.UP }))
+        const facts = Array.from({ length: Math.min(REHEARSAL_SLOTS, state.chains.length - from) }, (_, i) => ({ slot: (from + i) as SlotIndex }))
+        packChains(chainChanges(state, { views, heldDown: [], facts, factsOnly: true }))
+      }
+    }
   }
 
   #heartbeatReport(): ReturnType<ConstructorParameters<typeof Heartbeats>[0]['report']> {
