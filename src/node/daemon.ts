@@ -75,7 +75,6 @@ export async function startNode({ loaded, onFatal }: StartOptions): Promise<Runn
     async openDataPlane(registration) {
       reactor = await startReactor({
         config: reactorConfig(config, registration, disks, bootId),
-        log,
         nowMs: () => clock.nowMs(),
         onMessage(message) {
           if (message.type === 'stats') stats = message

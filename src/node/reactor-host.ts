@@ -5,7 +5,6 @@
  */
 import { Worker } from 'node:worker_threads'
 import { XsanError } from '../base/errors.ts'
-import type { Log } from '../env/control.ts'
 import { loadAddon } from '../env/native/addon.ts'
 import { REACTOR_COUNTERS_BYTES, ReactorCounter } from '../env/node/reactor-loop.ts'
 import type { ControlPort, ControlToReactor, ReactorToControl } from '../placement/messages.ts'
@@ -24,7 +23,6 @@ export interface ReactorHost {
 
 export interface ReactorHostOptions {
   readonly config: ReactorConfig
-  readonly log: Log
   /** Boot-time clock. */
   readonly nowMs: () => number
   /** Every message of the reactor, before the control plane sees it. */
@@ -34,7 +32,7 @@ export interface ReactorHostOptions {
 
 /** Resolves once the worker runs its io queue; `ready` comes through the port when everything is mounted. */
 export async function startReactor(options: ReactorHostOptions): Promise<ReactorHost> {
-  const { log, nowMs } = options
+  const { nowMs } = options
   const shared = new SharedArrayBuffer(REACTOR_COUNTERS_BYTES)
   const counters = new Int32Array(shared)
   const workerData: ReactorStart = { config: options.config, counters: shared }
@@ -52,7 +50,6 @@ export async function startReactor(options: ReactorHostOptions): Promise<Reactor
     options.onFatal(error)
   }
   const deliver = (message: ReactorToControl): void => {
-    if (message.type === 'log') log.log(message.level, message.message, message.fields)
     if (message.type === 'failed') fail(new XsanError('INTERNAL', message.message, message.nextStep))
     options.onMessage?.(message)
     if (handler) handler(message)
