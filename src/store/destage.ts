@@ -17,6 +17,7 @@ import { PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
 import type { AsyncIo } from '../env/async-io.ts'
 import { errnoName, type Handle } from '../env/ioqueue.ts'
 import type { BlockTable } from './block-table.ts'
+import { BulkIo } from './bulk-io.ts'
 import type { Journal } from './journal.ts'
 import {
   dataOffset,
@@ -30,17 +31,13 @@ import {
   tablePageOffset,
 } from './layout.ts'
 import type { Reader } from './read.ts'
-import { readFully, writeFully } from './replay.ts'
 import { PageFlag } from './store.ts'
 import { diskTagOf, encodeLeaf, encodeTablePage, type Generation } from './tables.ts'
 
 /** Background work begins when the journal is fuller than this. */
 export const DESTAGE_FROM = 0.3
-/** Requests of the destage under way at one time. */
-const PARALLEL_MAX = 16
 /** Journal pages between two live ones that are read rather than skipped. */
 const GAP_PAGES_MAX = 4
-const WRITE_PAGES_MAX = 128
 
 export interface DestageOptions {
   readonly io: AsyncIo
@@ -75,6 +72,7 @@ export class Destage {
   corruptedCount = 0
   readonly #o: DestageOptions
   readonly #buffer: number
+  readonly #bulk: BulkIo
   readonly #diskTag: number
   #running: Promise<void> | undefined
   #stopping = false
@@ -89,6 +87,7 @@ export class Destage {
     if (page < 0)
       throw new XsanError('NO_BUFFER', `no ${options.bufferPages} pages of memory for the background work of ${options.path}`, 'Give the node more memory.')
     this.#buffer = page
+    this.#bulk = new BulkIo(options.io.queue, options.file, options.path)
   }
 
   get #fill(): number {
@@ -206,17 +205,14 @@ export class Destage {
   }
 
   async #readLive(live: readonly number[], from: number): Promise<void> {
-    const { io, file, path, geometry } = this.#o
+    const { geometry } = this.#o
     const offsets = Int32Array.from(live, (key) => key % 4096).sort()
-    const jobs: Array<() => Promise<void>> = []
-    for (let i = 0; i < offsets.length; ) {
-      const first = offsets[i]!
-      let end = first + 1
-      while (++i < offsets.length && offsets[i]! - end <= GAP_PAGES_MAX) end = offsets[i]! + 1
-      const pages = end - first
-      jobs.push(() => readFully(io, file, journalOffset(geometry, from + first), this.#buffer + first, pages, path))
+    let next = offsets[0]!
+    for (const offset of offsets) {
+      if (offset - next > GAP_PAGES_MAX) next = offset
+      for (; next <= offset; next++) this.#bulk.add(journalOffset(geometry, from + next), this.#buffer + next)
     }
-    await inParallel(jobs)
+    await this.#bulk.read()
   }
 
   /** A page that has rotted in the journal goes on with its CRC: whoever reads it is told, and gets it from another replica. */
@@ -236,38 +232,19 @@ export class Destage {
 
   async #writeLive(live: number[]): Promise<void> {
     const { geometry } = this.#o
-    live.sort((a, b) => a - b)
-    const jobs: Array<() => Promise<void>> = []
-    for (let i = 0; i < live.length; ) {
-      const first = i
-      const page = Math.floor(live[i]! / 4096)
-      while (
-        ++i < live.length &&
-        i - first < WRITE_PAGES_MAX &&
-        Math.floor(live[i]! / 4096) === page + i - first &&
-        (page + i - first) % PAGES_PER_BLOCK !== 0
-      );
-      const offset = dataOffset(geometry, Math.floor(page / PAGES_PER_BLOCK), page % PAGES_PER_BLOCK)
-      const buffers = live.slice(first, i).map((key) => this.#buffer + (key % 4096))
-      jobs.push(() => this.#gather(offset, buffers))
-      this.pagesWritten += i - first
-    }
-    await inParallel(jobs)
-  }
-
-  /** Consecutive pages of an extent from scattered pages of the buffer. */
-  async #gather(offsetBytes: number, buffers: readonly number[]): Promise<void> {
-    const { io, file, path } = this.#o
     this.#stopIfFailed()
-    for (const page of buffers) io.queue.segment(page, 0, PAGE_BYTES)
-    const result = await io.writeSegments(file, offsetBytes)
-    if (result < 0) throw new XsanError('WRITE_FAILED', `${path}: write at ${offsetBytes}: ${errnoName(result)}`)
-    for (let i = Math.floor(result / PAGE_BYTES); i < buffers.length; i++) await writeFully(io, file, offsetBytes + i * PAGE_BYTES, buffers[i]!, 1, path)
+    live.sort((a, b) => a - b)
+    for (const key of live) {
+      const block = Math.floor(key / 4096)
+      this.#bulk.add(dataOffset(geometry, Math.floor(block / PAGES_PER_BLOCK), block % PAGES_PER_BLOCK), this.#buffer + (key % 4096))
+    }
+    this.pagesWritten += live.length
+    await this.#bulk.write()
   }
 
   /** The buffer's pages are free again: as many leaves at a time as it has. */
   async #writeLeaves(leaves: readonly number[], from: number, to: number, generation: Generation): Promise<void> {
-    const { io, file, path, geometry, table, leafCopy, bufferPages } = this.#o
+    const { io, geometry, table, leafCopy, bufferPages } = this.#o
     for (let first = 0; first < leaves.length; first += bufferPages) {
       const part = leaves.slice(first, first + bufferPages).filter((place) => this.#leafHas(place, from, to))
       for (const [i, place] of part.entries()) {
@@ -276,13 +253,12 @@ export class Destage {
         table.leafMask[row]! |= 1 << (place % LEAVES_PER_BLOCK)
       }
       await this.#durable()
-      await inParallel(
-        part.map((place, i) => async () => {
-          const copy = 1 - leafCopy[place]!
-          await writeFully(io, file, leafOffset(geometry, Math.floor(place / LEAVES_PER_BLOCK), place % LEAVES_PER_BLOCK, copy), this.#buffer + i, 1, path)
-          leafCopy[place] = copy
-        }),
-      )
+      for (const [i, place] of part.entries()) {
+        const copy = 1 - leafCopy[place]!
+        this.#bulk.addAlone(leafOffset(geometry, Math.floor(place / LEAVES_PER_BLOCK), place % LEAVES_PER_BLOCK, copy), this.#buffer + i)
+        leafCopy[place] = copy
+      }
+      await this.#bulk.write()
     }
   }
 
@@ -311,7 +287,7 @@ export class Destage {
   // ---- the extent table ----------------------------------------------------------------------------------------------------------
 
   async #tables(rows: Int32Array, generation: Generation): Promise<void> {
-    const { io, file, path, geometry, table, tableCopy, diskUuid, bufferPages } = this.#o
+    const { io, geometry, table, tableCopy, diskUuid, bufferPages } = this.#o
     for (const row of rows) if (table.used[row] === 1) table.markTable(row)
     const dirty: number[] = []
     for (let page = 0; page < tablePageCount(geometry); page++) if (table.tableDirty[page] === 1) dirty.push(page)
@@ -322,13 +298,12 @@ export class Destage {
         encodeTablePage(io.queue.arena, this.#buffer + i, table, page, diskUuid, generation)
       }
       await this.#durable()
-      await inParallel(
-        part.map((page, i) => async () => {
-          const copy = 1 - tableCopy[page]!
-          await writeFully(io, file, tablePageOffset(geometry, page, copy), this.#buffer + i, 1, path)
-          tableCopy[page] = copy
-        }),
-      )
+      for (const [i, page] of part.entries()) {
+        const copy = 1 - tableCopy[page]!
+        this.#bulk.addAlone(tablePageOffset(geometry, page, copy), this.#buffer + i)
+        tableCopy[page] = copy
+      }
+      await this.#bulk.write()
     }
   }
 
@@ -354,11 +329,3 @@ export class Destage {
 
 /** The disk has failed meanwhile; it was told to whom it concerns. */
 class Stopped extends Error {}
-
-async function inParallel(jobs: ReadonlyArray<() => Promise<void>>): Promise<void> {
-  let next = 0
-  const worker = async (): Promise<void> => {
-    while (next < jobs.length) await jobs[next++]!()
-  }
-  await Promise.all(Array.from({ length: Math.min(PARALLEL_MAX, jobs.length) }, worker))
-}

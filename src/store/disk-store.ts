@@ -426,9 +426,10 @@ export class DiskStore implements ReplicaStore {
       view.setUint16(entry, page, true)
       view.setUint8(entry + 2, flag)
       view.setUint8(entry + 3, 0)
-      view.setUint32(entry + 4, given.crc[i]!, true)
-      view.setUint32(entry + 8, given.idHigh[i]!, true)
-      view.setUint32(entry + 12, given.idLow[i]!, true)
+      const never = flag === PageFlag.NEVER
+      view.setUint32(entry + 4, never ? 0 : given.crc[i]!, true)
+      view.setUint32(entry + 8, never ? 0 : given.idHigh[i]!, true)
+      view.setUint32(entry + 12, never ? 0 : given.idLow[i]!, true)
       if (runFirst < 0) runFirst = i
       const endsRun = i + 1 === first + count || given.pages[i + 1] !== page + 1 || given.flags[i + 1] !== flag
       if (!endsRun) continue
@@ -449,10 +450,11 @@ export class DiskStore implements ReplicaStore {
     const base = this.#table.base(row)
     for (let i = first; i < first + count; i++) {
       const at = base + given.pages[i]!
+      const never = given.flags[i] === PageFlag.NEVER
       chunk.flags[at] = given.flags[i]!
-      chunk.idHigh[at] = given.idHigh[i]!
-      chunk.idLow[at] = given.idLow[i]!
-      chunk.crc[at] = given.crc[i]!
+      chunk.idHigh[at] = never ? 0 : given.idHigh[i]!
+      chunk.idLow[at] = never ? 0 : given.idLow[i]!
+      chunk.crc[at] = never ? 0 : given.crc[i]!
       chunk.loc[at] = pending
     }
   }
@@ -539,7 +541,14 @@ export class DiskStore implements ReplicaStore {
     assert(this.#captures.has(capture), 'a capture read after its release')
     const isPending = (): boolean => capture.loc.subarray(firstPage, firstPage + pageCount).some((loc) => loc >= PENDING)
     while (isPending() && !this.failed) await this.#io.sleep(0.2)
-    if (this.failed) return Status.READ_FAILED
+    for (;;) {
+      const status = await this.#readOnce(capture, firstPage, pageCount, bufferPage)
+      if (status !== Status.BUSY) return status
+      await this.#io.sleep(1)
+    }
+  }
+
+  #readOnce(capture: DiskCapture, firstPage: number, pageCount: number, bufferPage: number): Promise<number> {
     return new Promise((resolve) => {
       const done = (_row: number, status: number): void => {
         this.#queue.asyncPending = true
@@ -691,6 +700,11 @@ export class DiskStore implements ReplicaStore {
   async close(): Promise<void> {
     assert(!this.#closing, 'closed twice')
     this.#closing = true
+    if (this.failed) {
+      // What a dead disk still owes may never come: the process ends without it
+      void this.#io.close(this.#parts.file)
+      return
+    }
     await this.destage.stop()
     await this.journal.settle()
     while (this.reader.inUse > 0 || this.#parts.deferred.count > 0) await this.#io.sleep(0.2)

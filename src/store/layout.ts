@@ -30,6 +30,8 @@ export const KNOWN_RO_COMPAT = 0
 export const KNOWN_INCOMPAT = 0
 
 export const NAME_BYTES = 64
+/** Their `last` ids lie in the start of each journal segment. */
+export const SLOTS_MAX = 65_536
 const SOURCE = 'design section 7'
 
 /** "XSANDISK" */

@@ -38,7 +38,8 @@ import {
 import { PageFlag } from './store.ts'
 
 const DESCRIPTOR_PAGES_MAX = 4
-const BUFFER_PAGES = 256
+/** Holds the longest segment start. */
+const BUFFER_PAGES = 300
 
 export interface ReplayOptions {
   readonly io: AsyncIo

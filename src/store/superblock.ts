@@ -10,6 +10,7 @@ import {
   KNOWN_INCOMPAT,
   KNOWN_RO_COMPAT,
   NAME_BYTES,
+  SLOTS_MAX,
   SUPERBLOCK_MAGIC,
   Superblock,
   secondSuperblockOffset,
@@ -114,7 +115,7 @@ export function decodeSuperblock(arena: Pick<Arena, 'bytes' | 'view' | 'crc32c'>
 
 /** Why a decoded superblock cannot be used on a file of that size, or null. */
 export function invalidSuperblock(s: SuperblockState, fileBytes: number): string | null {
-  if (s.slotCount < 1 || s.slotCount > 65_536) return `${s.slotCount} slots`
+  if (s.slotCount < 1 || s.slotCount > SLOTS_MAX) return `${s.slotCount} slots`
   return invalidGeometry(s.geometry, fileBytes)
 }
 

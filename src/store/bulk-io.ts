@@ -1,0 +1,143 @@
+/**
+ * Many reads or writes of whole pages as one piece of work: pages that follow each other on the disk are one request, some requests are under
+ * way at a time, and one promise tells the end. (A promise per request would cost the reactor a trip through the event loop each.)
+ */
+import { XsanError } from '../base/errors.ts'
+import { PAGE_BYTES } from '../base/units.ts'
+import { Errno, errnoName, type Handle, type IoQueue, type Tag } from '../env/ioqueue.ts'
+
+const PARALLEL_MAX = 32
+/** Pages of one request; the ranges of a gathered write are at most as many. */
+const REQUEST_PAGES_MAX = 128
+const TRIES_MAX = 1000
+
+export class BulkIo {
+  readonly #queue: IoQueue
+  readonly #file: Handle
+  readonly #path: string
+  readonly #tag: Tag
+  /** Per request: where it begins on the disk, its pages in `#pages` ([first, first + count)), and how many have been moved. */
+  #offset: number[] = []
+  #first: number[] = []
+  #count: number[] = []
+  #moved: number[] = []
+  #tries: number[] = []
+  #pages: number[] = []
+  #nextOffset = -1
+  #writing = false
+  #next = 0
+  #ended = 0
+  #underWay = 0
+  #failure: XsanError | undefined
+  #settle: { resolve: () => void; reject: (error: XsanError) => void } | undefined
+
+  constructor(queue: IoQueue, file: Handle, path: string) {
+    this.#queue = queue
+    this.#file = file
+    this.#path = path
+    this.#tag = queue.register('store bulk', (row, result) => this.#onDone(row, result))
+  }
+
+  /** Adds one page: its place on the disk, its page of the arena. In the order of places, neighbours become one request. */
+  add(offsetBytes: number, page: number): void {
+    const last = this.#offset.length - 1
+    if (offsetBytes === this.#nextOffset && this.#count[last]! < REQUEST_PAGES_MAX) this.#count[last]!++
+    else {
+      this.#offset.push(offsetBytes)
+      this.#first.push(this.#pages.length)
+      this.#count.push(1)
+      this.#moved.push(0)
+      this.#tries.push(0)
+    }
+    this.#pages.push(page)
+    this.#nextOffset = offsetBytes + PAGE_BYTES
+  }
+
+  /** Adds one page that is a request of its own. */
+  addAlone(offsetBytes: number, page: number): void {
+    this.#nextOffset = -1
+    this.add(offsetBytes, page)
+  }
+
+  /** Reads what was added; each neighbour's arena page must follow the one before. Rejects with XsanError READ_FAILED. */
+  read(): Promise<void> {
+    return this.#run(false)
+  }
+
+  /** Rejects with XsanError WRITE_FAILED. */
+  write(): Promise<void> {
+    return this.#run(true)
+  }
+
+  async #run(writing: boolean): Promise<void> {
+    this.#writing = writing
+    this.#next = this.#ended = 0
+    this.#failure = undefined
+    try {
+      if (this.#offset.length > 0) {
+        await new Promise<void>((resolve, reject) => {
+          this.#settle = { resolve, reject }
+          this.#pump()
+        })
+      }
+    } finally {
+      this.#offset = []
+      this.#first = []
+      this.#count = []
+      this.#moved = []
+      this.#tries = []
+      this.#pages = []
+      this.#nextOffset = -1
+    }
+  }
+
+  #pump(): void {
+    while (this.#underWay < PARALLEL_MAX && this.#next < this.#offset.length && this.#failure === undefined) {
+      this.#underWay++
+      this.#request(this.#next++)
+    }
+  }
+
+  #request(row: number): void {
+    const moved = this.#moved[row]!
+    const first = this.#first[row]! + moved
+    const count = this.#count[row]! - moved
+    const offset = this.#offset[row]! + moved * PAGE_BYTES
+    const page = this.#pages[first]!
+    if (!this.#writing) this.#queue.read(this.#file, offset, page, 0, count * PAGE_BYTES, -1, this.#tag, row)
+    else if (count === 1) this.#queue.write(this.#file, offset, page, 0, PAGE_BYTES, this.#tag, row)
+    else {
+      for (let i = 0; i < count; ) {
+        const from = this.#pages[first + i]!
+        let length = 1
+        while (i + length < count && this.#pages[first + i + length] === from + length) length++
+        this.#queue.segment(from, 0, length * PAGE_BYTES)
+        i += length
+      }
+      this.#queue.writeSegments(this.#file, offset, this.#tag, row)
+    }
+  }
+
+  #onDone(row: number, result: number): void {
+    if (result >= 0) this.#moved[row]! += Math.floor(result / PAGE_BYTES)
+    const again = result >= 0 || result === -Errno.EINTR || result === -Errno.EAGAIN
+    if (this.#moved[row]! < this.#count[row]! && again && ++this.#tries[row]! <= TRIES_MAX) {
+      this.#request(row)
+      return
+    }
+    if (this.#moved[row]! < this.#count[row]!) {
+      const what = this.#writing ? 'write' : 'read'
+      const message = `${this.#path}: ${what} at ${this.#offset[row]}: ${errnoName(result)}`
+      this.#failure ??= new XsanError(this.#writing ? 'WRITE_FAILED' : 'READ_FAILED', message, 'Look at the disk and the kernel log.')
+    }
+    this.#underWay--
+    this.#ended++
+    this.#pump()
+    if (this.#underWay > 0 || (this.#failure === undefined && this.#ended < this.#offset.length)) return
+    const settle = this.#settle!
+    this.#settle = undefined
+    this.#queue.asyncPending = true
+    if (this.#failure === undefined) settle.resolve()
+    else settle.reject(this.#failure)
+  }
+}
