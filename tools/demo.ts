@@ -3,11 +3,12 @@
  * (`npm run demo -- --keep` leaves the nodes running and says where).
  * What it claims is compared byte by byte at the end.
  */
+import { type ChildProcess, spawn } from 'node:child_process'
 import { mkdtempSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { formatSize, MiB } from '../src/base/units.ts'
-import { must, type Ran, ROOT, run, sleep } from '../test/support/commands.ts'
+import { endChild, must, type Ran, ROOT, sleep } from '../test/support/commands.ts'
 import { DevCluster, type Status } from '../test/support/dev-cluster.ts'
 import { VerifiedLoad } from '../test/support/verified-load.ts'
 
@@ -23,6 +24,7 @@ const BEFORE_MS = 3000
 const DEAD_MS = 5000
 const PATIENCE_MS = 30_000
 const RESYNC_POLL_MS = 50
+const FIO_MS_MAX = 60_000
 const KEEP = process.argv.includes('--keep')
 
 interface Summary {
@@ -75,6 +77,7 @@ const began = performance.now()
 const parent = mkdtempSync(join(tmpdir(), 'xsan-demo-'))
 let cluster: DevCluster | undefined
 let probe: VerifiedLoad | undefined
+let fioProcess: ChildProcess | undefined
 
 for (const signal of ['SIGINT', 'SIGTERM'] as const) {
   process.once(signal, () => {
@@ -144,7 +147,7 @@ async function demo(cluster: DevCluster): Promise<Summary> {
   await load.stop(PATIENCE_MS)
   const { bytesMoved, bytesNeeded } = await resync.end()
 
-  const ran = await step('let fio finish and verify what it wrote', () => fio)
+  const ran = await step('let fio finish and verify what it wrote', () => within(fio, FIO_MS_MAX, 'fio did not end'))
   if (ran.code !== 0) throw new Error(`fio found errors:\n${ran.stdout}${ran.stderr}`)
   const job = (
     JSON.parse(ran.stdout.slice(ran.stdout.indexOf('{'))) as { jobs: [{ total_err: number; read: { total_ios: number }; write: { total_ios: number } }] }
@@ -191,10 +194,25 @@ function startFio(uri: string): Promise<Ran> {
     `--size=${FIO_BYTES}`,
     `--rate_iops=${Math.ceil(writes / seconds)}`,
   ]
-  return run('fio', [...args, '--verify=crc32c', '--verify_fatal=1', '--do_verify=1', '--randrepeat=0', '--output-format=json'], {
-    timeoutMs: 90_000,
+  const child = spawn('fio', [...args, '--verify=crc32c', '--verify_fatal=1', '--do_verify=1', '--randrepeat=0', '--output-format=json'], {
     cwd: parent,
+    stdio: ['ignore', 'pipe', 'pipe'],
   })
+  fioProcess = child
+  let [stdout, stderr] = ['', '']
+  child.stdout.on('data', (chunk: Buffer) => (stdout += chunk.toString()))
+  child.stderr.on('data', (chunk: Buffer) => (stderr += chunk.toString()))
+  return new Promise((resolve) => {
+    child.on('error', (error) => resolve({ code: -1, stdout, stderr: error.message }))
+    child.on('close', (code) => resolve({ code: code ?? -1, stdout, stderr }))
+  })
+}
+
+async function within<T>(promise: Promise<T>, timeoutMs: number, what: string): Promise<T> {
+  const late = sleep(timeoutMs).then((): never => {
+    throw new Error(`${what} within ${timeoutMs / 1000} s`)
+  })
+  return Promise.race([promise, late])
 }
 
 function headedBy(status: Status, id: string): string {
@@ -236,6 +254,7 @@ Play on by hand:
 
 async function cleanUp(): Promise<void> {
   probe?.close()
+  if (fioProcess) await endChild(fioProcess)
   if (KEEP && cluster) {
     console.log(`\nThe nodes go on: npx xsan dev status --dir ${cluster.dir}\nEnd them with:   npx xsan dev down --wipe --dir ${cluster.dir}; rm -r ${parent}`)
     return
