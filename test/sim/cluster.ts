@@ -52,6 +52,8 @@ export interface SimClusterOptions {
   readonly network?: Partial<NetworkOptions>
   readonly retryTotalMs?: number
   readonly writeLifeMs?: number
+  /** Remember who allocated each range of the arenas. */
+  readonly traceArena?: boolean
   readonly trace?: ((line: string) => void) | undefined
 }
 
@@ -236,6 +238,7 @@ export class SimNode {
     queue.runReactor(() => {
       queue.turn(0)
     })
+    if (this.cluster.options.traceArena) queue.arena.owners = new Map()
     this.queue = queue
     const { control, reactor } = portPair<ControlToReactor, ReactorToControl>(process, queue)
     process.schedule(0.5, 'reactor starts', () => {

@@ -18,6 +18,8 @@ export class SimArena implements Arena {
   readonly #used: Uint8Array
   /** Operations that own a page now. */
   readonly #owned: Int16Array
+  /** Set it to learn from `owners` who allocated what is alive: call stacks, costly. */
+  owners: Map<number, string> | undefined
 
   constructor(totalBytes: number) {
     this.totalPages = Math.floor(totalBytes / PAGE_BYTES)
@@ -30,7 +32,10 @@ export class SimArena implements Arena {
 
   alloc(lengthBytes: number): PageNumber | -1 {
     const page = this.#allocator.alloc(lengthBytes)
-    if (page >= 0) this.#used.fill(1, page, page + this.#allocator.pagesOf(page))
+    if (page >= 0) {
+      this.#used.fill(1, page, page + this.#allocator.pagesOf(page))
+      this.owners?.set(page, new Error(`${lengthBytes} bytes`).stack ?? '')
+    }
     return page
   }
 
@@ -38,6 +43,7 @@ export class SimArena implements Arena {
     const end = page + this.#allocator.pagesOf(page)
     for (let p: number = page; p < end; p++) assert(this.#owned[p] === 0, `arena: page ${p} is freed while an operation owns it`)
     this.#allocator.free(page)
+    this.owners?.delete(page)
     this.#used.fill(0, page, end)
     this.bytes.fill(POISON, page * PAGE_BYTES, end * PAGE_BYTES)
   }
