@@ -17,7 +17,7 @@ import { CoordinatorView, View } from '../placement/view.ts'
 import type { Raft } from '../raft/driver.ts'
 import { type ArgsOf, encodeCommand, type OperationName, type ResultOf, resultValue } from './command.ts'
 import { Members } from './members.ts'
-import { type ChainsStepArgs, chainChanges, type SlotFacts } from './ops/chains-step.ts'
+import { type ChainsStepArgs, chainChanges, changesAny, type SlotFacts } from './ops/chains-step.ts'
 import { Rebalancer } from './rebalance.ts'
 import { numberSetting } from './settings.ts'
 import type { ClusterState } from './state.ts'
@@ -26,6 +26,8 @@ const DRIFT_BOUND = 0.01
 const TICK_MS = 50
 const PLAN_EVERY_MS = 250
 const ROUND_TIMEOUT_MS = 1000
+/** Quiet time after a loss before anything is moved. */
+const CALM_AFTER_MS = 2000
 const PROPOSE_TIMEOUT_MS = 5000
 /** A node that goes and comes is held off its chains: not at all, then this long, doubling. */
 const HOLD_FIRST_MS = 1000
@@ -99,6 +101,8 @@ export class Coordinator {
   #disksRevision = -1
   #timer: TimerId | undefined
   #tickMs: number
+  /** The newest evidence against anybody, or the election. */
+  #doubtedMs: number
   #planMs: number
   #unavailableSinceMs: number | undefined
   #acceptDataLoss = false
@@ -109,7 +113,7 @@ export class Coordinator {
     this.#raft = options.raft
     this.#state = options.state
     this.#clock = options.clock
-    this.#electedMs = this.#tickMs = this.#planMs = options.clock.nowMs()
+    this.#electedMs = this.#doubtedMs = this.#tickMs = this.#planMs = options.clock.nowMs()
     this.#members = new Members({
       raft: options.raft,
       state: options.state,
@@ -374,6 +378,7 @@ export class Coordinator {
   }
 
   #doubted(): void {
+    this.#doubtedMs = this.#clock.nowMs()
     this.#generation++
     this.#lookAtAll = true
     this.#nudgeAll()
@@ -487,18 +492,26 @@ export class Coordinator {
       return
     }
     const known = this.#event()
+    // whoever goes, goes in favour of one that is UP; and nothing begins on a node that is not
+    if (!known.views.some((row) => row.view === View.UP)) return
     if (!known.factsOnly) this.#lookAtAll = false
-    const changes = chainChanges(this.#state, known)
-    if (changes.length === 0) return
-    // only the facts that count; those that find no room come with the next command
-    const changing = new Set(changes.map(({ slot }) => slot))
-    const args = { ...known, facts: known.facts.filter(({ slot }) => changing.has(slot)).slice(0, FACTS_MAX) }
-    const before = changes.map(({ slot }) => this.#state.chains[slot]!)
+    let { facts } = known
+    if (facts.length > FACTS_MAX) {
+      // only those that count now; the others come with the next command
+      const changing = new Set(chainChanges(this.#state, { ...known, factsOnly: true }).map(({ slot }) => slot))
+      facts = facts.filter(({ slot }) => changing.has(slot)).slice(0, FACTS_MAX)
+    }
+    const args = { ...known, facts }
+    if (!changesAny(this.#state, args)) return
     const down = new Set(args.views.filter((row) => row.view === View.DOWN).map((row) => row.node))
-    await this.#proposeBlocking('chains.step', args, down)
-    for (const { slot } of changes) this.#forgetDone(slot)
-    const dropped = before.flatMap((chain) => chain.entries.filter((entry) => down.has(entry.node) && entry.state <= ReplicaState.SYNCING)).length
-    this.#options.log.log(dropped > 0 ? 'WARN' : 'DEBUG', 'chains changed', { slots: changes.length, dropped, revision: this.#state.revision })
+    const { changed } = await this.#proposeBlocking('chains.step', args, down)
+    for (const slot of this.#upToDate.keys()) this.#forgetDone(slot)
+    const level = args.factsOnly ? 'DEBUG' : 'INFO'
+    this.#options.log.log(level, 'chains changed', {
+      slots: changed,
+      without: [...down].map((node) => this.#state.nodes.get(node)?.id),
+      revision: this.#state.revision,
+    })
     // a step may make the next one possible
     this.#wanted = true
   }
@@ -542,7 +555,7 @@ export class Coordinator {
       this.#forgetDone(slot)
       if (this.#upToDate.has(slot) && this.view.view(this.#nodeOf(upToDate[0])) === View.UP) add(slot, { upToDate })
     }
-    if (unavailable === 0) for (const move of this.#rebalancer.moves()) add(move.slot, move.fact)
+    if (unavailable === 0 && this.#isCalm(nowMs)) for (const move of this.#rebalancer.moves()) add(move.slot, move.fact)
     const recoverWaitMs = numberSetting(this.#state, 'failover.recover_wait', 0)
     const waited = recoverWaitMs > 0 && this.#unavailableSinceMs !== undefined && nowMs - this.#unavailableSinceMs >= recoverWaitMs
     const recoverWithoutAll = unavailable > 0 && (waited || this.#recoverNow)
@@ -559,15 +572,20 @@ export class Coordinator {
     }
   }
 
+  /** Nothing is moved in the middle of a loss, or before a new leader has heard everybody. */
+  #isCalm(nowMs: number): boolean {
+    return nowMs - this.#doubtedMs >= CALM_AFTER_MS && this.view.rows().every((row) => row.view !== View.MAYBE)
+  }
+
   #nodeOf(disk: DiskNumber): NodeNumber {
     return this.#state.disks.get(disk)?.node ?? (0 as NodeNumber)
   }
 
   /** Proposes; returns when it is applied. The `blocked` nodes are granted nothing until its fate is known. */
-  async #proposeBlocking<N extends OperationName>(op: N, args: ArgsOf<N>, blocked: ReadonlySet<NodeNumber>): Promise<void> {
+  async #proposeBlocking<N extends OperationName>(op: N, args: ArgsOf<N>, blocked: ReadonlySet<NodeNumber>): Promise<ResultOf<N>> {
     this.#blocked = blocked
     try {
-      await this.propose(op, args)
+      return await this.propose(op, args)
     } catch (error) {
       if (error instanceof XsanError && error.status === 'CONSENSUS_FAILED') await this.#fateKnown()
       throw error

@@ -68,27 +68,37 @@ export const chainsStep: Operation<ChainsStepArgs, ChainsStepValue> = {
   },
 }
 
-/** The chains that change by the event, in slot order. Pure: the leader looks with it whether a command is worth it. */
+/** The chains that change by the event, in slot order. */
 export function chainChanges(state: ClusterState, args: ChainsStepArgs): Array<{ slot: SlotIndex; chain: Chain }> {
+  return [...changesOf(state, args)]
+}
+
+/** Whether any chain would change: for the leader, to see if a command is worth it. */
+export function changesAny(state: ClusterState, args: ChainsStepArgs): boolean {
+  return changesOf(state, args).next().done !== true
+}
+
+function* changesOf(state: ClusterState, args: ChainsStepArgs): Generator<{ slot: SlotIndex; chain: Chain }> {
   const views = viewsFromRows(args.views)
   const held = new Set(args.heldDown)
-  const diskUse = (disk: DiskNumber): DiskUse => {
+  // looked up for every entry of every chain: once per disk is enough
+  const uses = new Map<DiskNumber, DiskUse>()
+  for (const { disk, node } of state.disks.values()) {
     const use = state.diskUse(disk)
-    return use === DiskUse.NORMAL && held.has(state.disks.get(disk)!.node) ? DiskUse.LEAVING : use
+    uses.set(disk, use === DiskUse.NORMAL && held.has(node) ? DiskUse.LEAVING : use)
   }
+  const diskUse = (disk: DiskNumber): DiskUse => uses.get(disk) ?? DiskUse.LEAVING
   const base: ChainEvent = { views, diskUse, recoverWithoutAll: args.recoverWithoutAll, acceptDataLoss: args.acceptDataLoss }
   const factsOf = new Map(args.facts.map((facts) => [facts.slot, facts]))
   const slots = args.factsOnly ? [...factsOf.keys()].sort((a, b) => a - b) : state.chains.keys()
-  const changes: Array<{ slot: SlotIndex; chain: Chain }> = []
   for (const at of slots) {
     const slot = at as SlotIndex
     const chain = state.chains[slot]
     if (chain === undefined) continue
     const facts = factsOf.get(slot)
     const next = settle(chain, facts === undefined ? base : eventOf(base, facts))
-    if (next !== chain) changes.push({ slot, chain: next })
+    if (next !== chain) yield { slot, chain: next }
   }
-  return changes
 }
 
 function eventOf(base: ChainEvent, facts: SlotFacts): ChainEvent {
