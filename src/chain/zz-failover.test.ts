@@ -30,7 +30,6 @@ for (const number of [1, 2, 3]) {
       await cluster.world.settle(load.verify(), 10_000)
       await cluster.until('quiet', () => cluster.quiet)
       cluster.assertEqual()
-      
     })
   }
 }

@@ -118,7 +118,15 @@ export class ChainNode {
     this.up = true
     const { plane, queue } = this
     queue.runReactor(() => queue.turn(0))
-    void plane.start().catch((error) => this.cluster.world.fail(error))
+    this.#listen(plane)
+  }
+
+  /** The kernel may hold the port of the process before for a moment. */
+  #listen(plane: DataPlane): void {
+    void plane.start().catch((error: { code?: string }) => {
+      if (error.code !== 'EADDRINUSE') this.cluster.world.fail(error)
+      else this.process.schedule(1, 'listen again', () => this.#listen(plane))
+    })
   }
 
   /** From the coordinator: arrives after a moment, unless this process is gone by then. */
