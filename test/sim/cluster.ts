@@ -28,6 +28,7 @@ import { type NetworkOptions, SimNetwork } from '../../src/env/sim/network.ts'
 import { type Seed, World } from '../../src/env/sim/world.ts'
 import { ReplicaState } from '../../src/placement/chain.ts'
 import type { ControlPort, ControlToReactor, ReactorPort, ReactorToControl } from '../../src/placement/messages.ts'
+import { planGeometry } from '../../src/store/layout.ts'
 import { formatStore, mountStore } from '../../src/store/mount.ts'
 import type { ReplicaStore } from '../../src/store/store.ts'
 import { VolumeLayer } from '../../src/volume/volume.ts'
@@ -41,6 +42,9 @@ const HEARTBEAT_PORT = 8088
 const DISK_PATH = '/disk/0'
 /** Control commands of a test wait so long, virtual time. */
 const PATIENCE_MS = 30_000
+const DISK_BYTES = 128 * MiB
+/** Small, so that segments are used again and again. */
+const JOURNAL = { journalBytes: 16 * MiB, segmentBytes: 4 * MiB }
 const LOG_LINES_KEPT = 400
 
 export interface SimClusterOptions {
@@ -164,6 +168,11 @@ export class SimNode {
     }
   }
 
+  /** Bits of its data at rest flip. (A journal that rots before it is destaged makes the disk refuse its mount: another matter.) */
+  rot(pages: number): void {
+    this.disk.rot(pages, planGeometry(this.cluster.options.diskBytes ?? DISK_BYTES, JOURNAL).extentsOffset)
+  }
+
   /** An admin call to this node, from outside. */
   async call(method: string, request: Message, timeoutMs = PATIENCE_MS): Promise<Message> {
     return this.cluster.operator.rpc.call(this.grpc, method, request, { timeoutMs })
@@ -216,7 +225,7 @@ export class SimNode {
       dataDir: '/metadata',
       bootId: `${this.id} boot ${this.host.boots}`,
       pid: this.#starts,
-      disks: [{ uuid: this.#diskUuid, path: DISK_PATH, type: 'ssd', role: 'capacity', capacityBytes: options.diskBytes ?? 128 * MiB }],
+      disks: [{ uuid: this.#diskUuid, path: DISK_PATH, type: 'ssd', role: 'capacity', capacityBytes: options.diskBytes ?? DISK_BYTES }],
       replicas: Math.min(3, options.nodes),
       syncWhenWrite: true,
       slotCount: options.slotCount ?? 16,
@@ -259,14 +268,13 @@ export class SimNode {
     if (!this.#formatted) {
       await formatStore(asyncIo, {
         path: DISK_PATH,
-        createBytes: options.diskBytes ?? 128 * MiB,
+        createBytes: options.diskBytes ?? DISK_BYTES,
         identity,
         diskUuid: this.#diskUuid,
         journalUuid: this.#diskUuid.replace('d15c', 'a0a0'),
         disk,
         slotCount: registration.slotCount,
-        journalBytes: 16 * MiB,
-        segmentBytes: 4 * MiB,
+        ...JOURNAL,
         force: true,
       })
       this.#formatted = true

@@ -230,7 +230,7 @@ function inject(cluster: SimCluster, history: History, fault: Fault): void {
       return
     }
     case 'bit-rot':
-      node.disk.rot(fault.amount)
+      node.rot(fault.amount)
       return
     case 'drift':
       node.host.setDrift(fault.amount)

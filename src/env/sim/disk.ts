@@ -106,14 +106,13 @@ export class SimDisk {
     this.usedPages = 0
   }
 
-  /** Flips one bit of each of `count` random written pages, in what is stored, without a trace. */
-  rot(count: number): void {
+  /** Flips one bit of each of `count` random written pages at `fromBytes` or behind it, in what is stored, without a trace. */
+  rot(count: number, fromBytes = 0): void {
     const random = this.host.random(`disk ${this.name} rot`)
     for (let i = 0; i < count; i++) {
-      const files = this.files.filter((file) => file.pages.size > 0)
-      if (files.length === 0) return
-      const file = random.pick(files)
-      const page = random.pick([...file.pages.keys()])
+      const candidates = this.files.flatMap((file) => [...file.pages.keys()].filter((page) => page * PAGE_BYTES >= fromBytes).map((page) => ({ file, page })))
+      if (candidates.length === 0) return
+      const { file, page } = random.pick(candidates)
       file.flipBit(page, random.below(PAGE_BYTES * 8))
     }
   }
