@@ -148,7 +148,7 @@ async function demo(cluster: DevCluster): Promise<Summary> {
   const { bytesMoved, bytesNeeded } = await resync.end()
 
   const ran = await step('let fio finish and verify what it wrote', () => within(fio, FIO_MS_MAX, 'fio did not end'))
-  if (ran.code !== 0) throw new Error(`fio found errors:\n${ran.stdout}${ran.stderr}`)
+  if (ran.code !== 0) throw new Error(`fio found errors:\n${ran.stderr}`)
   const job = (
     JSON.parse(ran.stdout.slice(ran.stdout.indexOf('{'))) as { jobs: [{ total_err: number; read: { total_ios: number }; write: { total_ios: number } }] }
   ).jobs[0]
