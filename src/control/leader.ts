@@ -25,6 +25,7 @@ import type { ClusterState } from './state.ts'
 const DRIFT_BOUND = 0.01
 const TICK_MS = 50
 const PLAN_EVERY_MS = 250
+const LOOK_EVERY_MS = 2000
 const ROUND_TIMEOUT_MS = 1000
 /** Quiet time after a loss before anything is moved. */
 const CALM_AFTER_MS = 2000
@@ -104,6 +105,8 @@ export class Coordinator {
   /** The newest evidence against anybody, or the election. */
   #doubtedMs: number
   #planMs: number
+  #seenRevision = -1
+  #lookedMs = 0
   #unavailableSinceMs: number | undefined
   #acceptDataLoss = false
   #recoverNow = false
@@ -441,7 +444,12 @@ export class Coordinator {
       this.#planMs = nowMs
       this.#members.reconcile()
       this.#lookForUnavailable(nowMs)
-      this.wake()
+      // between changes only the passing of time can call for something
+      if (this.#state.revision !== this.#seenRevision || nowMs - this.#lookedMs >= LOOK_EVERY_MS) {
+        this.#seenRevision = this.#state.revision
+        this.#lookedMs = nowMs
+        this.wake()
+      }
     }
   }
 
@@ -555,7 +563,7 @@ export class Coordinator {
       this.#forgetDone(slot)
       if (this.#upToDate.has(slot) && this.view.view(this.#nodeOf(upToDate[0])) === View.UP) add(slot, { upToDate })
     }
-    if (unavailable === 0 && this.#isCalm(nowMs)) for (const move of this.#rebalancer.moves()) add(move.slot, move.fact)
+    if (unavailable === 0 && this.#isCalm(nowMs)) for (const move of this.#rebalancer.moves(nowMs - this.#doubtedMs)) add(move.slot, move.fact)
     const recoverWaitMs = numberSetting(this.#state, 'failover.recover_wait', 0)
     const waited = recoverWaitMs > 0 && this.#unavailableSinceMs !== undefined && nowMs - this.#unavailableSinceMs >= recoverWaitMs
     const recoverWithoutAll = unavailable > 0 && (waited || this.#recoverNow)

@@ -21,6 +21,8 @@ const MOVING_SLOTS_MAX = 32
 const REPAIRS_MAX = 2048
 /** Heads are set right when a node has more than this times its share. */
 const HEADS_UNEVEN = 1.25
+/** Not right after a return: who has just come back may go again, and a change of head makes writers wait. */
+const HEADS_AFTER_MS = 30_000
 const REBUILD_AFTER_MS = 10 * 60_000
 
 export interface RebalancerOptions {
@@ -87,13 +89,15 @@ export class Rebalancer {
     return wanted !== undefined && wanted.length > 0 && !wanted.includes(disk)
   }
 
-  /** Next steps, as many as may be taken now; at most one of a slot. */
-  moves(): Array<{ slot: SlotIndex; fact: Omit<SlotFacts, 'slot'> }> {
+  /** Next steps, as many as may be taken now; at most one of a slot. `calmMs`: time since the last loss or return. */
+  moves(calmMs: number): Array<{ slot: SlotIndex; fact: Omit<SlotFacts, 'slot'> }> {
     const { state } = this.#options
     if (!state.everHadVolumes || state.chains.length === 0) return []
     this.#place()
     if (this.#desired.length === 0) return []
-    const plan = planMoves(state.chains, this.#desired, (disk) => state.disks.get(disk)!.node, { reorderHeads: this.#headsUneven() })
+    const plan = planMoves(state.chains, this.#desired, (disk) => state.disks.get(disk)!.node, {
+      reorderHeads: calmMs >= HEADS_AFTER_MS && this.#headsUneven(),
+    })
     const waiting = new Set(plan.map(({ slot }) => slot))
     for (const slot of this.#planned) {
       if (!waiting.has(slot) && state.chains[slot]!.entries.every((entry) => entry.state === ReplicaState.SERVING)) this.#planned.delete(slot)
