@@ -36,7 +36,7 @@ export function columns<S extends Record<string, ColumnMaker>>(tableName: string
   const freeRows = new Int32Array(rowsMax)
   const used = new Uint8Array(rowsMax)
   for (let i = 0; i < rowsMax; i++) freeRows[i] = rowsMax - 1 - i
-  const table = {
+  const rows: Rows = {
     tableName,
     rowsMax,
     inUse: 0,
@@ -60,9 +60,17 @@ export function columns<S extends Record<string, ColumnMaker>>(tableName: string
       return used[row] === 1
     },
   }
-  for (const name of Object.keys(spec)) {
-    assert(!(name in table), `${tableName}: column name ${name} is taken`)
-    Object.defineProperty(table, name, { value: spec[name]!(rowsMax), enumerable: true })
+  const names = Object.keys(spec)
+  for (const name of names) {
+    assert(/^[A-Za-z_][A-Za-z0-9_]*$/.test(name), `${tableName}: "${name}" cannot name a column`)
+    assert(!(name in rows), `${tableName}: column name ${name} is taken`)
   }
-  return table as unknown as Cols<S> & Rows
+  // one literal: properties added one by one would turn the object into a dictionary, and each access into a look-up
+  const fields = [...Object.keys(rows).map((name) => `${name}: rows.${name}`), ...names.map((name, i) => `${name}: columns[${i}]`)]
+  const make = new Function('rows', 'columns', `'use strict'; return { ${fields.join(', ')} }`)
+  const table: Cols<S> & Rows = make(
+    rows,
+    names.map((name) => spec[name]!(rowsMax)),
+  )
+  return table
 }
