@@ -1,0 +1,249 @@
+/** How a node starts, and how it refuses to: real processes, each bad input with a clear error that names the thing and the next step. */
+import assert from 'node:assert/strict'
+import { type ChildProcess, spawn } from 'node:child_process'
+import { existsSync, mkdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
+import { createServer } from 'node:net'
+import { join } from 'node:path'
+import test, { type TestContext } from 'node:test'
+import { AdminClient } from '../../src/node/admin-client.ts'
+import { bin, endChild, makeDirectory, must, ROOT, removeDirectory, run, until } from '../support/commands.ts'
+
+const MiB = 1024 * 1024
+const TIMEOUT_MS = 60_000
+/** A loopback address of this suite, so that the ports of the documents are free on it. */
+const HOST = '127.88.4.1'
+
+interface Parts {
+  cluster?: Record<string, unknown>
+  storage?: Record<string, unknown>
+  network?: Record<string, unknown>
+  nbd?: Record<string, unknown>
+}
+
+let nextPort = 33_000 - (process.pid % 500) * 8
+
+class Node {
+  readonly dir: string
+  readonly config: string
+  readonly grpc: string
+  readonly admin: string
+  readonly nbdPort: number
+  #child: ChildProcess | undefined
+  #stderr = ''
+
+  constructor(t: TestContext, parts: Parts = {}, dir = makeDirectory()) {
+    const port = nextPort
+    nextPort -= 4
+    this.dir = dir
+    this.config = join(dir, 'xsan.json')
+    this.grpc = `127.0.0.1:${port}`
+    this.admin = `http://127.0.0.1:${port + 3}`
+    this.nbdPort = port + 2
+    const config = {
+      cluster: { cluster_id: 'c1', node_id: 'node-1', bind_ip: '127.0.0.1', bind_port: port, data_dir: join(dir, 'data'), ...parts.cluster },
+      storage: { devices: [{ path: join(dir, 'disk'), type: 'ssd', role: 'capacity', size: '256M' }], default_replica_count: 1, ...parts.storage },
+      network: { data_port: port + 1, admin_port: port + 3, heartbeat_group: '', ...parts.network },
+      nbd: { port: port + 2, socket: join(dir, 'nbd.sock'), ...parts.nbd },
+    }
+    writeFileSync(this.config, JSON.stringify(config))
+    t.after(async () => {
+      await this.kill()
+      removeDirectory(dir)
+    })
+  }
+
+  start(config = this.config): void {
+    const child = spawn(bin('xsand'), ['--config', config], { stdio: ['ignore', 'ignore', 'pipe'] })
+    child.stderr.on('data', (chunk: Buffer) => {
+      this.#stderr += chunk.toString()
+    })
+    this.#child = child
+  }
+
+  get stderr(): string {
+    return this.#stderr
+  }
+
+  async state(grpc = this.grpc): Promise<string> {
+    const client = new AdminClient(grpc)
+    try {
+      return String((await client.call('Node/Local', {}, 1000))['state'])
+    } catch {
+      return ''
+    } finally {
+      await client.close()
+    }
+  }
+
+  async answers(): Promise<void> {
+    await until(`the node answers\n${this.#stderr}`, 20_000, async () => (await this.state()) !== '')
+  }
+
+  async init(): Promise<void> {
+    await this.answers()
+    await must(bin('xsan'), ['--server', this.grpc, 'cluster', 'init'])
+    await until(`the node is ready\n${this.#stderr}`, 20_000, async () => (await this.state()) === 'ready')
+  }
+
+  /** Sends a signal and returns the exit code. */
+  async end(signal: NodeJS.Signals): Promise<number | null> {
+    const child = this.#child!
+    const code = new Promise<number | null>((resolve) => child.once('exit', resolve))
+    child.kill(signal)
+    return code
+  }
+
+  async kill(): Promise<void> {
+    if (this.#child) await endChild(this.#child)
+  }
+
+  /** Starts it where it must not start; returns what it said. */
+  async refused(): Promise<{ code: number; stderr: string }> {
+    const { code, stderr } = await run(bin('xsand'), ['--config', this.config], { timeoutMs: 20_000 })
+    return { code, stderr: stderr.trimEnd().split('\n').slice(-4).join('\n') }
+  }
+}
+
+test('the sample of the product documents, with only addresses and paths changed, starts a node that serves', { timeout: TIMEOUT_MS }, async (t) => {
+  const dir = makeDirectory()
+  t.after(() => removeDirectory(dir))
+  const sample = JSON.parse(readFileSync(join(ROOT, 'conf/sample-004.json'), 'utf8')) as {
+    cluster: Record<string, unknown>
+    storage: { devices: Array<{ path: string }> }
+  }
+  sample.cluster['bind_ip'] = HOST
+  sample.cluster['data_dir'] = join(dir, 'data')
+  for (const [index, device] of sample.storage.devices.entries()) {
+    device.path = join(dir, `disk-${index}`)
+    writeFileSync(device.path, '')
+    truncateSync(device.path, 512 * MiB)
+  }
+  const config = join(dir, 'xsan.json')
+  writeFileSync(config, JSON.stringify(sample))
+  const node = new Node(t)
+  node.start(config)
+  const grpc = `${HOST}:8080`
+  await until(`the node answers\n${node.stderr}`, 20_000, async () => (await node.state(grpc)) === 'uninitialized')
+  await must(bin('xsan'), ['--server', grpc, 'cluster', 'init'])
+  await until(`the node is ready\n${node.stderr}`, 20_000, async () => (await node.state(grpc)) === 'ready')
+  const { stdout } = await must(bin('xsan'), ['--server', grpc, 'disk', 'list', '-o', 'json'])
+  assert.deepEqual(
+    (JSON.parse(stdout) as { disks: Array<{ path: string; role: string; state: string }> }).disks.map(({ path, role, state }) => [path, role, state]),
+    [
+      [join(dir, 'disk-0'), 'cache', 'ok'],
+      [join(dir, 'disk-1'), 'capacity', 'ok'],
+    ],
+  )
+  assert.equal(await node.end('SIGTERM'), 0, node.stderr)
+})
+
+test('a node starts empty, becomes a cluster of one, serves NBD, drains on SIGTERM with exit code 0, and has its data after that', {
+  timeout: TIMEOUT_MS,
+}, async (t) => {
+  const node = new Node(t)
+  node.start()
+  await node.answers()
+  assert.equal(await node.state(), 'uninitialized')
+  assert.equal((await fetch(`${node.admin}/healthz`)).status, 200)
+  assert.equal((await fetch(`${node.admin}/readyz`)).status, 503)
+  await node.init()
+  await until('readyz', 5000, async () => (await fetch(`${node.admin}/readyz`)).status === 200)
+  await must(bin('xsan'), ['--server', node.grpc, 'volume', 'create', 'v', '64M', '--replicas', '1'])
+  const uri = `nbd://127.0.0.1:${node.nbdPort}/v`
+  await must('qemu-io', ['-f', 'raw', '-c', 'write -P 90 1M 1M', uri])
+  const metrics = await (await fetch(`${node.admin}/metrics`)).text()
+  assert.match(metrics, /^xsan_build_info\{.*\} 1$/m)
+  assert.match(metrics, /^xsan_node_state\{state="ready"\} 1$/m)
+  assert.equal(await node.end('SIGTERM'), 0, node.stderr)
+  for (const line of node.stderr.trimEnd().split('\n')) assert.ok('ts' in JSON.parse(line) && 'level' in JSON.parse(line), line)
+  node.start()
+  await until('the node is ready again', 20_000, async () => (await node.state()) === 'ready')
+  await must('qemu-io', ['-r', '-f', 'raw', '-c', 'read -P 90 1M 1M', uri])
+})
+
+test('each busy port is named, with the process that holds it', { timeout: TIMEOUT_MS }, async (t) => {
+  for (const key of ['bind_port', 'admin_port']) {
+    const holder = createServer()
+    const port = await new Promise<number>((resolve) => holder.listen(0, '127.0.0.1', () => resolve((holder.address() as { port: number }).port)))
+    t.after(() => holder.close())
+    const node = new Node(t, key === 'bind_port' ? { cluster: { bind_port: port } } : { network: { admin_port: port } })
+    const { code, stderr } = await node.refused()
+    assert.equal(code, 7, stderr)
+    assert.match(stderr, new RegExp(`error XSAN-005 BUSY: .*port ${port} .*taken by PID ${process.pid}.*Try: `))
+  }
+})
+
+test('a second process on the same directory is refused and does not disturb the first', { timeout: TIMEOUT_MS }, async (t) => {
+  const first = new Node(t)
+  first.start()
+  await first.init()
+  const second = new Node(t, { cluster: { data_dir: join(first.dir, 'data') } })
+  const { code, stderr } = await second.refused()
+  assert.equal(code, 7, stderr)
+  assert.match(stderr, /XSAN-005 BUSY: .*metadata/)
+  assert.equal(await first.state(), 'ready')
+})
+
+test('the data directory of another node, or of another cluster, is refused by name', { timeout: TIMEOUT_MS }, async (t) => {
+  const first = new Node(t)
+  first.start()
+  await first.init()
+  await first.end('SIGTERM')
+  for (const [key, value] of [
+    ['node_id', 'node-9'],
+    ['cluster_id', 'c9'],
+  ] as const) {
+    const other = new Node(t, { cluster: { data_dir: join(first.dir, 'data'), [key]: value }, storage: { devices: [] } })
+    const { code, stderr } = await other.refused()
+    assert.notEqual(code, 0)
+    assert.match(stderr, new RegExp(`(node-1|c1).*${value}|${value}.*(node-1|c1)`, 's'))
+    assert.match(stderr, /Try: /)
+  }
+})
+
+test("a disk that belongs to another cluster's node is refused by name", { timeout: TIMEOUT_MS }, async (t) => {
+  const first = new Node(t)
+  first.start()
+  await first.init()
+  await first.end('SIGTERM')
+  const disk = join(first.dir, 'disk')
+  const other = new Node(t, { storage: { devices: [{ path: disk, type: 'ssd', role: 'capacity' }], default_replica_count: 1 } })
+  other.start()
+  await other.answers()
+  await run(bin('xsan'), ['--server', other.grpc, 'cluster', 'init'], { timeoutMs: 20_000 })
+  await until('the node ends', 20_000, async () => (await other.state()) === '' || /DISK_FOREIGN|belongs to/.test(other.stderr))
+  assert.match(other.stderr, /belongs to/)
+  assert.match(other.stderr, new RegExp(disk))
+})
+
+test('a file, a directory or nothing where a disk should be is refused before anything is changed', { timeout: TIMEOUT_MS }, async (t) => {
+  const dir = makeDirectory()
+  t.after(() => removeDirectory(dir))
+  const letter = join(dir, 'letter.txt')
+  writeFileSync(letter, 'Dear John, '.repeat(10_000))
+  mkdirSync(join(dir, 'directory'))
+  const cases = [
+    [letter, /XSAN-205 DISK_FOREIGN: .*letter\.txt holds something that is not XSAN's.*Try: /],
+    [join(dir, 'directory'), /XSAN-002 INVALID_PARAM: .*directory is neither a block device nor a file/],
+    [join(dir, 'nothing'), /XSAN-204 DISK_NOT_FOUND: .*storage\.devices\[0\]: there is no .*nothing.*Try: /],
+  ] as const
+  for (const [path, wanted] of cases) {
+    const node = new Node(t, { storage: { devices: [{ path, type: 'ssd', role: 'capacity' }] } })
+    const { code, stderr } = await node.refused()
+    assert.notEqual(code, 0)
+    assert.match(stderr, wanted)
+  }
+  assert.match(readFileSync(letter, 'utf8'), /^Dear John/)
+  assert.ok(!existsSync(join(dir, 'nothing')))
+})
+
+test('a configuration with errors names all of them and starts nothing', { timeout: TIMEOUT_MS }, async (t) => {
+  const node = new Node(t, { network: { heartbeat_intervall: 5 }, storage: { block_size: 65536 } })
+  const { code, stderr } = await node.refused()
+  assert.equal(code, 1)
+  assert.match(stderr, /unknown key network\.heartbeat_intervall; did you mean network\.heartbeat_interval\?/)
+  assert.match(stderr, /storage\.block_size: must be 4194304/)
+  assert.ok(!existsSync(join(node.dir, 'data')))
+  const missing = await run(bin('xsand'), ['--config', join(node.dir, 'none.json')])
+  assert.match(missing.stderr, /XSAN-003 NOT_FOUND: there is no configuration file .*none\.json/)
+})
