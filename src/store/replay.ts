@@ -134,6 +134,7 @@ class Replay {
       return { lastBatch: 0, lastCrc: 0, headSegment: tailSegment - 1, lastSeq: 0, batches: 0, records: 0, torn: false }
     }
     await this.#applyCheckpoint(oldest)
+    this.#dropFuture(oldest.firstSeq)
     let start: SegmentStart = oldest
     const batches: BatchAt[] = []
     let head: SegmentStart = start
@@ -356,6 +357,15 @@ class Replay {
     rows.merge(-1, this.#words(at, rowCount * ROW_WORDS))
   }
 
+  /**
+   * The tables may be ahead of the journal's beginning. Blocks created behind it are dropped here and come again with their records, all of
+   * which the journal still has; otherwise a record from before a removal would touch the block created after it.
+   */
+  #dropFuture(firstSeq: number): void {
+    const { table } = this.#o
+    for (let row = 0; row < table.extentCount; row++) if (table.used[row] === 1 && table.birthSeq[row]! >= firstSeq) table.remove(row)
+  }
+
   async #apply(batch: BatchAt): Promise<void> {
     await this.#load(batch.page, batch.descriptorPages)
     let payload = batch.page + batch.descriptorPages
@@ -439,8 +449,8 @@ class Replay {
     if (pageCount === 0) return
     let row = table.find(volume, layer, index)
     if (row < 0 && flags & InstallFlag.REPAIR) return
-    if (row < 0 && table.freeCount > 0) row = table.create(volume, layer, index, slot, this.#o.birthMount, this.#o.birthRound, seq)
-    if (row < 0) return
+    if (row < 0 && table.freeCount === 0) throw corrupted(this.#o.path, `the journal creates more blocks than there are extents (record ${seq})`)
+    if (row < 0) row = table.create(volume, layer, index, slot, this.#o.birthMount, this.#o.birthRound, seq)
     applyInstallEntries(view, RecordHeader.size, pageCount, table, row, payload, batch.page)
     table.recountUpdate(row)
     table.updateSeq[row] = seq
@@ -453,10 +463,7 @@ class Replay {
     if (row >= 0) this.#o.table.remove(row)
   }
 
-  /**
-   * Row of the record's block. No extent free in the middle of replay means that the tables on disk are ahead and a later record removes this
-   * block: its pages are passed over.
-   */
+  /** Row of the record's block, or -1. */
   #row(at: number, seq: number, create: boolean): number {
     const { get } = RecordHeader
     const { table, birthMount, birthRound } = this.#o
@@ -464,7 +471,8 @@ class Replay {
     const layer = get.layer(this.#view, at)
     const index = get.index(this.#view, at)
     const row = table.find(volume, layer, index)
-    if (row >= 0 || !create || table.freeCount === 0) return row
+    if (row >= 0 || !create) return row
+    if (table.freeCount === 0) throw corrupted(this.#o.path, `the journal creates more blocks than there are extents (record ${seq})`)
     return table.create(volume, layer, index, get.slot(this.#view, at), birthMount, birthRound, seq)
   }
 
