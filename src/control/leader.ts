@@ -292,8 +292,9 @@ export class Coordinator {
     let news = false
     for (const node of this.#state.nodes.values()) {
       if (node.incarnation > this.view.incarnation(node.node)) {
+        const isFirst = this.view.incarnation(node.node) === 0
         this.view.registered(node.node, node.incarnation)
-        this.#wentDown(node.node)
+        if (!isFirst) this.#wentDown(node.node)
         news = true
       }
     }

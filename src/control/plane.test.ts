@@ -214,7 +214,7 @@ class TestNode {
           { key: 'storage.read_only', value: false, origin: 'default', hot: true, description: 'Refuse writes.' },
           { key: 'cluster.bind_port', value: 8080, origin: 'file', hot: false, description: 'Port.' },
         ],
-        describeKey: (key) => ({ hot: key === 'storage.read_only', description: '', parse: (value) => value }),
+        describeKey: (key) => ({ hot: key === 'storage.read_only' || key.startsWith('failover.'), description: '', parse: (value) => value }),
       },
     })
     await this.cluster.world.settle(this.plane.start(), 5000)
@@ -528,6 +528,53 @@ test('one of two last servers is away: it is waited for', async () => {
   assert.equal((await cluster.node(1).call('Cluster/Status'))['health'], 'unavailable')
   await cluster.node(3).restart()
   await cluster.until(() => cluster.full(3), 20_000, 'all serve again')
+})
+
+test('a last server that never returns is given up when the operator says so', async () => {
+  const cluster = await TestCluster.up({ seed: 26, nodes: 3 })
+  await cluster.threeVoters()
+  for (const node of cluster.nodes) node.kill()
+  await cluster.node(1).restart()
+  await cluster.node(2).restart()
+  await cluster.until(
+    () => cluster.leader !== undefined && cluster.node(1).data?.chains.get(0)?.entries[0]?.state === ReplicaState.LASTSRV,
+    10_000,
+    'the last set is known',
+  )
+  const dry = await cluster.node(1).call('Cluster/Recover', { dryRun: true })
+  assert.deepEqual(dry, { waitsFor: ['node-3'], slots: SLOTS, slotsTotal: SLOTS })
+  await cluster.world.runFor(3000)
+  assert.equal((await cluster.node(1).call('Cluster/Status'))['health'], 'unavailable')
+  await cluster.node(2).call('Cluster/Recover', {})
+  await cluster.until(() => cluster.full(2), 5000, 'the two serve')
+  await cluster.node(3).restart()
+  await cluster.until(() => cluster.full(3), 20_000, 'the third comes back as any other')
+})
+
+test('a node that comes and goes is held off its chains, longer each time', async () => {
+  const cluster = await TestCluster.up({ seed: 27, nodes: 3 })
+  await cluster.threeVoters()
+  const flapping = cluster.nodes.find((node) => !node.leads)!
+  const times: number[] = []
+  for (let round = 0; round < 4; round++) {
+    flapping.kill()
+    cluster.refused(flapping)
+    await cluster.until(() => cluster.full(2), 5000, 'dropped')
+    await flapping.restart()
+    times.push(await cluster.until(() => cluster.full(3), 60_000, 'back'))
+  }
+  assert.ok(times[0]! < 1000, `the first return took ${times[0]} ms`)
+  assert.ok(times[2]! >= 2000 && times[3]! >= 4000, times.join(', '))
+})
+
+test('proofs of death count for nothing when they are not trusted', async () => {
+  const cluster = await TestCluster.up({ seed: 28, nodes: 3 })
+  await cluster.node(1).call('Config/Set', { key: 'failover.trust_refused', valueJson: 'false' })
+  const victim = cluster.nodes.find((node) => !node.leads)!
+  victim.kill()
+  cluster.refused(victim)
+  const tookMs = await cluster.until(() => cluster.full(2), 5000, 'dropped')
+  assert.ok(tookMs > LEASE_MS / 2, `took ${tookMs} ms`)
 })
 
 test('one node with data grows to three without a restart', async () => {

@@ -49,6 +49,20 @@ export const clusterService: AdminService = {
 
   Status: atLeader(async (context) => clusterStatus(context, await fresh(context))),
 
+  Recover: atLeader(async (context, request) => {
+    const coordinator = await fresh(context)
+    const { slots, waitsFor } = missing(context, coordinator)
+    if (!flag(request, 'dryRun') && slots > 0) {
+      context.env.log.log('WARN', 'the operator goes on without the missing nodes', {
+        slots,
+        without: waitsFor,
+        acceptDataLoss: flag(request, 'acceptDataLoss'),
+      })
+      coordinator.recover({ loss: flag(request, 'acceptDataLoss') })
+    }
+    return { slots, slotsTotal: context.state.chains.length, waitsFor }
+  }),
+
   RemoveNode: atLeader(async (context, request, call) => {
     const { state } = context
     const coordinator = await fresh(context)
@@ -67,6 +81,23 @@ export const clusterService: AdminService = {
     await coordinator.propose('node.leave', { node: node.node }, call.requestId)
     return { nodeId }
   }),
+}
+
+interface Missing {
+  readonly slots: number
+  readonly waitsFor: string[]
+}
+
+/** Slots without a serving replica, and the nodes whose last copies are waited for. */
+function missing({ state }: ServiceContext, coordinator: Coordinator): Missing {
+  const nodes = new Set<NodeNumber>()
+  let slots = 0
+  for (const { entries } of state.chains) {
+    if (entries.some((entry) => entry.state === ReplicaState.SERVING && coordinator.view.view(entry.node) !== View.DOWN)) continue
+    slots++
+    for (const entry of entries) if (entry.state <= ReplicaState.LASTSRV && coordinator.view.view(entry.node) !== View.UP) nodes.add(entry.node)
+  }
+  return { slots, waitsFor: [...nodes].sort((a, b) => a - b).map((node) => state.nodes.get(node)?.id ?? String(node)) }
 }
 
 /** `coordinator` undefined: what a node without a leader can say. */
