@@ -25,6 +25,10 @@ export class Counters {
   forwards = 0
   forwardBytes = 0
   reforwards = 0
+  /** Of the forwards with payload: by its size, up to. */
+  forwardsTo4k = 0
+  forwardsTo64k = 0
+  forwardsTo1m = 0
   syncingForwardBytes = 0
   forwardsReceived = 0
   forwardsRefused = 0
@@ -41,11 +45,60 @@ export class Counters {
   connectionsRefused = 0
   sessionsStarted = 0
   sessionsLost = 0
+  /** Blocks given to returning replicas as their source. */
+  syncingReads = 0
+  syncingReadBytes = 0
   resyncBytesMoved = 0
   resyncBytesNeeded = 0
   resyncSlotsDone = 0
 
+  /** By the documents' names where they have one; latencies are sums in microseconds. */
   snapshot(): Record<string, number> {
-    return { ...this } as unknown as Record<string, number>
+    return {
+      network_bytes_sent: this.networkBytesSent,
+      network_bytes_recv: this.networkBytesReceived,
+      reliable_update: this.updates,
+      reliable_update_bytes: this.updateBytes,
+      reliable_update_latency_us: Math.round(this.updateMs * 1000),
+      reliable_update_cached: this.updatesCached,
+      reliable_update_duplicate: this.updatesDuplicate,
+      reliable_update_merged: this.updatesMerged,
+      reliable_update_merge_restarts: this.mergesRestarted,
+      reliable_update_refused: this.updatesRefused,
+      reliable_update_expired: this.updatesExpired,
+      wait_channel_lock: this.updatesWaitedForChannel,
+      update_remote: this.remoteUpdates,
+      update_retries: this.clientRetries,
+      update_cancels: this.cancels,
+      replica_read: this.reads,
+      replica_read_bytes: this.readBytes,
+      replica_read_latency_us: Math.round(this.readMs * 1000),
+      replica_read_local: this.readsLocal,
+      replica_read_remote: this.readsRemote,
+      replica_read_waited: this.readsWaited,
+      replica_read_refused: this.readsRefused,
+      replica_read_repaired: this.readsRepaired,
+      reliable_forward: this.forwards,
+      reliable_forward_again: this.reforwards,
+      reliable_forward_received: this.forwardsReceived,
+      reliable_forward_refused: this.forwardsRefused,
+      reliable_forward_waited_for_credit: this.forwardsWaitedForCredit,
+      forward_write_bytes: this.forwardBytes,
+      forward_write_to_4k: this.forwardsTo4k,
+      forward_write_to_64k: this.forwardsTo64k,
+      forward_write_to_1m: this.forwardsTo1m,
+      forward_syncing_bytes: this.syncingForwardBytes,
+      forward_acks: this.acks,
+      syncing_read: this.syncingReads,
+      syncing_read_bytes: this.syncingReadBytes,
+      syncing_slots_done: this.resyncSlotsDone,
+      syncing_moved_bytes: this.resyncBytesMoved,
+      syncing_needed_bytes: this.resyncBytesNeeded,
+      flush_rounds: this.flushes,
+      flush_joined: this.flushesJoined,
+      peer_sessions_started: this.sessionsStarted,
+      peer_sessions_lost: this.sessionsLost,
+      peer_connections_refused: this.connectionsRefused,
+    }
   }
 }

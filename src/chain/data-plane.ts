@@ -78,6 +78,8 @@ export class DataPlane {
   readonly #listen: { readonly host: string; readonly port: number }
   /** Where peers connect; known after `start`. */
   dataPort = 0
+  /** Counters of the exports above, to go out with this reactor's own. Set by the composition root. */
+  exportCounters: () => Readonly<Record<string, number>> = () => ({})
   #reports: number[] = []
   readonly #queue: IoQueue
   readonly #io: AsyncIo
@@ -358,11 +360,15 @@ export class DataPlane {
       this.#nextStatsMs = this.#queue.nowMs + STATS_MS
       this.#port.send({
         type: 'stats',
-        counters: this.counters.snapshot(),
+        counters: this.#allCounters(),
         disks: this.#diskStats(),
         resync: this.#resync.stats(),
       })
     }
+  }
+
+  #allCounters(): Record<string, number> {
+    return { ...this.counters.snapshot(), ...this.exportCounters() }
   }
 
   #diskStats(): DiskStats[] {
@@ -482,7 +488,7 @@ export class DataPlane {
     const { table, replicas } = this
     switch (query.kind) {
       case 'stats':
-        return { counters: this.counters.snapshot(), disks: this.#diskStats() }
+        return { counters: this.#allCounters(), disks: this.#diskStats(), resync: this.#resync.stats() }
       case 'digest': {
         const store = table.slotCount > 0 ? replicas.storeOf(query.slot) : undefined
         return store === undefined

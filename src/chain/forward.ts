@@ -7,7 +7,7 @@
  * A slot's records go out in order; a slot that finds no credit or no room on the lane waits in line and goes on from where it stopped.
  * Acknowledgements are cumulative, so a slot that is to be acknowledged is only marked, and the newest is sent.
  */
-import { CHAIN_OP_PAGES_MAX, PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
+import { CHAIN_OP_PAGES_MAX, KiB, PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
 import type { Arena } from '../env/arena.ts'
 import type { IoQueue } from '../env/ioqueue.ts'
 import { CHAIN_ENTRIES_MAX, ReplicaState } from '../placement/chain.ts'
@@ -170,6 +170,9 @@ export class Forwarding {
     const counters = this.#counters
     counters.forwards++
     counters.forwardBytes += payloadBytes
+    if (payloadBytes > 64 * KiB) counters.forwardsTo1m++
+    else if (payloadBytes > 4 * KiB) counters.forwardsTo64k++
+    else if (payloadBytes > 0) counters.forwardsTo4k++
     if (records.state[row]! & RecordState.FORWARDED) counters.reforwards++
     records.state[row]! |= RecordState.FORWARDED
     const successor = slot * CHAIN_ENTRIES_MAX + this.#table.ownPosition[slot]! + 1

@@ -545,6 +545,8 @@ export class Resync {
       this.#log('WARN', 'a resync source cannot read a block', { slot, volume, index, status })
       return answerOf(status)
     }
+    this.#counters.syncingReads++
+    this.#counters.syncingReadBytes += dataPages.length * PAGE_BYTES
     return { status, page: buffer, lengthBytes, free: () => arena.free(buffer) }
   }
 
