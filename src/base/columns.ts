@@ -50,7 +50,7 @@ export function columns<S extends Record<string, ColumnMaker>>(tableName: string
       return row
     },
     free(row: number): void {
-      assert(used[row] === 1, `${tableName}: row ${row} freed twice`)
+      if (used[row] !== 1) assert(false, `${tableName}: row ${row} freed twice`)
       used[row] = 0
       generation[row] = (generation[row]! + 1) | 0
       table.inUse--

@@ -11,7 +11,7 @@
  * Bins: one per size up to 16 pages, then 16 per power of two. A bit per non-empty bin finds the next larger one.
  */
 
-import { assert } from '../base/assert.ts'
+import { AssertionError, assert } from '../base/assert.ts'
 import { KiB, MiB, PAGE_BYTES } from '../base/units.ts'
 import { ArenaClass, type ArenaStats, type PageNumber } from './arena.ts'
 
@@ -59,7 +59,7 @@ export class ArenaAllocator {
 
   /** -1 when no run of that many pages is free. */
   alloc(lengthBytes: number): PageNumber | -1 {
-    assert(lengthBytes > 0, `an allocation of ${lengthBytes} bytes`)
+    if (!(lengthBytes > 0)) assert(false, `an allocation of ${lengthBytes} bytes`)
     const pages = Math.ceil(lengthBytes / PAGE_BYTES)
     const run = pages > this.#freePages ? NONE : this.#findFree(pages)
     if (run === NONE) return -1
@@ -78,7 +78,7 @@ export class ArenaAllocator {
 
   free(page: PageNumber): void {
     const state = this.#state[page]
-    assert(state !== undefined && state !== NOT_FIRST && state !== FREE, `arena: page ${page} freed twice or never allocated`)
+    if (state === undefined || state === NOT_FIRST || state === FREE) throw new AssertionError(`arena: page ${page} freed twice or never allocated`)
     let start: number = page
     let pages = this.#size[page]!
     this.#usedCount[state - 1]!--

@@ -73,8 +73,8 @@ export class ChannelRows {
 
   /** Staging a record: takes the row unless it already has a later seq (an old record, forwarded again). */
   set(clientHigh: number, clientLow: number, channel: number, seq: number, slot: number, idHigh: number, idLow: number): void {
-    assert(channel >= 0 && channel < CHANNELS_PER_CLIENT, `channel ${channel}`)
-    assert(seq > 0, `channel ${channel}: sequence ${seq}`)
+    if (!(channel >= 0 && channel < CHANNELS_PER_CLIENT)) assert(false, `channel ${channel}`)
+    if (!(seq > 0)) assert(false, `channel ${channel}: sequence ${seq}`)
     const row = this.#bankOf(clientHigh, clientLow) * CHANNELS_PER_CLIENT + channel
     const before = this.seq[row]!
     if (seq < before) return
