@@ -1,0 +1,131 @@
+/** `xsan dev`, whose form is fixed because strangers' scripts use it. */
+import assert from 'node:assert/strict'
+import { existsSync, readFileSync } from 'node:fs'
+import { createServer } from 'node:net'
+import { join } from 'node:path'
+import test, { type TestContext } from 'node:test'
+import { makeDirectory, removeDirectory, run, until, xsan, xsanJson } from '../support/commands.ts'
+import { isAlive } from '../support/dev-cluster.ts'
+
+interface Shown {
+  cluster_id: string
+  nodes: Array<{
+    id: string
+    pid: number
+    state: string
+    grpc: string
+    data: string
+    nbd: string
+    nbd_socket: string
+    iscsi: null
+    admin: string
+    data_dir: string
+  }>
+}
+
+function playground(t: TestContext): string {
+  const dir = join(makeDirectory(), 'play')
+  t.after(async () => {
+    await xsan('dev', 'down', '--wipe', '--dir', dir)
+    removeDirectory(join(dir, '..'))
+  })
+  return dir
+}
+const dev = (dir: string, ...args: string[]) => xsanJson<Shown>('dev', ...args, '--dir', dir)
+
+test('a playground of three: its JSON, kill, frozen and dead nodes, several starts at once, down and up again', { timeout: 240_000 }, async (t) => {
+  const dir = playground(t)
+  const up = await dev(dir, 'up', '--nodes', '3', '--disk-size', '1G', '--set', 'log.level=DEBUG', '--set', 'network.max_connections=77')
+  assert.deepEqual(Object.keys(up), ['cluster_id', 'nodes'])
+  assert.deepEqual(
+    up.nodes.map(({ id }) => id),
+    ['node-1', 'node-2', 'node-3'],
+  )
+  for (const node of up.nodes) {
+    assert.deepEqual(Object.keys(node), ['id', 'pid', 'state', 'grpc', 'data', 'nbd', 'nbd_socket', 'iscsi', 'admin', 'data_dir'])
+    assert.equal(node.state, 'ready')
+    assert.match(node.grpc, /^127\.0\.0\.1:\d+$/)
+    assert.match(node.data, /^127\.0\.0\.1:\d+$/)
+    assert.match(node.nbd, /^nbd:\/\/127\.0\.0\.1:\d+$/)
+    assert.match(node.admin, /^http:\/\/127\.0\.0\.1:\d+$/)
+    assert.equal(node.iscsi, null)
+    assert.ok(existsSync(node.nbd_socket) && existsSync(node.data_dir))
+    assert.ok(isAlive(node.pid))
+  }
+  const status = await xsanJson<{ leader: string; health: string; nodes: Array<{ id: string; state: string }> }>(
+    '--server',
+    up.nodes[1]!.grpc,
+    'cluster',
+    'status',
+  )
+  assert.equal(status.health, 'safe')
+  assert.ok(
+    up.nodes.some(({ id }) => id === status.leader),
+    'the leader is a node id',
+  )
+  const { items } = await xsanJson<{ items: Array<{ key: string; value: unknown }> }>('--server', up.nodes[2]!.grpc, 'config', 'show')
+  assert.equal(items.find(({ key }) => key === 'network.max_connections')?.value, 77)
+
+  const states = (shown: Shown) => shown.nodes.map(({ state }) => state)
+  assert.deepEqual(states(await dev(dir, 'kill', 'node-3', '--signal', 'STOP')), ['ready', 'ready', 'frozen'])
+  await dev(dir, 'kill', 'node-3', '--signal', 'CONT')
+  process.kill(up.nodes[1]!.pid, 'SIGKILL')
+  await until('the process is gone', 5000, () => !isAlive(up.nodes[1]!.pid))
+  assert.deepEqual(states(await dev(dir, 'status')), ['ready', 'dead', 'ready'])
+  assert.deepEqual(states(await dev(dir, 'kill', 'node-3')), ['ready', 'dead', 'dead'])
+
+  const started = await Promise.all([dev(dir, 'start', 'node-2'), dev(dir, 'start', 'node-3'), dev(dir, 'start', 'node-2')])
+  const last = await dev(dir, 'status')
+  assert.deepEqual(states(last), ['ready', 'ready', 'ready'])
+  assert.equal(started[0]!.nodes[1]!.pid, started[2]!.nodes[1]!.pid, 'two starts of one node make one process')
+  const again = await dev(dir, 'up', '--nodes', '3')
+  assert.deepEqual(
+    again.nodes.map(({ pid }) => pid),
+    last.nodes.map(({ pid }) => pid),
+    'up of a running playground changes nothing',
+  )
+
+  assert.deepEqual(states(await dev(dir, 'down')), ['dead', 'dead', 'dead'])
+  assert.ok(last.nodes.every(({ pid }) => !isAlive(pid)))
+  assert.ok(existsSync(last.nodes[0]!.data_dir))
+  assert.deepEqual(states(await dev(dir, 'up', '--nodes', '3')), ['ready', 'ready', 'ready'])
+  await dev(dir, 'down', '--wipe')
+  assert.ok(!existsSync(join(dir, 'node-1')))
+})
+
+test('start returns while a majority is dead, and the rest makes the cluster whole again', { timeout: 180_000 }, async (t) => {
+  const dir = playground(t)
+  await dev(dir, 'up', '--nodes', '3', '--disk-size', '1G')
+  await dev(dir, 'kill', 'node-1', 'node-2', 'node-3')
+  for (const id of ['node-3', 'node-1', 'node-2']) await dev(dir, 'start', id)
+  await until('all are ready', 30_000, async () => (await dev(dir, 'status')).nodes.every(({ state }) => state === 'ready'))
+})
+
+test('wrong use is refused with the next step, and starts nothing', { timeout: 120_000 }, async (t) => {
+  const dir = playground(t)
+  const refused = async (...args: string[]) => {
+    const { code, stderr } = await xsan('dev', ...args, '--dir', dir)
+    return { code, stderr }
+  }
+  assert.equal((await refused('status')).code, 5)
+  assert.equal((await run(join(import.meta.dirname, '../../bin/xsan'), ['dev', 'status'])).code, 64)
+  const unknownKey = await refused('up', '--set', 'network.heartbeat_intervall=1')
+  assert.equal(unknownKey.code, 1)
+  assert.match(unknownKey.stderr, /unknown key network\.heartbeat_intervall; did you mean network\.heartbeat_interval\?/)
+  assert.equal((await refused('up', '--nodes', '0')).code, 1)
+  assert.match((await refused('up', '--nodes', '2', '--replicas', '3')).stderr, /3 copies need as many nodes/)
+  const holder = createServer()
+  const port = await new Promise<number>((resolve) => holder.listen(0, '127.0.0.1', () => resolve((holder.address() as { port: number }).port)))
+  t.after(() => holder.close())
+  const taken = await refused('up', '--nodes', '1', '--base-port', String(port))
+  assert.equal(taken.code, 7)
+  assert.match(taken.stderr, new RegExp(`port ${port} is taken by PID ${process.pid}`))
+  assert.ok(!existsSync(join(dir, 'node-1')))
+
+  const one = await dev(dir, 'up', '--nodes', '1', '--disk-size', '512M')
+  assert.equal(JSON.parse(readFileSync(join(dir, 'node-1/xsan.json'), 'utf8')).storage.default_replica_count, 1)
+  assert.equal((await refused('kill', 'node-7')).code, 5)
+  assert.match((await refused('start', 'node-7')).stderr, /there is no node node-7\. Try: One of: node-1/)
+  assert.equal((await refused('up', '--nodes', '3')).code, 3)
+  assert.equal((await dev(dir, 'status')).nodes[0]!.pid, one.nodes[0]!.pid)
+})
