@@ -262,7 +262,7 @@ class Replay {
     const { get } = BatchHeader
     const end = start.page + this.#pagesPerSegment
     for (let page = from; page < end; page++) {
-      await this.#load(page, Math.min(BUFFER_PAGES, end - page))
+      await this.#load(page, 1)
       const at = this.#at(page)
       if (!this.#isOurs(at) || get.generation(this.#view, at) !== start.generation || get.segment(this.#view, at) !== start.segment) continue
       if (get.batch(this.#view, at) <= lastBatch || get.durableSeq(this.#view, at) < nextSeq || !(await this.#wholeBatch(page, end))) continue
