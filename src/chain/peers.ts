@@ -735,10 +735,11 @@ export class Peers {
   #reserve(c: Connection, headBytes: number): number {
     if (c.count === FRAMES_MAX || c.state === LaneState.CLOSING) return -1
     const toEnd = OUT_BYTES - c.ringTail
-    const skip = headBytes > toEnd ? toEnd : 0
+    const wraps = headBytes > toEnd
+    const skip = wraps ? toEnd : 0
     if (c.ringUsed + skip + headBytes > OUT_BYTES) return -1
     c.pendingSkip = skip
-    c.pendingAt = skip > 0 ? 0 : c.ringTail
+    c.pendingAt = wraps ? 0 : c.ringTail
     return c.outPage * PAGE_BYTES + c.pendingAt
   }
 
