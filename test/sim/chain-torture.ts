@@ -154,6 +154,7 @@ export async function runChainTorture(
         syncWhenWrite: volume === VOLUME,
         opsMax: schedule.opsPerClient,
         depth: random.between(1, 4),
+        readShare: random.chance(0.3) ? 0.98 : 0.4,
         thinkMs: schedule.durationMs / schedule.opsPerClient / 2,
         seat: () => {
           const running = cluster.nodes.filter((node) => node.up)

@@ -139,6 +139,8 @@ function startClients(cluster: SimCluster, schedule: Schedule, volumes: readonly
       syncWhenWrite: volume.syncWhenWrite,
       opsMax: schedule.opsPerClient,
       depth: random.between(1, 4),
+      // Some do little but read: they are the ones to see what is stale
+      readShare: random.chance(0.3) ? 0.98 : 0.4,
       thinkMs: schedule.durationMs / schedule.opsPerClient / 2,
       seat: () => {
         const seats = cluster.nodes.flatMap((node) => (node.seat ? [node.seat] : []))

@@ -31,6 +31,8 @@ export interface WorkloadOptions {
   readonly opsMax: number
   /** Under way at one time. */
   readonly depth: number
+  /** Part of the operations that read; the rest writes, zeroes and flushes. */
+  readonly readShare: number
   /** Mean pause between operations. */
   readonly thinkMs: number
   /** A running node to sit on, or undefined while there is none. */
@@ -126,16 +128,16 @@ export class SimClient {
   }
 
   #step(seat: ClientSeat, name: string, tag: Tag): void {
-    const { random, opsMax, thinkMs } = this.options
+    const { random, opsMax, thinkMs, readShare } = this.options
     if (this.#stopped || this.begun >= opsMax) return
     const next = () => {
       if (this.#seat === seat) seat.queue.timeout(random.unit() * 2 * thinkMs, tag, 0)
     }
     this.begun++
-    const dice = random.unit()
-    if (dice < 0.4) this.#read(seat, name, next)
-    else if (dice < 0.85) this.#write(seat, name, next)
-    else if (dice < 0.93) this.#zero(seat, name, next)
+    const dice = random.chance(readShare) ? 0 : random.unit()
+    if (dice === 0) this.#read(seat, name, next)
+    else if (dice < 0.75) this.#write(seat, name, next)
+    else if (dice < 0.88) this.#zero(seat, name, next)
     else this.#flush(seat, next)
   }
 

@@ -1,0 +1,105 @@
+/** Scenarios in prose: a healthy cluster of three, a volume, clients at work; something happens; what the clients saw is checked. */
+import assert from 'node:assert/strict'
+import test from 'node:test'
+import { BLOCK_BYTES } from '../../src/base/units.ts'
+import { SimCluster, type SimClusterOptions, type SimVolume } from './cluster.ts'
+import { History } from './history.ts'
+import { SimClient } from './workload.ts'
+
+const WRITE_LIFE_MS = 4500
+const REAL_TIMEOUT_MS = 240_000
+
+export class Scenario extends SimCluster {
+  readonly history = new History()
+  readonly clients: SimClient[] = []
+
+  /** Clients on the named nodes (each stays on its own), `ops` operations each; they end by themselves. */
+  load(volume: SimVolume, options: { on: readonly number[]; ops: number; thinkMs?: number; readShare?: number }): void {
+    if (!volume.syncWhenWrite) this.history.relaxedVolumes.add(volume.volume)
+    for (const number of options.on) {
+      const node = this.node(number)
+      const client = new SimClient({
+        name: `client on ${node.id}`,
+        history: this.history,
+        random: this.world.random(`client ${this.clients.length}`),
+        volume: volume.volume,
+        sizeBytes: volume.sizeBytes,
+        syncWhenWrite: volume.syncWhenWrite,
+        opsMax: options.ops,
+        depth: 2,
+        readShare: options.readShare ?? 0.4,
+        thinkMs: options.thinkMs ?? 10,
+        seat: () => node.seat,
+      })
+      this.clients.push(client)
+      client.start(this.world, WRITE_LIFE_MS)
+    }
+  }
+
+  async seconds(count: number): Promise<void> {
+    await this.world.runFor(count * 1000)
+  }
+
+  /** Every client has done all its operations. */
+  async clientsDone(limitMs = 60_000): Promise<void> {
+    await this.until(
+      'the clients are done',
+      () => this.clients.every((client) => client.done),
+      limitMs,
+      () => this.clients.map((client) => client.describe()).join('; '),
+    )
+  }
+
+  get longestStallMs(): number {
+    return Math.max(0, ...this.clients.map((client) => client.longestMs))
+  }
+
+  /** Operations that ended with anything but success, by kind. */
+  get failures(): Record<string, number> {
+    const failures: Record<string, number> = {}
+    for (const client of this.clients) {
+      for (const [end, count] of client.ends) if (!end.endsWith(' SUCCESS')) failures[end] = (failures[end] ?? 0) + count
+    }
+    return failures
+  }
+
+  assertNoErrors(): void {
+    assert.deepEqual(this.failures, {}, 'no client saw an error')
+  }
+
+  /** Number of the node that leads; 0: none. */
+  get leader(): number {
+    return this.nodes.findIndex((node) => node.running && node.control?.member?.raft?.isLeader === true) + 1
+  }
+
+  /** All is well again: every replica serves, all copies are equal, nothing is left over, and the history has an explanation. */
+  async allIsWell(): Promise<void> {
+    await this.healthy()
+    await this.world.run(() => this.quiet, 5000)
+    assert.deepEqual(this.inspect(), [])
+    const { violations, undecided } = this.history.check()
+    assert.deepEqual(violations, [])
+    assert.equal(undecided, 0)
+    this.world.assertNothingReal()
+  }
+}
+
+/** One test: `body` gets a healthy cluster of three with one volume of 12 MiB. */
+export function scenario(
+  title: string,
+  body: (t: Scenario, volume: SimVolume) => Promise<void>,
+  options: Partial<SimClusterOptions> & { syncWhenWrite?: boolean } = {},
+): void {
+  test(title, { timeout: REAL_TIMEOUT_MS }, async () => {
+    const { syncWhenWrite = true, ...cluster } = options
+    const t = new Scenario({ seed: 1, nodes: 3, ...cluster })
+    try {
+      await t.form()
+      await t.healthy()
+      await body(t, await t.createVolume('db', { sizeBytes: 3 * BLOCK_BYTES, syncWhenWrite }))
+    } catch (error) {
+      process.stderr.write(`${title}: after ${t.world.nowMs.toFixed(0)} ms; the last lines of the nodes:\n${t.logLines.slice(-25).join('\n')}\n`)
+      throw error
+    }
+  })
+}
