@@ -69,7 +69,8 @@ export class NodeAgent {
   #refusalLogged = ''
   /** Registered incarnations as of the last look: an older one's connections are closed. */
   readonly #incarnations = new Map<NodeNumber, Incarnation>()
-  readonly #refused = new Map<NodeNumber, Incarnation>()
+  /** Processes proven dead: told once to each leader, while it is news. */
+  readonly #refused = new Map<NodeNumber, { incarnation: Incarnation; atMs: number; told: boolean }>()
   readonly #upToDate = new Map<SlotIndex, { since: ChainVersion; incarnation: Incarnation }>()
   readonly #lastIds = new Map<DiskNumber, Map<SlotIndex, readonly [ChainVersion, number, number]>>()
   readonly #diskFailures = new Map<DiskNumber, string>()
@@ -163,8 +164,8 @@ export class NodeAgent {
   onLeaderChange(): void {
     if (this.#stopped || this.#options.raft.leader === 0) return
     const { raft, node } = this.#options
-    if (this.#refused.get(raft.leader) === this.#state.incarnation(raft.leader) && raft.leader !== node)
-      this.#peerRefused(raft.leader, this.#state.incarnation(raft.leader))
+    for (const proof of this.#refused.values()) proof.told = false
+    if (this.#isProvenDead(raft.leader) && raft.leader !== node) this.#peerRefused(raft.leader, this.#state.incarnation(raft.leader))
     // a new leader knows nothing of what its predecessor was told
     this.renewNow()
     this.#report()
@@ -349,13 +350,17 @@ export class NodeAgent {
   #peerRefused(node: NodeNumber, incarnation: Incarnation): void {
     if (this.#state.incarnation(node) !== incarnation || !booleanSetting(this.#state, 'failover.trust_refused', true)) return
     const { raft, log } = this.#options
-    this.#refused.set(node, incarnation)
+    this.#refused.set(node, { incarnation, atMs: this.#clock.nowMs(), told: false })
     if (raft.leader === node) {
-      const survivors = raft.members.voters.filter((voter) => this.#refused.get(voter) !== this.#state.incarnation(voter)).sort((a, b) => a - b)
+      const survivors = raft.members.voters.filter((voter) => !this.#isProvenDead(voter)).sort((a, b) => a - b)
       log.log('WARN', 'the process of the leader is dead', { node: this.#state.nodes.get(node)?.id, incarnation })
       raft.leaderProvenDead(node, Math.max(0, survivors.indexOf(this.#options.node)))
     }
     this.#report()
+  }
+
+  #isProvenDead(node: NodeNumber): boolean {
+    return this.#refused.get(node)?.incarnation === this.#state.incarnation(node)
   }
 
   async #fetchTable(slot: SlotIndex, version: ChainVersion): Promise<void> {
@@ -379,14 +384,17 @@ export class NodeAgent {
       }
       if (ids.size === 0) this.#lastIds.delete(disk)
     }
-    for (const [peer, incarnation] of this.#refused) if (this.#state.incarnation(peer) !== incarnation) this.#refused.delete(peer)
+    // later its lease is over anyway; and a proof that was wrong must not come up again
+    const oldestMs = this.#clock.nowMs() - 2 * this.#options.leaseMs
+    for (const [peer, { incarnation, atMs }] of this.#refused) if (atMs < oldestMs || this.#state.incarnation(peer) !== incarnation) this.#refused.delete(peer)
     for (const disk of this.#diskFailures.keys()) if (this.#state.disks.get(disk)?.state !== 'ok') this.#diskFailures.delete(disk)
   }
 
   #repeat(): void {
     this.#repeatTimer = this.#clock.setTimer(REPEAT_MS, () => {
       if (this.#stopped) return
-      if (this.#upToDate.size + this.#lastIds.size + this.#diskFailures.size > 0 || this.#addresses !== undefined) this.#report()
+      const untold = [...this.#refused.values()].some((proof) => !proof.told)
+      if (untold || this.#upToDate.size + this.#lastIds.size + this.#diskFailures.size > 0 || this.#addresses !== undefined) this.#report()
       this.#repeat()
     })
   }
@@ -400,17 +408,21 @@ export class NodeAgent {
   }
 
   async #sendReports(): Promise<void> {
-    const { leaderClient, log } = this.#options
+    const { leaderClient, log, raft } = this.#options
     // what the data plane says in one turn goes in one call
     await undefined
     while (this.#reportAgain && !this.#stopped) {
       this.#reportAgain = false
       this.#dropFinished()
       try {
+        const { leader } = raft
+        const told = [...this.#refused.values()].filter((proof) => !proof.told)
         for (const request of this.#requests()) await leaderClient.call('Report', request, { timeoutMs: REPEAT_MS, once: true })
         this.#addresses = undefined
         // whoever has proof of a death is wanted by the leader as a witness that it lives itself
-        if (this.#refused.size > 0) this.renewNow()
+        if (told.length > 0) this.renewNow()
+        // a leader that came meanwhile has not heard it
+        if (raft.leader === leader) for (const proof of told) proof.told = true
       } catch (error) {
         log.log('DEBUG', 'a report did not reach the leader', { error: messageOf(error) })
       }
@@ -420,7 +432,8 @@ export class NodeAgent {
 
   #requests(): Message[] {
     const common: Record<string, unknown> = { appliedRevision: this.#appliedRevision }
-    if (this.#refused.size > 0) common['refused'] = [...this.#refused].map(([node, incarnation]) => ({ node, incarnation }))
+    const refused = [...this.#refused].filter(([, { told }]) => !told).map(([node, { incarnation }]) => ({ node, incarnation }))
+    if (refused.length > 0) common['refused'] = refused
     if (this.#upToDate.size > 0) common['upToDate'] = [...this.#upToDate].flatMap(([slot, { since, incarnation }]) => [slot, since, incarnation])
     if (this.#addresses !== undefined) Object.assign(common, this.#addresses)
     const nowMs = this.#clock.nowMs()
