@@ -150,7 +150,7 @@ async function demo(cluster: DevCluster): Promise<Summary> {
   const ran = await step('let fio finish and verify what it wrote', () => within(fio, FIO_MS_MAX, 'fio did not end'))
   if (ran.code !== 0) throw new Error(`fio found errors:\n${ran.stderr}`)
   const job = (
-    JSON.parse(ran.stdout.slice(ran.stdout.indexOf('{'))) as { jobs: [{ total_err: number; read: { total_ios: number }; write: { total_ios: number } }] }
+    JSON.parse(ran.stdout.slice(ran.stdout.indexOf('{'))) as { jobs: [{ error: number; read: { total_ios: number }; write: { total_ios: number } }] }
   ).jobs[0]
 
   await step(`read everything back through ${victim}: the probe's sectors, nbdcopy + cmp, e2fsck -f`, async () => {
@@ -167,7 +167,7 @@ async function demo(cluster: DevCluster): Promise<Summary> {
     for (const volume of [IMAGE_VOLUME, PROBE_VOLUME, FIO_VOLUME]) count += await cluster.assertReplicasEqual(volume)
     return count
   })
-  const errors = job.total_err + Object.values(load.stats.errors).reduce((sum, count) => sum + count, 0)
+  const errors = job.error + Object.values(load.stats.errors).reduce((sum, count) => sum + count, 0)
   const requests = load.stats.reads + load.stats.writes + job.read.total_ios + job.write.total_ios
   return { victim, stallMs, errors, requests, resyncMs, bytesMoved, bytesNeeded, imageBytes, blocks }
 }
