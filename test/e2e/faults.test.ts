@@ -1,0 +1,217 @@
+/**
+ * Three real nodes under a load that knows every legal content of every sector, through the loss of each of them. After every fault: no error was
+ * seen, nothing acknowledged is missing through any node, no read went back in time, and the copies are equal.
+ */
+import assert from 'node:assert/strict'
+import test, { after, before, beforeEach } from 'node:test'
+import { sleep, until } from '../support/commands.ts'
+import { DevCluster } from '../support/dev-cluster.ts'
+import { VerifiedLoad } from '../support/verified-load.ts'
+
+const SIZE_BYTES = 48 * 1024 * 1024
+/** Of a cluster made by `dev up`, the default. */
+const LEASE_MS = 2000
+/** Longest wait for one answer after the kill of one process. A busy test machine gets ten times what the benchmark asks for. */
+const STALL_MS_MAX = 5000
+const TEST_MS = 120_000
+
+let cluster: DevCluster
+/** Every test has a volume of its own. */
+let volume = ''
+let volumes = 0
+
+before(
+  async () => {
+    cluster = await DevCluster.up({ nodes: 3, replicas: 3, diskSize: '2G' })
+  },
+  { timeout: TEST_MS },
+)
+beforeEach(async () => {
+  await cluster.healthy()
+  volume = `volume-${++volumes}`
+  await cluster.createVolume(volume, String(SIZE_BYTES))
+})
+after(() => cluster?.end(), { timeout: 60_000 })
+
+/** All nodes as endpoints; writes begin through `first`. `round`: of several loads on one volume. */
+function load(first: string, round = 0): VerifiedLoad {
+  return new VerifiedLoad({
+    endpoints: cluster.nodes.map(({ id }) => cluster.endpoint(id)),
+    exportName: volume,
+    sizeBytes: SIZE_BYTES,
+    seed: volumes,
+    firstSequence: round * 1_000_000,
+    first: cluster.nodes.findIndex(({ id }) => id === first),
+    patienceMs: 8000,
+  })
+}
+
+/** The load goes on: at least 50 more answers. */
+async function goesOn(running: VerifiedLoad, timeoutMs = 20_000): Promise<void> {
+  const from = running.answers
+  await until('the load goes on', timeoutMs, () => running.answers > from + 50)
+}
+
+/** After the fault: all of it is there, through every node, in every copy. */
+async function assertWhole(running: VerifiedLoad): Promise<void> {
+  await running.stop()
+  for (let endpoint = 0; endpoint < cluster.nodes.length; endpoint++) await running.verify(endpoint)
+  assert.deepEqual(running.violations, [])
+  assert.deepEqual(running.stats.errors, {}, 'errors seen by the client')
+  assert.ok((await cluster.assertReplicasEqual(volume)) > 0)
+}
+
+async function roleOf(role: string): Promise<string> {
+  const replica = (await cluster.replicas(`${volume}:0`)).find((candidate) => candidate.role === role)
+  assert.ok(replica, `block 0 has no ${role}`)
+  return replica.nodeId
+}
+
+const victims: ReadonlyArray<readonly [title: string, pick: () => Promise<string>, throughIt: boolean]> = [
+  ['the head of a chain', () => roleOf('head'), false],
+  ['the middle of a chain', () => roleOf('middle'), false],
+  ['the tail of a chain', () => roleOf('tail'), false],
+  ['the Raft leader', () => cluster.leader(), false],
+  ['a follower', async () => cluster.others(await cluster.leader())[0]!.id, false],
+  ["the client's own node, the client going on through another", async () => cluster.others(await cluster.leader())[1]!.id, true],
+  ["the Raft leader that is the client's own node", () => cluster.leader(), true],
+]
+
+for (const [title, pick, throughIt] of victims) {
+  test(`kill and restart of ${title} loses nothing`, { timeout: TEST_MS }, async () => {
+    const victim = await pick()
+    const running = load(throughIt ? victim : cluster.others(victim)[0]!.id)
+    running.start()
+    try {
+      await goesOn(running)
+      running.mark()
+      await cluster.kill(victim)
+      await goesOn(running)
+      await sleep(1500)
+      assert.ok(running.longestMs < STALL_MS_MAX, `an answer took ${running.longestMs.toFixed(0)} ms`)
+      await cluster.start(victim)
+      await cluster.healthy()
+      await goesOn(running)
+      await assertWhole(running)
+    } finally {
+      running.close()
+    }
+  })
+}
+
+test('a node frozen past its lease and back serves nothing stale', { timeout: TEST_MS }, async () => {
+  for (const round of [0, 1]) {
+    const leader = await cluster.leader()
+    const victim = round === 0 ? leader : cluster.others(leader)[0]!.id
+    const running = load(cluster.others(victim)[0]!.id, round)
+    running.start()
+    try {
+      await goesOn(running)
+      cluster.signal(victim, 'SIGSTOP')
+      await sleep(2 * LEASE_MS)
+      await goesOn(running)
+      cluster.signal(victim, 'SIGCONT')
+      await sleep(500)
+      await goesOn(running)
+      await cluster.healthy()
+      await assertWhole(running)
+    } finally {
+      cluster.signal(victim, 'SIGCONT')
+      running.close()
+    }
+  }
+})
+
+test('a write left in a frozen node does not land over a newer one when the node goes on', { timeout: TEST_MS }, async () => {
+  const victim = cluster.others(await cluster.leader())[0]!.id
+  const [other] = cluster.others(victim)
+  const page = (byte: number) => Buffer.alloc(4096, byte)
+  const stuck = await cluster.nbd(victim, volume)
+  const moving = await cluster.nbd(other!.id, volume)
+  try {
+    const offsets = Array.from({ length: 8 }, (_, i) => i * 4 * 1024 * 1024 + 8192)
+    for (const offset of offsets) await stuck.write(offset, page(1))
+    cluster.signal(victim, 'SIGSTOP')
+    // lies in the frozen node's socket
+    for (const offset of offsets) stuck.write(offset, page(2)).catch(() => {})
+    await sleep(LEASE_MS + 1000)
+    stuck.destroy()
+    for (const offset of offsets) await moving.write(offset, page(3))
+    cluster.signal(victim, 'SIGCONT')
+    await sleep(3000)
+    await cluster.healthy()
+    for (const offset of offsets) {
+      const found = await moving.read(offset, 4096)
+      assert.ok(found.equals(page(3)), `at ${offset}: write ${found[0]} instead of 3`)
+    }
+  } finally {
+    cluster.signal(victim, 'SIGCONT')
+    stuck.destroy()
+    moving.destroy()
+  }
+})
+
+test('with two of three killed the volume pauses, and goes on when one returns', { timeout: TEST_MS }, async () => {
+  const leader = await cluster.leader()
+  const [survivor, second] = cluster.others(leader)
+  const running = load(survivor!.id)
+  running.start()
+  try {
+    await goesOn(running)
+    await Promise.all([cluster.kill(leader), cluster.kill(second!.id)])
+    await sleep(LEASE_MS + 1500)
+    const paused = running.stats.writes
+    await sleep(1500)
+    assert.equal(running.stats.writes, paused, 'without a majority nothing may be acknowledged')
+    await cluster.start(second!.id)
+    await goesOn(running, 40_000)
+    await cluster.start(leader)
+    await cluster.healthy()
+    await assertWhole(running)
+  } finally {
+    running.close()
+  }
+})
+
+test('after the kill of all three, every acknowledged byte is there', { timeout: TEST_MS }, async () => {
+  const running = load(cluster.nodes[0]!.id)
+  running.start()
+  try {
+    await goesOn(running)
+    await Promise.all(cluster.nodes.map(({ id }) => cluster.kill(id)))
+    await sleep(500)
+    await Promise.all(cluster.nodes.map(({ id }) => cluster.start(id)))
+    await cluster.healthy()
+    await goesOn(running, 40_000)
+    await assertWhole(running)
+  } finally {
+    running.close()
+  }
+})
+
+test('SIGTERM of each node in turn: it drains, exits, and the client sees no error', { timeout: TEST_MS }, async () => {
+  for (const [round, { id }] of cluster.nodes.entries()) {
+    const running = load(id, round)
+    running.start()
+    try {
+      await goesOn(running)
+      const { pid } = cluster.node(id)
+      cluster.signal(id, 'SIGTERM')
+      await until(`${id} has stopped`, 15_000, async () => {
+        await cluster.refresh()
+        return cluster.node(id).state === 'dead'
+      })
+      assert.match(cluster.log(id).trimEnd().split('\n').at(-1)!, /"msg":"stopped"/, `log of PID ${pid}`)
+      await goesOn(running)
+      await cluster.start(id)
+      await cluster.healthy()
+      await running.stop()
+      assert.deepEqual(running.violations, [])
+      const { 108: _goodbye, ...errors } = running.stats.errors
+      assert.deepEqual(errors, {}, 'a stopping node may say ESHUTDOWN, nothing else')
+    } finally {
+      running.close()
+    }
+  }
+  assert.ok((await cluster.assertReplicasEqual(volume)) > 0)
+})
