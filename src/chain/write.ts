@@ -102,6 +102,7 @@ export class Writes {
   /** Updates whose sender knows a newer version of the chain: they wait for the table. */
   readonly #early: number[] = []
   readonly #waitingForRoom: number[][]
+  readonly #asksForRoom: boolean[]
 
   constructor(options: {
     queue: IoQueue
@@ -126,6 +127,7 @@ export class Writes {
     this.#scratchPage = scratch
     this.#mergeRead = (row, status, extra) => this.#onMergeRead(row, status, extra)
     this.#waitingForRoom = this.#replicas.stores.map(() => [])
+    this.#asksForRoom = this.#replicas.stores.map(() => false)
   }
 
   /** Takes a filled row (all columns but merged, ordered, merge, next). The answer may come inside the call. */
@@ -271,6 +273,11 @@ export class Writes {
     if (--merges.readsLeft[m]! > 0) return
     const { updates } = this
     const u = merges.update[m]!
+    if (u === NONE) {
+      merges.free(m)
+      this.#retryWaiting()
+      return
+    }
     updates.merge[u] = NONE
     if (this.#isMergeCurrent(m, u)) {
       const failure = merges.status[m]!
@@ -449,6 +456,28 @@ export class Writes {
       records.update[row] = NONE
       this.#answer(u, Status.NOT_HEAD)
     }
+    this.#letGo(slot)
+  }
+
+  /** Updates that wait for the disk here (it may hang) are asked for elsewhere; a merge row stays until its reads have ended. */
+  #letGo(slot: number): void {
+    const { updates } = this
+    const merges = this.#merges
+    for (let m = 0; merges.inUse > 0 && m < MERGES_MAX; m++) {
+      const u = merges.isUsed(m) ? merges.update[m]! : NONE
+      if (u === NONE || updates.slot[u] !== slot) continue
+      merges.update[m] = NONE
+      updates.merge[u] = NONE
+      this.#answer(u, Status.NOT_HEAD)
+    }
+    for (const waiting of this.#waitingForRoom) {
+      for (let i = waiting.length - 1; i >= 0; i--) {
+        const u = waiting[i]!
+        if (updates.slot[u] !== slot) continue
+        waiting.splice(i, 1)
+        this.#answer(u, Status.NOT_HEAD)
+      }
+    }
   }
 
   // ---- waiting -----------------------------------------------------------------------------------------------------------
@@ -481,8 +510,10 @@ export class Writes {
     this.updates.merged[u] = 0
     const waiting = this.#waitingForRoom[storeIndex]!
     waiting.push(u)
-    if (waiting.length > 1) return
+    if (this.#asksForRoom[storeIndex]) return
+    this.#asksForRoom[storeIndex] = true
     this.#replicas.onRoom(storeIndex, () => {
+      this.#asksForRoom[storeIndex] = false
       for (const each of waiting.splice(0)) this.#attempt(each)
     })
   }
