@@ -4,9 +4,10 @@ import { ChainCluster, PageLoad } from '../../test/support/chain-cluster.ts'
 import { View } from '../placement/view.ts'
 
 /** A kill or a power loss, a freeze past the lease, a broken session, a drain, one after the other, under load. */
-async function torture(seed: number, rounds: number) {
+async function torture(seed: number, rounds: number, lagMs = 0) {
   const cluster = new ChainCluster({ nodes: 4, slots: 8, seed, chainOf: (slot) => [0, 1, 2].map((i) => ((slot + i) % 4) + 1) })
   await cluster.start()
+  cluster.lagMs = lagMs
   const load = new PageLoad(cluster)
   load.run(16)
   await cluster.world.runFor(100)
@@ -14,7 +15,7 @@ async function torture(seed: number, rounds: number) {
   for (let round = 0; round < rounds; round++) {
     const number = random.between(1, 4)
     const node = cluster.node(number)
-    switch (random.below(5)) {
+    switch (random.below(6)) {
       case 0:
         await cluster.kill(number, { keep: random.below(3), proofMs: random.between(1, 300) })
         await cluster.world.runFor(random.between(1, 400))
@@ -28,7 +29,7 @@ async function torture(seed: number, rounds: number) {
       case 2: {
         // frozen past its lease: dropped, and back as the same process
         node.process.freeze()
-        await cluster.world.runFor(cluster.leaseMs + 50)
+        await cluster.world.runFor(cluster.leaseMs + cluster.lagMs + 50)
         cluster.fence(node)
         await cluster.world.runFor(random.between(1, 300))
         node.process.thaw()
@@ -42,6 +43,27 @@ async function torture(seed: number, rounds: number) {
       case 3: {
         // all connections of a node break, nobody is dropped
         for (const other of cluster.nodes) if (other !== node && other.up) other.plane.peers.peerDown(node.number, node.incarnation)
+        break
+      }
+      case 5: {
+        // cut off from all others, in one direction or both, until its lease is over
+        const others = cluster.nodes.filter((other) => other !== node)
+        const way = random.below(3)
+        for (const other of others) {
+          if (way !== 0) cluster.network.cut(node.host, other.host)
+          if (way !== 1) cluster.network.cut(other.host, node.host)
+        }
+        cluster.cutOff.add(number)
+        await cluster.world.runFor(cluster.leaseMs + cluster.lagMs + 50)
+        cluster.fence(node)
+        await cluster.world.runFor(random.between(1, 300))
+        cluster.network.healAll()
+        cluster.cutOff.delete(number)
+        await cluster.world.runFor(random.between(1, 50))
+        cluster.views[number - 1] = View.UP
+        cluster.sendTable(node)
+        cluster.step()
+        cluster.grant(node)
         break
       }
       case 4: {
@@ -73,6 +95,12 @@ for (let seed = 1; seed <= Number(process.env.XSAN_CHAIN_SEEDS ?? 4); seed++) {
   test(`seed ${seed}: kills, power losses, freezes, broken connections and drains under load lose nothing`, { timeout: 120_000 }, async () => {
     const { load } = await torture(seed, Number(process.env.XSAN_CHAIN_ROUNDS ?? 8))
     assert.ok(load.writes > 100)
+  })
+}
+
+for (let seed = 101; seed <= 100 + Number(process.env.XSAN_CHAIN_SEEDS ?? 2); seed++) {
+  test(`seed ${seed}: the same, while every node learns tables late`, { timeout: 120_000 }, async () => {
+    await torture(seed, Number(process.env.XSAN_CHAIN_ROUNDS ?? 6), 30)
   })
 }
 

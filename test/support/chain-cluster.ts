@@ -58,6 +58,7 @@ export class ChainNode {
   /** What the reactor told the control plane, oldest first. */
   readonly told: ReactorToControl[] = []
   #image: MemoryImage | undefined
+  #lastAtMs = 0
   #toReactor: ((message: ControlToReactor) => void) | undefined
 
   constructor(cluster: ChainCluster, number: number) {
@@ -129,10 +130,13 @@ export class ChainNode {
     })
   }
 
-  /** From the coordinator: arrives after a moment, unless this process is gone by then. */
-  send(message: ControlToReactor, delayMs = CONTROL_DELAY_MS): void {
-    const { incarnation } = this
-    this.process.schedule(delayMs, 'control to reactor', () => {
+  /** From the coordinator: arrives after a moment (in order), unless this process is gone by then. */
+  send(message: ControlToReactor): void {
+    const { incarnation, cluster } = this
+    const { nowMs } = cluster.world
+    const lagMs = cluster.lagMs > 0 ? cluster.world.random('lag').unit() * cluster.lagMs : 0
+    this.#lastAtMs = Math.max(this.#lastAtMs, nowMs + CONTROL_DELAY_MS + lagMs)
+    this.process.schedule(this.#lastAtMs - nowMs, 'control to reactor', () => {
       if (incarnation === this.incarnation && this.up) this.#toReactor!(message)
     })
   }
@@ -166,6 +170,8 @@ export class ChainCluster {
   revision = 1 as TableRevision
   /** Leases are granted for this long; 0: none are. */
   leaseMs = 2000
+  /** The coordinator's word takes up to this much longer, each time another time: nodes know different tables. */
+  lagMs = 0
   /** Nodes that get neither leases nor tables. */
   readonly cutOff = new Set<number>()
   /** Up-to-date reports are believed. */
