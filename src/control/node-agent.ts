@@ -26,6 +26,8 @@ const RENEWALS_MAX = 4
 const REPEAT_MS = 500
 const QUERY_TIMEOUT_MS = 2000
 const STATS_EVERY_MS = 1000
+const FIRST_RANK = 0.2
+const RANKS_APART = 2
 
 export interface AgentStats {
   readonly counters: Readonly<Record<string, number>>
@@ -354,7 +356,8 @@ export class NodeAgent {
     if (raft.leader === node) {
       const survivors = raft.members.voters.filter((voter) => !this.#isProvenDead(voter)).sort((a, b) => a - b)
       log.log('WARN', 'the process of the leader is dead', { node: this.#state.nodes.get(node)?.id, incarnation })
-      raft.leaderProvenDead(node, Math.max(0, survivors.indexOf(this.#options.node)))
+      // in units of 50 ms: even the first waits until the others have their proof (before, they would refuse the vote), and it gets time to store its votes
+      raft.leaderProvenDead(node, FIRST_RANK + RANKS_APART * Math.max(0, survivors.indexOf(this.#options.node)))
     }
     this.#report()
   }
