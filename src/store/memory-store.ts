@@ -547,12 +547,10 @@ export class MemoryStore implements ReplicaStore {
 
   #unchanged(page: Page, payloadPage: number): void {
     if (page.bytes === null) return
-    const at = payloadPage * PAGE_BYTES
-    const now = this.#queue.arena.bytes.subarray(at, at + PAGE_BYTES)
-    assert(
-      page.bytes.every((byte, i) => byte === now[i]),
-      `payload page ${payloadPage} changed before it was staged`,
-    )
+    const { bytes } = this.#queue.arena
+    const now = new Uint32Array(bytes.buffer, bytes.byteOffset + payloadPage * PAGE_BYTES, PAGE_BYTES / 4)
+    const then = new Uint32Array(page.bytes.buffer, page.bytes.byteOffset, PAGE_BYTES / 4)
+    for (let i = 0; i < now.length; i++) if (now[i] !== then[i]) assert(false, `payload page ${payloadPage} changed before it was staged`)
   }
 
   #allUnchanged(pages: readonly Page[], payloadPage: number): void {

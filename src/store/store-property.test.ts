@@ -14,7 +14,7 @@ import { type MemoryImage, MemoryStore } from './memory-store.ts'
 import { type BlockCapture, type BlockInstall, PageFlag, RecordKind, type ReplicaStore, StageRecord } from './store.ts'
 
 /** `SEEDS=FIRST+COUNT` runs others. */
-const [FIRST = 1, COUNT = 8] = (process.env['SEEDS'] ?? '').split('+').filter(Boolean).map(Number)
+const [FIRST = 1, COUNT = 6] = (process.env['SEEDS'] ?? '').split('+').filter(Boolean).map(Number)
 const BLOCKS = 14
 const NEVER_MS = 1e9
 const NOTHING = { onStaged() {}, onDurable() {}, onFailed() {} }
@@ -297,7 +297,7 @@ for (let seed = FIRST; seed < FIRST + COUNT; seed++) {
     const pair = new Pair(seed)
     await pair.bench.format()
     await pair.mount()
-    for (let round = 0; round < 6; round++) {
+    for (let round = 0; round < 4; round++) {
       await pair.run(pair.random.pick([20, 60, 150]))
       if (pair.random.chance(0.4)) await pair.compareAll(false)
       await pair.crash()

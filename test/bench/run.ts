@@ -7,6 +7,7 @@ interface Benchmark {
 
 const BENCHMARKS: Readonly<Record<string, { readonly about: string; readonly load: () => Promise<Benchmark> }>> = {
   placement: { about: 'imbalance and movement of replicas over clusters of 3 to 200 disks', load: () => import('./placement.ts') },
+  store: { about: 'the store of one disk by itself: [DIR], default /dev/shm', load: () => import('./store.ts') },
   nbd: { about: 'one copy in tmpfs against nbdkit', load: () => import('./nbd.ts') },
   replication: { about: 'three copies in tmpfs against qemu quorum', load: () => import('./replication.ts') },
   durable: { about: 'three copies on the real file system against qemu quorum with cache=writethrough', load: () => import('./durable.ts') },

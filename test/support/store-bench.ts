@@ -1,6 +1,7 @@
 /** A simulated host with one disk for the tests of the store: crash it, take its power, mount it again. */
-import { Prng } from '../../src/base/prng.ts'
+
 import type { DiskNumber } from '../../src/base/ids.ts'
+import type { Prng } from '../../src/base/prng.ts'
 import { MiB, PAGE_BYTES } from '../../src/base/units.ts'
 import { AsyncIo } from '../../src/env/async-io.ts'
 import type { SimDisk, SimDiskOptions, SimFile } from '../../src/env/sim/disk.ts'
