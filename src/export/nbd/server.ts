@@ -54,6 +54,11 @@ const REPLIES_PER_SEND_MAX = 128
 const REFUSALS_MAX = 8
 /** A client that has not finished negotiating by then is dropped. */
 const NEGOTIATION_MS_MAX = 10_000
+/**
+ * A reactor that stood still for this long (SIGSTOP, a paused guest) finds requests of unknown age in its sockets. Their clients may have gone on by
+ * another node meanwhile, so that an old write would land over a newer one (protocol 16): all connections are closed instead.
+ */
+const STANDSTILL_MS_MAX = 2000
 
 const State = { NEGOTIATING: 0, RUNNING: 1, CLOSING: 2 } as const
 const NONE = -1
@@ -83,6 +88,8 @@ export class NbdServer {
   #stopping = false
   #refusing = 0
   #refusedLogged = false
+  /** Of the last turn's clock: how long nothing ran is seen by the next. */
+  #turnMs: number
 
   readonly #connections
   readonly #requests = columns('nbd request', REQUESTS_MAX, {
@@ -147,7 +154,8 @@ export class NbdServer {
       if (result === 0 && this.#connections.isUsed(c) && this.#connections.negotiating[c] === 1) this.#queue.cancel(this.#socket(c))
     })
     this.#done = (row, status) => this.#onDone(row, status)
-    queue.onTurnEnd(() => this.#sendReplies())
+    this.#turnMs = queue.nowMs
+    queue.onTurnEnd(() => this.#endTurn())
   }
 
   /** Throws IoError (EADDRINUSE ...). Returns the port. */
@@ -265,6 +273,7 @@ export class NbdServer {
   #onReceive(c: number, result: number): void {
     const t = this.#connections
     t.receiving[c] = 0
+    if (this.#queue.nowMs - this.#turnMs > STANDSTILL_MS_MAX) this.#dropAll()
     if (result <= 0 || t.state[c] !== State.RUNNING) {
       this.#drop(c, '')
       return
@@ -424,6 +433,7 @@ export class NbdServer {
     const q = this.#requests
     const r = t.bulk[c]!
     t.receiving[c] = 0
+    if (this.#queue.nowMs - this.#turnMs > STANDSTILL_MS_MAX) this.#dropAll()
     if (result <= 0 || t.state[c] !== State.RUNNING) {
       t.bulk[c] = NONE
       this.#freeRequest(r)
@@ -477,6 +487,13 @@ export class NbdServer {
       t.dirty[c] = 1
       this.#dirty.push(c)
     }
+  }
+
+  #endTurn(): void {
+    const { nowMs } = this.#queue
+    if (nowMs - this.#turnMs > STANDSTILL_MS_MAX) this.#dropAll()
+    this.#turnMs = nowMs
+    this.#sendReplies()
   }
 
   #sendReplies(): void {
@@ -637,6 +654,21 @@ export class NbdServer {
     const socket = this.#socket(c)
     t.socket[c] = NONE
     this.#queue.close(socket, this.#closeTag, c)
+  }
+
+  /** After a standstill. What already runs below goes on: it knows its own age. */
+  #dropAll(): void {
+    const t = this.#connections
+    const standstillMs = Math.round(this.#queue.nowMs - this.#turnMs)
+    this.#turnMs = this.#queue.nowMs
+    let dropped = 0
+    for (let c = 0; c < t.rowsMax; c++) {
+      if (!t.isUsed(c) || t.state[c] !== State.RUNNING) continue
+      dropped++
+      this.#drop(c, '')
+    }
+    if (dropped > 0)
+      this.#log.log('WARN', 'NBD connections closed: this process stood still, and what they hold may be out of date', { standstillMs, connections: dropped })
   }
 
   #onClosed(c: number): void {
