@@ -196,7 +196,7 @@ class Replay {
 
   async #readStart(page: number): Promise<SegmentStart | null> {
     const { get } = BatchHeader
-    await this.#load(page, 1)
+    await this.#load(page, 1, 1)
     const at = this.#at(page)
     if (!this.#isOurs(at) || get.kind(this.#view, at) !== BatchKind.SEGMENT_START) return null
     const slotCount = get.slotCount(this.#view, at)
@@ -204,7 +204,7 @@ class Replay {
     const descriptorPages = get.descriptorPages(this.#view, at)
     if (slotCount !== this.#o.lastHigh.length || rowCount > ROWS_MAX || descriptorPages !== checkpointPages(slotCount, rowCount)) return null
     if (descriptorPages > BUFFER_PAGES) return null
-    await this.#load(page, descriptorPages)
+    await this.#load(page, descriptorPages, descriptorPages)
     if (!this.#crcHolds(page, descriptorPages)) return null
     const reason = BatchHeader.invalid(this.#view, this.#at(page))
     if (reason !== null) return null
@@ -485,11 +485,11 @@ class Replay {
 
   // ---- bytes -------------------------------------------------------------------------------------------------------------------
 
-  /** Journal pages [page, page + count) are in the buffer afterwards, and what follows them. */
-  async #load(page: number, count: number): Promise<void> {
+  /** Journal pages [page, page + count) are in the buffer afterwards, and some of what follows them. */
+  async #load(page: number, count: number, most = BUFFER_PAGES): Promise<void> {
     if (page >= this.#from && page + count <= this.#from + this.#count) return
     const total = this.#o.geometry.segmentCount * this.#pagesPerSegment
-    const wanted = Math.min(BUFFER_PAGES, total - page)
+    const wanted = Math.min(most, total - page)
     this.#from = page
     this.#count = 0
     await readFully(this.#o.io, this.#o.file, journalOffset(this.#o.geometry, page), this.#buffer, wanted, this.#o.path)
