@@ -132,6 +132,10 @@ test('with unflushed writes, a loss of all power goes back to some content since
     made.s.read('c2', 100, 101, made[name])
     assert.ok(made.s.valid, name)
   }
+  const later = make()
+  later.s.history.flushed(1, 200)
+  later.s.read('c2', 210, 211, later.b)
+  assert.ok(later.s.valid, 'a flush after the loss covers nothing from before')
   const lost = make()
   lost.s.read('c2', 100, 101, undefined)
   assert.ok(!lost.s.valid, 'what was flushed is gone')

@@ -145,6 +145,8 @@ export class History {
 
   /** Every replica lost its power at once. */
   allPowerLost(nowMs: number): void {
+    // A flush from now on says nothing of what was lost before
+    this.#unflushed.clear()
     for (const list of this.#pages.values()) {
       list.push({
         kind: 'powerLoss',
