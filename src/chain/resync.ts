@@ -531,23 +531,33 @@ export class Resync {
     words.set(rows, BLOCK_HEADER_WORDS + differing.length * PAGE_WORDS)
     arena.bytes.set(new Uint8Array(words.buffer), buffer * PAGE_BYTES)
     let status: number = Status.SUCCESS
+    let bad: number[] = []
     if (capture !== null) {
       for (let i = 0; i < dataPages.length && status === Status.SUCCESS; ) {
         let run = 1
         while (i + run < dataPages.length && dataPages[i + run] === dataPages[i]! + run) run++
         status = await store.readCaptured(capture, dataPages[i]!, run, buffer + dataPage + i)
+        if (status === Status.BLOCK_CORRUPTED) bad = await this.#badPages(store, capture, dataPages.slice(i, i + run), buffer + dataPage + i)
         i += run
       }
       store.release(capture)
     }
     if (status !== Status.SUCCESS) {
       arena.free(buffer)
-      this.#log('WARN', 'a resync source cannot read a block', { slot, volume, index, status })
+      this.#log('WARN', 'a resync source cannot read a block', { slot, volume, index, status, badPages: bad })
+      // The returner asks again, and finds them repaired if any other replica can give them
+      for (const page of bad) await this.repair(slot, { volume, layer, index }, page)
       return answerOf(status)
     }
     this.#counters.syncingReads++
     this.#counters.syncingReadBytes += dataPages.length * PAGE_BYTES
     return { status, page: buffer, lengthBytes, free: () => arena.free(buffer) }
+  }
+
+  async #badPages(store: ReplicaStore, capture: BlockCapture, pages: readonly number[], bufferPage: number): Promise<number[]> {
+    const bad: number[] = []
+    for (const page of pages) if ((await store.readCaptured(capture, page, 1, bufferPage)) === Status.BLOCK_CORRUPTED) bad.push(page)
+    return bad
   }
 
   // ---- repair of one page ------------------------------------------------------------------------------------------------------
