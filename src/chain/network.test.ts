@@ -5,6 +5,7 @@ import { Status } from '../base/status.ts'
 import { AsyncIo } from '../env/async-io.ts'
 import { SimHost } from '../env/sim/host.ts'
 import { SimIoQueue } from '../env/sim/ioqueue.ts'
+import { View } from '../placement/view.ts'
 import { HEAD_BYTES_MAX, PeerFrame, putFrame } from '../wire/peer.ts'
 
 async function cluster3(options: Partial<ConstructorParameters<typeof ChainCluster>[0]> = {}) {
@@ -45,6 +46,44 @@ test('a write is applied exactly once, however often its connection breaks', { t
   cluster.assertEqual()
   const cached = cluster.nodes.reduce((sum, node) => sum + node.plane.counters.updatesCached, 0)
   assert.ok(cached > 0, 'retries met the rows of their first tries')
+})
+
+test('reads never go back in time: what was seen on one node is seen on all from then on', { timeout: 60_000 }, async () => {
+  const { cluster } = await cluster3({ seed: 6, network: { delayMinMs: 0.5, delayMaxMs: 4 } })
+  const load = new PageLoad(cluster, { pages: 4, thinkMs: 1 })
+  load.run(24)
+  await cluster.world.runFor(1500)
+  await load.stop()
+  assert.equal(load.failures, 0)
+  assert.ok(cluster.nodes.some((node) => node.plane.counters.readsWaited > 0))
+})
+
+test('a read begun before its replica was dropped is not answered after it has come back', { timeout: 60_000 }, async () => {
+  const { cluster, clients } = await cluster3()
+  assert.equal(await cluster.world.settle(clients[0]!.write(1, 0, pattern(1)), 5000), Status.SUCCESS)
+  await cluster.until('quiet', () => cluster.quiet)
+  const node = cluster.node(3)
+  node.storeOptions.readMs = 4000
+  const read = clients[2]!.read(1, 0, 1)
+  await cluster.world.runFor(5)
+  node.storeOptions.readMs = 0.1
+  cluster.cutOff.add(3)
+  for (const other of cluster.nodes.slice(0, 2)) {
+    cluster.network.cut(node.host, other.host)
+    cluster.network.cut(other.host, node.host)
+  }
+  await cluster.world.runFor(cluster.leaseMs + 50)
+  cluster.fence(node)
+  assert.equal(await cluster.world.settle(clients[0]!.write(1, 0, pattern(2)), 5000), Status.SUCCESS)
+  cluster.network.healAll()
+  cluster.cutOff.delete(3)
+  cluster.views[2] = View.UP
+  cluster.sendTable(node)
+  cluster.step()
+  cluster.grant(node)
+  await cluster.until('resynced', () => cluster.allServing, 1500)
+  assert.equal(clients[2]!.pending, 1)
+  assert.deepEqual((await cluster.world.settle(read, 10_000)).bytes, pattern(2))
 })
 
 test('resync moves what differs and nothing else', { timeout: 60_000 }, async () => {

@@ -53,6 +53,8 @@ export class ChainNode {
   process!: SimProcess
   queue!: SimIoQueue
   store!: MemoryStore
+  /** Times may be changed while the store runs. */
+  storeOptions!: { -readonly [K in keyof MemoryStoreOptions]: MemoryStoreOptions[K] }
   plane!: DataPlane
   up = false
   /** What the reactor told the control plane, oldest first. */
@@ -81,14 +83,15 @@ export class ChainNode {
     this.process = this.host.start(`xsand ${this.incarnation}`)
     this.queue = new SimIoQueue({ arenaBytes: 64 * 1024 * 1024, ...options.queue, process: this.process, name: `n${this.number}.${this.incarnation}` })
     const relay = new StoreRelay()
-    this.store = new MemoryStore({
+    this.storeOptions = {
       ...options.store,
       queue: this.queue,
       disk: this.disk,
       slotCount: options.slots,
       events: relay,
       ...(this.#image ? { image: this.#image } : {}),
-    })
+    }
+    this.store = new MemoryStore(this.storeOptions)
     const nonces = new Prng(this.cluster.world.random(`nonce ${this.number} ${this.incarnation}`).u32())
     this.plane = new DataPlane({
       ...options.plane,
