@@ -28,7 +28,17 @@ export const TransmissionFlag = {
   CAN_MULTI_CONN: 1 << 8,
 } as const
 
-export const Option = { EXPORT_NAME: 1, ABORT: 2, LIST: 3, STARTTLS: 5, INFO: 6, GO: 7, STRUCTURED_REPLY: 8, LIST_META_CONTEXT: 9, SET_META_CONTEXT: 10 } as const
+export const Option = {
+  EXPORT_NAME: 1,
+  ABORT: 2,
+  LIST: 3,
+  STARTTLS: 5,
+  INFO: 6,
+  GO: 7,
+  STRUCTURED_REPLY: 8,
+  LIST_META_CONTEXT: 9,
+  SET_META_CONTEXT: 10,
+} as const
 
 export const OptionReplyType = {
   ACK: 1,
@@ -62,10 +72,26 @@ export const NbdOption = struct('NbdOption', { size: 16, endian: 'big', source }
 export const NbdOptionReply = struct('NbdOptionReply', { size: 20, endian: 'big', source }, { magic: u64, option: u32, type: u32, length: u32 })
 export const NbdInfoExport = struct('NbdInfoExport', { size: 12, endian: 'big', source }, { type: u16, size: u53, flags: u16 })
 export const NbdInfoBlockSize = struct('NbdInfoBlockSize', { size: 14, endian: 'big', source }, { type: u16, minimum: u32, preferred: u32, maximum: u32 })
-export const NbdRequest = struct('NbdRequest', { size: 28, endian: 'big', source }, { magic: u32, flags: u16, type: u16, cookie: u64, offset: u53, length: u32 })
+export const NbdRequest = struct(
+  'NbdRequest',
+  { size: 28, endian: 'big', source },
+  { magic: u32, flags: u16, type: u16, cookie: u64, offset: u53, length: u32 },
+)
 export const NbdSimpleReply = struct('NbdSimpleReply', { size: 16, endian: 'big', source }, { magic: u32, error: u32, cookie: u64 })
-export const NbdStructuredReply = struct('NbdStructuredReply', { size: 20, endian: 'big', source }, { magic: u32, flags: u16, type: u16, cookie: u64, length: u32 })
+export const NbdStructuredReply = struct(
+  'NbdStructuredReply',
+  { size: 20, endian: 'big', source },
+  { magic: u32, flags: u16, type: u16, cookie: u64, length: u32 },
+)
 /** The chunk header of read data, with the offset that begins its payload. */
-export const NbdOffsetData = struct('NbdOffsetData', { size: 28, endian: 'big', source }, { magic: u32, flags: u16, type: u16, cookie: u64, length: u32, offset: u53 })
+export const NbdOffsetData = struct(
+  'NbdOffsetData',
+  { size: 28, endian: 'big', source },
+  { magic: u32, flags: u16, type: u16, cookie: u64, length: u32, offset: u53 },
+)
 /** An error chunk without a message. */
-export const NbdErrorChunk = struct('NbdErrorChunk', { size: 26, endian: 'big', source }, { magic: u32, flags: u16, type: u16, cookie: u64, length: u32, error: u32, messageLength: u16 })
+export const NbdErrorChunk = struct(
+  'NbdErrorChunk',
+  { size: 26, endian: 'big', source },
+  { magic: u32, flags: u16, type: u16, cookie: u64, length: u32, error: u32, messageLength: u16 },
+)
