@@ -182,7 +182,7 @@ export class ChainTable {
     this.headNode[slot] = count > 0 && isMember(first) ? packed[at + 1]! : 0
     this.headState[slot] = first
     this.ownStore[slot] = own < 0 ? NO_STORE : this.ownDisks.indexOf(packed[at + own * PACKED_ENTRY]! as DiskNumber)
-    this.ownPosition[slot] = own < 0 ? 0 : own
+    this.ownPosition[slot] = Math.max(own, 0)
     this.successorNode[slot] = this.successorDisk[slot] = this.predecessorNode[slot] = this.predecessorDisk[slot] = 0
     if (own < 0) {
       this.ownState[slot] = ReplicaState.OFFLINE
