@@ -49,6 +49,8 @@ export const DEFAULT_SETTINGS: ClientSettings = { retryTotalMs: 60_000, retryFir
 /** How often waiting things are looked at. */
 const TICK_MS = 50
 const STATS_MS = 1000
+/** After the volumes have changed: once soon, and once for writes that were under way when a volume went. */
+const SWEEP_AFTER_MS = [1000, 10_000] as const
 
 export interface DataPlaneOptions {
   readonly queue: IoQueue
@@ -91,6 +93,11 @@ export class DataPlane {
   #stopping = false
   #stopped = false
   #nextStatsMs = 0
+  /** When blocks of deleted volumes are looked for, ascending. */
+  #sweepAtMs: number[] = []
+  #sweeping = false
+  /** Highest volume number of any table so far: numbers rise and are never used again, so what is below and absent is deleted. */
+  #newestVolume = 0
 
   constructor(options: DataPlaneOptions) {
     const { queue, port, stores, identity } = options
@@ -356,6 +363,10 @@ export class DataPlane {
     this.forwarding.tick()
     this.#client.tick()
     this.reads.retryStalled()
+    if (!this.#sweeping && this.#queue.nowMs >= (this.#sweepAtMs[0] ?? Number.POSITIVE_INFINITY)) {
+      this.#sweepAtMs.shift()
+      void this.#sweep()
+    }
     if (this.#queue.nowMs >= this.#nextStatsMs) {
       this.#nextStatsMs = this.#queue.nowMs + STATS_MS
       this.#port.send({
@@ -424,10 +435,22 @@ export class DataPlane {
       this.#expireClients()
       this.peers.nodesChanged()
     }
+    if (message.volumes) {
+      for (const { volume } of message.volumes) this.#newestVolume = Math.max(this.#newestVolume, volume)
+      this.#sweepAtMs = SWEEP_AFTER_MS.map((afterMs) => this.#queue.nowMs + afterMs)
+    }
     for (const slot of changed) replicas.learn(slot)
     this.#sendLastIds(changed)
     this.#port.send({ type: 'tableApplied', revision: table.revision })
     this.#client.wake()
+  }
+
+  /** Blocks of deleted volumes give their space back (protocol 25). */
+  async #sweep(): Promise<void> {
+    this.#sweeping = true
+    const exists = (volume: number) => volume > this.#newestVolume || this.table.volumes.has(volume)
+    for (const store of this.replicas.stores) if (!this.#stopped) await store.sweep(exists)
+    this.#sweeping = false
   }
 
   /** Channel rows of incarnations that Raft has fenced go (protocol 7). */
