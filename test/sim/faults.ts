@@ -111,8 +111,8 @@ export function makeSchedule(random: Prng, options: ScheduleOptions): Schedule {
     seed: options.seed,
     profile,
     nodes,
-    clients: random.between(2, 5),
-    opsPerClient: Math.round(durationMs / 40),
+    clients: random.between(3, 6),
+    opsPerClient: Math.round(durationMs / 30),
     durationMs,
     faults,
   }

@@ -128,8 +128,11 @@ export async function runSchedule(schedule: Schedule, options: RunOptions = {}):
 function startClients(cluster: SimCluster, schedule: Schedule, volumes: readonly SimVolume[], history: History, clients: SimClient[]): void {
   const { world } = cluster
   const random = world.random('clients')
+  const shift = random.below(cluster.nodes.length)
   for (let c = 0; c < schedule.clients; c++) {
     const volume = volumes[c % 3 === 2 ? 1 : 0]!
+    const depth = random.between(1, 4)
+    const home = cluster.nodes[(c + shift) % cluster.nodes.length]!
     const client = new SimClient({
       name: `c${c + 1}`,
       history,
@@ -138,11 +141,13 @@ function startClients(cluster: SimCluster, schedule: Schedule, volumes: readonly
       sizeBytes: volume.sizeBytes,
       syncWhenWrite: volume.syncWhenWrite,
       opsMax: schedule.opsPerClient,
-      depth: random.between(1, 4),
+      depth,
       // Some do little but read: they are the ones to see what is stale
-      readShare: random.chance(0.3) ? 0.98 : 0.4,
-      thinkMs: schedule.durationMs / schedule.opsPerClient / 2,
+      readShare: random.chance(0.4) ? 0.98 : 0.4,
+      // So that they are at work all the time
+      thinkMs: (depth * schedule.durationMs) / schedule.opsPerClient,
       seat: () => {
+        if (home.seat && random.chance(0.7)) return home.seat
         const seats = cluster.nodes.flatMap((node) => (node.seat ? [node.seat] : []))
         return seats.length > 0 ? random.pick(seats) : undefined
       },
