@@ -23,7 +23,7 @@ import { checkLeaf, checkTablePage, diskTagOf, isTablePage, loadLeaf, loadTableP
 const LOCK_RETRY_MS = 50
 const LOCK_WAIT_MS = 10_000
 /** Buffer of the destage; less when the arena is small. */
-const DESTAGE_BUFFER_PAGES = [1024, 256, 64]
+const DESTAGE_BUFFER_PAGES = [4096, 2048, 1024, 256, 64]
 /** The start of a disk that must be blank to be formatted without force. */
 const BLANK_BYTES = 64 * KiB
 const CHUNK_PAGES = 64
