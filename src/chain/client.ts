@@ -88,6 +88,8 @@ export class Client implements BlockClient {
   readonly #done: Array<Done | undefined>
   /** Set by `stop`. */
   stopping = false
+  /** storage.read_only of this node. */
+  readOnly = false
   readonly settings: ClientSettings
   readonly #queue: IoQueue
   readonly #table: ChainTable
@@ -241,6 +243,7 @@ export class Client implements BlockClient {
     this.#inCall = true
     if (this.stopping) this.#end(op, Status.STOPPING)
     else if (known === undefined && this.#table.revision > 0) this.#end(op, Status.VOLUME_NOT_FOUND)
+    else if (this.readOnly && (kind === OpKind.WRITE || kind === OpKind.ZERO)) this.#end(op, Status.READ_ONLY)
     else if (kind === OpKind.FLUSH) this.#startFlush(op, volume, known === undefined || known.syncWhenWrite)
     else if (kind === OpKind.READ) this.#dispatch(op)
     else if (this.#freeChannelCount > 0) this.#openChannel(op)
@@ -365,7 +368,7 @@ export class Client implements BlockClient {
     const table = this.#table
     const slot = ops.slot[op]!
     const isRetryElsewhere = ops.attempts[op]! > 1 && (ops.status[op] === Status.BLOCK_CORRUPTED || ops.status[op] === Status.READ_FAILED)
-    if (table.ownState[slot] === ReplicaState.SERVING && !isRetryElsewhere) {
+    if (this.#reads.servesHere(slot) && !isRetryElsewhere) {
       ops.peer[op] = NONE
       this.#submitRead(op)
       return

@@ -9,9 +9,10 @@ import { assert } from '../base/assert.ts'
 import { CHAIN_OP_BYTES_MAX } from '../base/units.ts'
 
 /** Longest way of a record: positions in the write path of a chain. */
-export const HOPS = 16
-/** Positions that chains normally have: they get the full grant, later ones a quarter. */
+export const HOPS = 8
+/** Positions that chains normally have: they get the full grant, later ones the smallest that works. */
 const USUAL_HOPS = 4
+const LATER_ROWS = 16
 
 export interface CreditLimits {
   readonly rows: number
@@ -20,7 +21,7 @@ export interface CreditLimits {
 }
 
 export class Credits {
-  readonly #limits: CreditLimits
+  #limits: CreditLimits
   // as sender
   readonly #taken: Float64Array
   readonly #takenBytes: Float64Array
@@ -54,11 +55,17 @@ export class Credits {
     this.#toldBytes = column()
   }
 
-  /** Rows that one peer may hold here at most, over all hops. */
-  static rowsPerPeer(limits: CreditLimits): number {
-    let rows = 0
-    for (let hop = 0; hop < HOPS; hop++) rows += rowsOf(limits, hop)
-    return rows
+  /**
+   * The limits under which all grants to that many peers together fit into `rows` and `bytes` (as long as these are enough for the
+   * smallest grants). What was granted before is not taken back; it is not granted anew.
+   */
+  share(peers: number, most: CreditLimits, rows: number, bytes: number): void {
+    const later = HOPS - USUAL_HOPS
+    const each = Math.max(1, peers)
+    this.#limits = {
+      rows: Math.max(1, Math.min(most.rows, Math.floor((rows / each - later * LATER_ROWS) / USUAL_HOPS))),
+      bytes: Math.max(CHAIN_OP_BYTES_MAX, Math.min(most.bytes, Math.floor((bytes / each - later * CHAIN_OP_BYTES_MAX) / USUAL_HOPS))),
+    }
   }
 
   // ---- sender --------------------------------------------------------------------------------------------------------
@@ -103,8 +110,8 @@ export class Credits {
     const i = peer * HOPS + hop
     this.#held[i]!--
     this.#heldBytes[i]! -= bytes
-    this.#grant[i]!++
-    this.#grantBytes[i]! += bytes
+    this.#grant[i] = Math.max(this.#grant[i]!, this.#received[i]! + rowsOf(this.#limits, hop) - this.#held[i]!)
+    this.#grantBytes[i] = Math.max(this.#grantBytes[i]!, this.#receivedBytes[i]! + bytesOf(this.#limits, hop) - this.#heldBytes[i]!)
     return this.isDue(peer, hop)
   }
 
@@ -150,8 +157,8 @@ export class Credits {
 }
 
 function rowsOf(limits: CreditLimits, hop: number): number {
-  return hop < USUAL_HOPS ? limits.rows : Math.max(1, limits.rows >> 2)
+  return hop < USUAL_HOPS ? limits.rows : Math.min(limits.rows, LATER_ROWS)
 }
 function bytesOf(limits: CreditLimits, hop: number): number {
-  return hop < USUAL_HOPS ? limits.bytes : Math.max(CHAIN_OP_BYTES_MAX, limits.bytes >> 2)
+  return hop < USUAL_HOPS ? limits.bytes : CHAIN_OP_BYTES_MAX
 }

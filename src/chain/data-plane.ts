@@ -3,6 +3,7 @@
  * One owner per datum; everything runs on the reactor's thread, between and in the turns of its io queue.
  */
 import type { SlotIndex } from '../base/ids.ts'
+import { MiB, PAGE_BYTES } from '../base/units.ts'
 import type { AsyncIo } from '../env/async-io.ts'
 import type { IoQueue, Tag } from '../env/ioqueue.ts'
 import { ReplicaState } from '../placement/chain.ts'
@@ -17,6 +18,7 @@ import { Counters } from './counters.ts'
 import { Credits } from './credits.ts'
 import { Flushes, flushStore } from './flush.ts'
 import { Forwarding } from './forward.ts'
+import { PayloadPool } from './payload-pool.ts'
 import { type Authenticator, Owner, PEERS_MAX, type PeerHandlers, Peers, Place } from './peers.ts'
 import { Reads } from './read.ts'
 import { NONE, svOf } from './records.ts'
@@ -35,14 +37,17 @@ export interface DataPlaneLimits {
   /** Credits per (peer, hop). */
   readonly creditRows: number
   readonly creditBytes: number
+  /** Arena set apart for what peers send; at most a quarter of the arena. */
+  readonly peerPoolBytes: number
 }
 export const DEFAULT_LIMITS: DataPlaneLimits = {
-  recordsMax: 8192,
+  recordsMax: 16384,
   updatesMax: 2048,
   readsMax: 4096,
   clientOpsMax: 16384,
   creditRows: 128,
-  creditBytes: 8 * 1024 * 1024,
+  creditBytes: 8 * MiB,
+  peerPoolBytes: 64 * MiB,
 }
 export const DEFAULT_SETTINGS: ClientSettings = { retryTotalMs: 60_000, retryFirstMs: 100, retryMaxMs: 1000, writeLifeMs: 4000 }
 
@@ -51,6 +56,9 @@ const TICK_MS = 50
 const STATS_MS = 1000
 /** After the volumes have changed: once soon, and once for writes that were under way when a volume went. */
 const SWEEP_AFTER_MS = [1000, 10_000] as const
+
+/** By key of the configuration. */
+export type HotSettings = Extract<ControlToReactor, { type: 'settings' }>['settings']
 
 export interface DataPlaneOptions {
   readonly queue: IoQueue
@@ -75,6 +83,9 @@ export class DataPlane {
   readonly forwarding: Forwarding
   readonly #remote: RemoteExchange
   readonly #calls: Calls
+  readonly #credits: Credits
+  readonly #limits: DataPlaneLimits
+  readonly #pool: PayloadPool
   readonly #resync: Resync
   readonly #client: Client
   readonly #listen: { readonly host: string; readonly port: number }
@@ -83,6 +94,8 @@ export class DataPlane {
   /** Counters of the exports above, to go out with this reactor's own. Set by the composition root. */
   exportCounters: () => Readonly<Record<string, number>> = () => ({})
   #reports: number[] = []
+  #settings: HotSettings | undefined
+  #settingsHandler: ((settings: HotSettings) => void) | undefined
   readonly #queue: IoQueue
   readonly #io: AsyncIo
   readonly #port: ReactorPort
@@ -113,11 +126,16 @@ export class DataPlane {
     )
     const { table } = this
     const needTable = (slot: number, version: number) => port.send({ type: 'needTable', slot: slot as SlotIndex, version: version as never })
+    this.#credits = new Credits(PEERS_MAX, { rows: limits.creditRows, bytes: limits.creditBytes })
+    const credits = this.#credits
+    this.#limits = limits
+    this.#pool = new PayloadPool(queue.arena, Math.min(limits.peerPoolBytes, Math.floor(queue.arena.totalPages / 4) * PAGE_BYTES))
+    const pool = this.#pool
     const log: PeerHandlers['log'] = (level, message, fields) => port.send({ type: 'log', level, message, fields })
     this.replicas = new Replicas({
       table,
       stores,
-      arena: queue.arena,
+      pool,
       recordsMax: limits.recordsMax,
       hooks: {
         forward: (slot) => this.forwarding.forward(slot),
@@ -150,6 +168,7 @@ export class DataPlane {
     }
     this.writes = new Writes({
       queue,
+      pool,
       table,
       replicas: this.replicas,
       counters,
@@ -180,12 +199,12 @@ export class DataPlane {
       },
     })
     const settings = { ...DEFAULT_SETTINGS, ...options.settings }
-    const credits = new Credits(PEERS_MAX, { rows: limits.creditRows, bytes: limits.creditBytes })
     this.peers = new Peers({ queue, table, authenticate: options.authenticate, counters, handlers: this.#peerHandlers(log) })
     const { peers, replicas, writes, reads } = this
     this.#calls = new Calls({ queue, peers })
     this.forwarding = new Forwarding({
       queue,
+      pool,
       table,
       replicas,
       peers,
@@ -197,6 +216,7 @@ export class DataPlane {
     })
     this.#remote = new RemoteExchange({
       queue,
+      pool,
       table,
       peers,
       credits,
@@ -433,6 +453,7 @@ export class DataPlane {
     }
     if (message.nodes) {
       this.#expireClients()
+      this.#shareCredits()
       this.peers.nodesChanged()
     }
     if (message.volumes) {
@@ -451,6 +472,12 @@ export class DataPlane {
     const exists = (volume: number) => volume > this.#newestVolume || this.table.volumes.has(volume)
     for (const store of this.replicas.stores) if (!this.#stopped) await store.sweep(exists)
     this.#sweeping = false
+  }
+
+  /** All credit together fits into the rows and the memory set apart for it. */
+  #shareCredits(): void {
+    const { creditRows, creditBytes, recordsMax } = this.#limits
+    this.#credits.share(this.table.nodes.size - 1, { rows: creditRows, bytes: creditBytes }, recordsMax / 2, this.#pool.poolBytes)
   }
 
   /** Channel rows of incarnations that Raft has fenced go (protocol 7). */
@@ -484,25 +511,31 @@ export class DataPlane {
     })
   }
 
-  #onSettings(settings: Readonly<Record<string, number | boolean | string>>): void {
+  /** Also hears of the hot settings: of those known now at once, then of every change. One handler. */
+  watchSettings(handler: (settings: HotSettings) => void): void {
+    this.#settingsHandler = handler
+    if (this.#settings !== undefined) handler(this.#settings)
+  }
+
+  #onSettings(settings: HotSettings): void {
     const own = this.#client.settings
     const number = (key: string, set: (value: number) => void) => {
       const value = settings[key]
       if (typeof value === 'number') set(value)
     }
-    number('retry_first_wait', (value) => {
+    number('forward.retry_first_wait', (value) => {
       own.retryFirstMs = value
     })
-    number('retry_max_wait', (value) => {
+    number('forward.retry_max_wait', (value) => {
       own.retryMaxMs = value
     })
-    number('retry_total_time', (value) => {
+    number('forward.retry_total_time', (value) => {
       own.retryTotalMs = value
     })
-    number('write_life', (value) => {
-      own.writeLifeMs = value
-    })
-    if (typeof settings.read_only === 'boolean') this.writes.readOnly = settings.read_only
+    const readOnly = settings['storage.read_only']
+    if (typeof readOnly === 'boolean') this.writes.readOnly = this.#client.readOnly = readOnly
+    this.#settings = settings
+    this.#settingsHandler?.(settings)
   }
 
   // ---- questions -------------------------------------------------------------------------------------------------------------

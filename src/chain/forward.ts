@@ -8,7 +8,7 @@
  * Acknowledgements are cumulative, so a slot that is to be acknowledged is only marked, and the newest is sent.
  */
 import { CHAIN_OP_PAGES_MAX, KiB, PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
-import type { Arena } from '../env/arena.ts'
+import type { Arena, PageNumber } from '../env/arena.ts'
 import type { IoQueue } from '../env/ioqueue.ts'
 import { CHAIN_ENTRIES_MAX, ReplicaState } from '../placement/chain.ts'
 import { CHANNELS_PER_CLIENT } from '../store/channel-rows.ts'
@@ -16,6 +16,7 @@ import { RecordKind } from '../store/store.ts'
 import { Ack, Credit, Forward, ForwardFlag, ForwardRefusal, FRAME_BYTES, Lane, PeerFrame, putFrame } from '../wire/peer.ts'
 import type { Counters } from './counters.ts'
 import { type Credits, HOPS } from './credits.ts'
+import type { PayloadPool } from './payload-pool.ts'
 import { Owner, PEERS_MAX, type Peers, Place, type Placement } from './peers.ts'
 import { NONE, RecordState, svOf } from './records.ts'
 import type { Replicas } from './replica.ts'
@@ -38,6 +39,7 @@ export interface ForwardSettings {
 export class Forwarding {
   readonly #queue: IoQueue
   readonly #arena: Arena
+  readonly #pool: PayloadPool
   readonly #table: ChainTable
   readonly #replicas: Replicas
   readonly #peers: Peers
@@ -67,6 +69,7 @@ export class Forwarding {
 
   constructor(options: {
     queue: IoQueue
+    pool: PayloadPool
     table: ChainTable
     replicas: Replicas
     peers: Peers
@@ -78,6 +81,7 @@ export class Forwarding {
   }) {
     this.#queue = options.queue
     this.#arena = options.queue.arena
+    this.#pool = options.pool
     this.#table = options.table
     this.#replicas = options.replicas
     this.#peers = options.peers
@@ -259,14 +263,14 @@ export class Forwarding {
     }
     const row = records.alloc()
     if (row < 0) return Place.WAIT
-    const page = payloadPages === 0 ? 0 : this.#arena.alloc(payloadBytes)
+    const page = payloadPages === 0 ? 0 : this.#pool.alloc(payloadBytes)
     if (page === -1) {
       records.free(row)
       return Place.WAIT
     }
     if (!this.#credits.receive(peer, hop, payloadBytes)) {
       records.free(row)
-      if (payloadPages > 0) this.#arena.free(page as never)
+      if (payloadPages > 0) this.#pool.free(page as PageNumber)
       return Place.REFUSE
     }
     records.slot[row] = slot
@@ -490,7 +494,7 @@ export class Forwarding {
 
   up(peer: number): void {
     this.#credits.start(peer)
-    this.#creditDue[peer] = 0xffff
+    this.#creditDue[peer] = (1 << HOPS) - 1
     this.#peers.wantsFlush(peer, Lane.ACK)
     const node = this.#peers.nodeOf(peer)
     const table = this.#table

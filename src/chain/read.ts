@@ -125,6 +125,11 @@ export class Reads {
     this.#waiting[slot] = r
   }
 
+  /** Whether this replica answers reads, as far as its state and its disk go. */
+  servesHere(slot: number): boolean {
+    return this.#table.ownState[slot] === ReplicaState.SERVING && this.#replicas.storeOf(slot) !== undefined
+  }
+
   #refusal(slot: number, asked: number, version: number): number {
     if (asked < version) return Status.ROUTING_STALE
     if (asked > version) {

@@ -14,6 +14,7 @@ import { FRAME_BYTES, Lane, PeerFrame, putFrame, Read, ReadAnswer, Update, Updat
 import { type Client, clientHighOf } from './client.ts'
 import type { Counters } from './counters.ts'
 import type { Credits } from './credits.ts'
+import type { PayloadPool } from './payload-pool.ts'
 import { Owner, PEERS_MAX, type Peers, Place, type Placement } from './peers.ts'
 import type { Reads } from './read.ts'
 import { NONE } from './records.ts'
@@ -26,6 +27,7 @@ const UPDATE_HEAD_BYTES = FRAME_BYTES + Update.size
 export class RemoteExchange {
   readonly #queue: IoQueue
   readonly #arena: Arena
+  readonly #pool: PayloadPool
   readonly #table: ChainTable
   readonly #peers: Peers
   readonly #credits: Credits
@@ -42,6 +44,7 @@ export class RemoteExchange {
 
   constructor(options: {
     queue: IoQueue
+    pool: PayloadPool
     table: ChainTable
     peers: Peers
     credits: Credits
@@ -53,6 +56,7 @@ export class RemoteExchange {
   }) {
     this.#queue = options.queue
     this.#arena = options.queue.arena
+    this.#pool = options.pool
     this.#table = options.table
     this.#peers = options.peers
     this.#credits = options.credits
@@ -211,14 +215,14 @@ export class RemoteExchange {
     }
     const u = updates.alloc()
     if (u < 0) return Place.WAIT
-    const page = payloadPages === 0 ? 0 : this.#arena.alloc(payloadPages * PAGE_BYTES)
+    const page = payloadPages === 0 ? 0 : this.#pool.alloc(payloadPages * PAGE_BYTES)
     if (page === -1) {
       updates.free(u)
       return Place.WAIT
     }
     if (!this.#credits.receive(peer, 0, payloadPages * PAGE_BYTES)) {
       updates.free(u)
-      if (payloadPages > 0) this.#arena.free(page as PageNumber)
+      if (payloadPages > 0) this.#pool.free(page as PageNumber)
       return Place.REFUSE
     }
     const nowMs = this.#queue.nowMs

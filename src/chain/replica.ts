@@ -14,9 +14,10 @@
 import { assert } from '../base/assert.ts'
 import { Status } from '../base/status.ts'
 import { PAGE_BYTES } from '../base/units.ts'
-import type { Arena, PageNumber } from '../env/arena.ts'
+import type { PageNumber } from '../env/arena.ts'
 import { ReplicaState } from '../placement/chain.ts'
 import { RecordKind, type ReplicaStore, StageRecord } from '../store/store.ts'
+import type { PayloadPool } from './payload-pool.ts'
 import { NONE, RecordState, type Records, recordRows, svOf } from './records.ts'
 import { SyncSession } from './session.ts'
 import type { MountedStore } from './store-relay.ts'
@@ -60,7 +61,7 @@ export class Replicas {
   readonly sessions = new Map<number, SyncSession>()
   /** Per store: nothing may be served or acknowledged from it any more. */
   readonly storeFailed: boolean[]
-  readonly #arena: Arena
+  readonly #pool: PayloadPool
   readonly #hooks: ReplicaHooks
   readonly #stage = new StageRecord()
 
@@ -87,12 +88,12 @@ export class Replicas {
   readonly #waitForRoom: Array<Set<number>>
   readonly #durableWaiters: Array<Array<{ seq: number; resolve: () => void }>>
 
-  constructor(options: { table: ChainTable; stores: readonly MountedStore[]; arena: Arena; hooks: ReplicaHooks; recordsMax: number }) {
+  constructor(options: { table: ChainTable; stores: readonly MountedStore[]; pool: PayloadPool; hooks: ReplicaHooks; recordsMax: number }) {
     const { stores } = options
     assert(stores.length < NO_STORE, `${stores.length} disks on one reactor`)
     this.table = options.table
     this.stores = stores.map(({ store }) => store)
-    this.#arena = options.arena
+    this.#pool = options.pool
     this.#hooks = options.hooks
     this.records = recordRows(options.recordsMax)
     this.storeFailed = stores.map(({ store }) => store.failed)
@@ -394,8 +395,12 @@ export class Replicas {
   #freeIfDone(row: number): void {
     const { records } = this
     const state = records.state[row]!
-    const gone = state & RecordState.COMMITTED ? RecordState.STAGED : state & RecordState.DROPPED ? RecordState.STAGED | RecordState.READY : -1
-    if (gone === -1 || (state & gone) !== gone || records.sends[row] !== 0) return
+    if ((state & (RecordState.COMMITTED | RecordState.DROPPED)) === 0 || records.sends[row] !== 0) return
+    // a failed disk says nothing more: what it still holds is of no use to anybody
+    if (!this.storeFailed[records.store[row]!]) {
+      const wanted = state & RecordState.COMMITTED ? RecordState.STAGED : RecordState.STAGED | RecordState.READY
+      if ((state & wanted) !== wanted) return
+    }
     this.#release(row)
   }
 
@@ -406,7 +411,7 @@ export class Replicas {
     const peer = records.peer[row]!
     const hop = records.hop[row]!
     const payloadBytes = records.kind[row] === RecordKind.WRITE ? records.pageCount[row]! * PAGE_BYTES : 0
-    if (records.owned[row] === 1) this.#arena.free(records.payloadPage[row] as PageNumber)
+    if (records.owned[row] === 1) this.#pool.free(records.payloadPage[row] as PageNumber)
     records.update[row] = records.pinned[row] = NONE
     records.free(row)
     if (hop === 0) this.headRecords--
@@ -567,9 +572,9 @@ export class Replicas {
     return svOf(high, low) <= committed ? [high, low] : [0, 0]
   }
 
-  /** Resolves when the store's records up to `journalSeq` are durable (never, if the disk fails). */
+  /** Resolves when the store's records up to `journalSeq` are durable, or the disk has failed. */
   whenDurable(store: ReplicaStore, journalSeq: number): Promise<void> {
-    if (journalSeq <= store.durableSeq) return Promise.resolve()
+    if (journalSeq <= store.durableSeq || store.failed) return Promise.resolve()
     const waiters = this.#durableWaiters[this.stores.indexOf(store)]!
     return new Promise((resolve) => {
       let at = waiters.length
@@ -578,7 +583,21 @@ export class Replicas {
     })
   }
 
+  /** The disk stages and makes durable nothing more. What is uncommitted stays so until the chain has gone on without this replica. */
   storeFailure(storeIndex: number): void {
     this.storeFailed[storeIndex] = true
+    const { records } = this
+    const first = this.#stagedFirst[storeIndex]!
+    this.#stagedFirst[storeIndex] = this.#stagedLast[storeIndex] = NONE
+    this.#durableFirst[storeIndex] = this.#durableLast[storeIndex] = NONE
+    for (let row = first; row !== NONE; ) {
+      const next = records.nextStaged[row]!
+      this.#freeIfDone(row)
+      row = next
+    }
+    for (const { resolve } of this.#durableWaiters[storeIndex]!.splice(0)) {
+      this.#hooks.promiseSettled()
+      resolve()
+    }
   }
 }

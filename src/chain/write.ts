@@ -16,6 +16,7 @@ import type { IoQueue } from '../env/ioqueue.ts'
 import { ReplicaState } from '../placement/chain.ts'
 import { RecordKind } from '../store/store.ts'
 import type { Counters } from './counters.ts'
+import type { PayloadPool } from './payload-pool.ts'
 import { idHighOf, idLowOf, NONE, svOf } from './records.ts'
 import type { Replicas } from './replica.ts'
 import type { ChainTable } from './table.ts'
@@ -78,6 +79,7 @@ export class Writes {
   readOnly = false
   readonly #queue: IoQueue
   readonly #arena: Arena
+  readonly #pool: PayloadPool
   readonly #table: ChainTable
   readonly #replicas: Replicas
   readonly #counters: Counters
@@ -106,6 +108,7 @@ export class Writes {
 
   constructor(options: {
     queue: IoQueue
+    pool: PayloadPool
     table: ChainTable
     replicas: Replicas
     counters: Counters
@@ -115,6 +118,7 @@ export class Writes {
   }) {
     this.#queue = options.queue
     this.#arena = options.queue.arena
+    this.#pool = options.pool
     this.#table = options.table
     this.#replicas = options.replicas
     this.#counters = options.counters
@@ -142,7 +146,7 @@ export class Writes {
   abandon(u: number): void {
     const { updates } = this
     const payloadBytes = updates.kind[u] === RecordKind.WRITE ? touchedBytes(updates.offsetBytes[u]!, updates.lengthBytes[u]!) : 0
-    if (updates.owned[u] === 1) this.#arena.free(updates.bufferPage[u] as PageNumber)
+    if (updates.owned[u] === 1) this.#pool.free(updates.bufferPage[u] as PageNumber)
     const peer = updates.peer[u]!
     updates.free(u)
     if (peer !== NONE) this.#hooks.creditFreed(peer, 0, payloadBytes)
@@ -438,7 +442,7 @@ export class Writes {
     const requestGeneration = updates.requestGeneration[u]!
     const wasOrdered = updates.ordered[u] === 1
     const session = updates.session[u]!
-    if (updates.owned[u] === 1) this.#arena.free(updates.bufferPage[u] as PageNumber)
+    if (updates.owned[u] === 1) this.#pool.free(updates.bufferPage[u] as PageNumber)
     const payloadBytes = updates.kind[u] === RecordKind.WRITE ? touchedBytes(updates.offsetBytes[u]!, updates.lengthBytes[u]!) : 0
     updates.free(u)
     if (peer !== NONE && !wasOrdered) this.#hooks.creditFreed(peer, 0, payloadBytes)
