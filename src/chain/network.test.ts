@@ -285,3 +285,54 @@ test('garbage, a wrong length and half a handshake on the data port are closed, 
   const { handle } = await cluster.world.settle(io.connectTcp({ host: '10.0.0.1', port: DATA_PORT }), 1000)
   assert.ok((await cluster.world.settle(io.recv(handle, page, 0, 100), 10_000)) <= 0)
 })
+
+test('a disk that fails under load: its replicas leave, nobody sees an error, its node serves through the others', { timeout: 60_000 }, async () => {
+  const { cluster, clients } = await cluster3({ seed: 3 })
+  const load = new PageLoad(cluster)
+  load.run(16)
+  await cluster.world.runFor(100)
+  cluster.node(1).store.fail('input/output error')
+  await cluster.until('out of the chains', () => cluster.chains.every((chain) => chain.entries.every((entry) => entry.node !== 1 || entry.state === 5)))
+  await cluster.world.runFor(300)
+  await load.stop()
+  assert.equal(load.failures, 0)
+  await cluster.world.settle(load.verify(), 10_000)
+  assert.equal(cluster.node(1).plane.replicas.records.inUse, 0, 'nothing is kept for the disk')
+  assert.equal(await cluster.world.settle(clients[0]!.write(1, 0, pattern(3)), 5000), Status.SUCCESS)
+})
+
+test('a node that does not know the key of the cluster, or is of another one, is no peer', { timeout: 60_000 }, async () => {
+  const { cluster } = await cluster3({ keyOf: (node) => (node === 3 ? 'another key' : 'the key') })
+  await cluster.world.runFor(2000)
+  const isUp = (node: number, other: number) => cluster.node(node).plane.peers.peers.some((peer) => peer.node === other && peer.up)
+  assert.ok(isUp(1, 2) && isUp(2, 1))
+  assert.ok(!isUp(1, 3) && !isUp(3, 1) && !isUp(2, 3))
+  const lines = cluster.node(1).told.filter((message) => message.type === 'log' && message.level === 'WARN')
+  assert.equal(lines.length, 1, 'said once')
+})
+
+test('nodes full of their own buffers still take what peers send: no deadlock with a small arena', { timeout: 120_000 }, async () => {
+  const { cluster, clients } = await cluster3({ queue: { arenaBytes: 24 * 1024 * 1024 }, seed: 12 })
+  const held = cluster.nodes.map((node) => {
+    const pages: number[] = []
+    // all but what the clients below need
+    for (;;) {
+      const page = node.queue.arena.alloc(256 * 1024)
+      if (page === -1) break
+      pages.push(page)
+    }
+    for (const page of pages.splice(0, 20)) node.queue.arena.free(page as never)
+    return pages
+  })
+  await cluster.world.settle(
+    (async () => {
+      const calls: Promise<number>[] = []
+      for (let i = 0; i < 60; i++) calls.push(clients[i % 3]!.write(i % 12, 0, pattern(i, 256 * 1024)))
+      for (const status of await Promise.all(calls)) assert.equal(status, Status.SUCCESS)
+    })(),
+    60_000,
+  )
+  assert.ok(held.every((pages) => pages.length > 0))
+  await cluster.until('quiet', () => cluster.quiet)
+  cluster.assertEqual()
+})

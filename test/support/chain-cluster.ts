@@ -15,7 +15,7 @@ import { SimHost, type SimProcess } from '../../src/env/sim/host.ts'
 import { SimIoQueue, type SimIoQueueOptions } from '../../src/env/sim/ioqueue.ts'
 import { type NetworkOptions, SimNetwork } from '../../src/env/sim/network.ts'
 import { World } from '../../src/env/sim/world.ts'
-import { type Chain, type ChainEvent, firstChain, packChains, settle } from '../../src/placement/chain.ts'
+import { type Chain, type ChainEvent, DiskUse, firstChain, packChains, settle } from '../../src/placement/chain.ts'
 import type { ControlToReactor, ReactorToControl, TableNode, TableVolume } from '../../src/placement/messages.ts'
 import { View } from '../../src/placement/view.ts'
 import { type MemoryImage, MemoryStore, type MemoryStoreOptions } from '../../src/store/memory-store.ts'
@@ -36,6 +36,8 @@ export interface ChainClusterOptions {
   readonly store?: Partial<MemoryStoreOptions>
   readonly plane?: Partial<Pick<DataPlaneOptions, 'limits' | 'settings'>>
   readonly trace?: (line: string) => void
+  /** The cluster's key as a node has it. */
+  readonly keyOf?: (node: number) => string
 }
 
 export const VOLUME = 1 as VolumeNumber
@@ -101,7 +103,10 @@ export class ChainNode {
       identity: { clusterId: 'test', node: this.number, incarnation: this.incarnation, reactor: 0 },
       listen: { host: this.host.address, port: DATA_PORT },
       authenticate: {
-        hmac: (bytes) => createHmac('sha256', 'cluster key').update(bytes).digest(),
+        hmac: (bytes) =>
+          createHmac('sha256', options.keyOf?.(this.number) ?? 'cluster key')
+            .update(bytes)
+            .digest(),
         nonce: () => {
           const bytes = new Uint8Array(16)
           nonces.fill(bytes)
@@ -177,6 +182,7 @@ export class ChainCluster {
   lagMs = 0
   /** Nodes that get neither leases nor tables. */
   readonly cutOff = new Set<number>()
+  readonly failedDisks = new Set<number>()
   /** Up-to-date reports are believed. */
   acceptReports = true
   readonly #lastIds = new Map<number, Map<number, { hi: number; lo: number; version: number; incarnation: number }>>()
@@ -248,6 +254,7 @@ export class ChainCluster {
         view: (node) => this.views[node - 1] ?? View.DOWN,
         incarnation: (node) => (this.registered[node - 1] ?? 0) as Incarnation,
       },
+      diskUse: (disk) => (this.failedDisks.has(disk) ? DiskUse.FAILED : DiskUse.NORMAL),
       ...more,
     }
   }
@@ -295,7 +302,17 @@ export class ChainCluster {
         this.step({ upToDate: { disk: node.disk, since: since! as never, incarnation: (by! >>> 0) as Incarnation } }, [slot!])
       }
     } else if (message.type === 'diskFailed') {
-      this.step({ diskUse: (disk) => (disk === message.disk ? 2 : 0) })
+      this.failedDisks.add(message.disk)
+      this.step()
+      this.world.schedule(5, 'confirm', () => this.#confirmDrained(message.disk))
+    }
+  }
+
+  /** The DRAINING replicas of the disk have heard of it. */
+  #confirmDrained(disk: DiskNumber): void {
+    for (const [slot, chain] of this.chains.entries()) {
+      const entry = chain.entries.find((each) => each.disk === disk)
+      if (entry?.state === 1) this.step({ drained: { disk, version: chain.version, incarnation: entry.incarnation } }, [slot])
     }
   }
 
