@@ -175,7 +175,12 @@ export class Writes {
     const { updates } = this
     const table = this.#table
     const slot = updates.slot[u]!
-    if (this.stopping && updates.peer[u] !== NONE) return Status.STOPPING
+    if (updates.peer[u] !== NONE) {
+      if (this.stopping) return Status.STOPPING
+      // a fenced client's channel rows may be gone: what still waits of it must not be ordered (again)
+      const client = table.nodes.get(updates.clientHigh[u]! >>> 8)
+      if (client === undefined || updates.clientLow[u]! < client.incarnation) return Status.PERMISSION_DENIED
+    }
     if (updates.kind[u] !== RecordKind.EMPTY && updates.kind[u] !== RecordKind.REMOVE) {
       const volume = table.volumes.get(updates.volume[u]!)
       if (volume === undefined) return Status.VOLUME_NOT_FOUND
