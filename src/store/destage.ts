@@ -1,10 +1,10 @@
 /**
- * The way of content from the journal to its extent, in the background, one segment per round, oldest first:
+ * The way of content from the journal to its extent, in the background, oldest segments first, per round as many as the buffer takes (at least one):
  *
  *   everything staged becomes durable
- *   per window of the segment: live pages, sorted by position -> extents; leaves of the page tables -> their other copy; flush
+ *   per window of the round: live pages, sorted by position -> extents; leaves of the page tables -> their other copy; flush
  *   pages of the extent table that changed -> their other copy; flush
- *   superblock names the next segment as the oldest; flush; the segment is free
+ *   superblock names the next segment as the oldest; flush; the segments are free
  *
  * Invariants:
  * - What goes into a table is durable in the journal first (images are made in memory, then `durable()`, then written).
@@ -106,7 +106,7 @@ export class Destage {
   /** Mount: so many segments must be free before writing can begin. */
   async makeFree(segments: number): Promise<void> {
     const { journal, geometry } = this.#o
-    while (geometry.segmentCount - (journal.headSegment - journal.tailSegment + 1) < segments) await this.#segment(journal.tailSegment)
+    while (geometry.segmentCount - (journal.headSegment - journal.tailSegment + 1) < segments) await this.#round(journal.tailSegment)
   }
 
   async stop(): Promise<void> {
@@ -122,7 +122,7 @@ export class Destage {
     const { journal } = this.#o
     try {
       while (!this.#stopping && !journal.failed && journal.tailSegment < journal.headSegment && this.#fill > DESTAGE_FROM)
-        await this.#segment(journal.tailSegment)
+        await this.#round(journal.tailSegment)
     } catch (error) {
       if (error instanceof Stopped) return
       if (!(error instanceof XsanError)) throw error
@@ -130,14 +130,26 @@ export class Destage {
     }
   }
 
-  async #segment(segment: number): Promise<void> {
+  /** Segments from `first` on that are neighbours on the disk, no longer written to, and fit the buffer together; the last of them. */
+  #lastOfRound(first: number): number {
+    const { journal, geometry, bufferPages } = this.#o
+    const fit = Math.floor(bufferPages / segmentPages(geometry))
+    const beforeWrap = geometry.segmentCount - (first % geometry.segmentCount)
+    return first + Math.max(1, Math.min(fit, beforeWrap, journal.headSegment - first)) - 1
+  }
+
+  async #round(first: number): Promise<void> {
     const { journal, geometry, reader } = this.#o
+    // Chosen before the wait: what is in these segments was staged before it
+    const segment = this.#lastOfRound(first)
     await this.#durable()
     const generation: Generation = { mount: this.#o.mountGeneration, round: ++this.round }
-    // The segment's first page is its start batch; journal page 0 would be mistaken for "in its extent"
-    const from = journal.segmentStart(segment) + 1
+    // A segment's first page is its start batch; journal page 0 would be mistaken for "in its extent"
+    const from = journal.segmentStart(first) + 1
     const end = journal.segmentStart(segment) + segmentPages(geometry)
-    const rows = journal.touchedRows(segment).slice().sort()
+    const touched = new Set<number>()
+    for (let s = first; s <= segment; s++) for (const row of journal.touchedRows(s)) touched.add(row)
+    const rows = Int32Array.from(touched).sort()
     for (let at = from; at < end; at += this.#o.bufferPages) await this.#window(rows, at, Math.min(at + this.#o.bufferPages, end), generation)
     await this.#tables(rows, generation)
     while (journal.stagedSegment <= segment && segment < journal.headSegment) await this.#durable()
@@ -148,7 +160,7 @@ export class Destage {
     await reader.quiesce()
     this.#stopIfFailed()
     journal.freeUpTo(segment + 1)
-    this.segments++
+    this.segments += segment - first + 1
   }
 
   // ---- pages -------------------------------------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ const LOCK_RETRY_MS = 50
 const LOCK_WAIT_MS = 10_000
 /** Buffer of the destage; less when the arena is small. */
 const DESTAGE_BUFFER_PAGES = [4096, 2048, 1024, 256, 64]
+/** A round of the destage takes no larger a part of the journal than one in so many (but a segment at least). */
+const DESTAGE_ROUNDS = 2
 /** The start of a disk that must be blank to be formatted without force. */
 const BLANK_BYTES = 64 * KiB
 const CHUNK_PAGES = 64
@@ -319,7 +321,7 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
     reader: store.reader,
     leafCopy,
     tableCopy,
-    bufferPages: Math.min(bufferPages, pagesPerSegment),
+    bufferPages: Math.min(bufferPages, pagesPerSegment * Math.max(1, Math.floor(geometry.segmentCount / DESTAGE_ROUNDS))),
     setTail: async (segment) => {
       superblock.tailSegment = segment
       await writeSuperblock()
