@@ -19,7 +19,7 @@ import { type ArgsOf, encodeCommand, type OperationName, type ResultOf, resultVa
 import { Members } from './members.ts'
 import { type ChainsStepArgs, chainChanges, changesAny, type SlotFacts } from './ops/chains-step.ts'
 import { Rebalancer } from './rebalance.ts'
-import { numberSetting } from './settings.ts'
+import { booleanSetting, numberSetting, type OwnSettings } from './settings.ts'
 import type { ClusterState } from './state.ts'
 
 const DRIFT_BOUND = 0.01
@@ -51,6 +51,7 @@ export interface CoordinatorOptions {
   readonly state: ClusterState
   readonly clock: Clock
   readonly log: Log
+  readonly own: OwnSettings
   readonly leaseMs: number
   readonly virtualNodesPerPhysical?: number | undefined
   /** Asks a node to renew at once. */
@@ -128,6 +129,7 @@ export class Coordinator {
       state: options.state,
       clock: options.clock,
       log: options.log,
+      own: options.own,
       view: this.view,
       downSinceMs: (node) => this.#leases.get(node)?.downSinceMs,
       virtualNodesPerPhysical: options.virtualNodesPerPhysical,
@@ -203,7 +205,7 @@ export class Coordinator {
 
   /** Proofs of death, bound to incarnations (design 4). */
   refused(against: ReadonlyArray<{ readonly node: NodeNumber; readonly incarnation: Incarnation }>): void {
-    if (this.#state.settings.get('failover.trust_refused') === false) return
+    if (!booleanSetting(this.#state, this.#options.own, 'failover.trust_refused', true)) return
     this.#evidence(against, 'its host refuses connections')
   }
 
@@ -565,7 +567,7 @@ export class Coordinator {
       if (this.#upToDate.has(slot) && this.view.view(this.#nodeOf(upToDate[0])) === View.UP) add(slot, { upToDate })
     }
     if (unavailable === 0 && this.#isCalm(nowMs)) for (const move of this.#rebalancer.moves(nowMs - this.#doubtedMs)) add(move.slot, move.fact)
-    const recoverWaitMs = numberSetting(this.#state, 'failover.recover_wait', 0)
+    const recoverWaitMs = numberSetting(this.#state, this.#options.own, 'failover.recover_wait', 0)
     const waited = recoverWaitMs > 0 && this.#unavailableSinceMs !== undefined && nowMs - this.#unavailableSinceMs >= recoverWaitMs
     const recoverWithoutAll = unavailable > 0 && (waited || this.#recoverNow)
     return {

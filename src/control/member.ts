@@ -32,6 +32,7 @@ import { nodeService } from './services/node.ts'
 import { LEADER_PEER_METHODS, PEER_METHODS, type PeerSender } from './services/peer.ts'
 import type { AdminService, NodeQuery, ServiceContext } from './services/service.ts'
 import { volumeService } from './services/volume.ts'
+import { effectiveSettings, type OwnSettings, ownSettings } from './settings.ts'
 import { FEATURE_LEVEL } from './state.ts'
 
 const PEER = 'xsan.v1.Peer'
@@ -62,6 +63,7 @@ export class Member {
   detail = ''
   readonly #options: ControlOptions
   readonly #leaseMs: number
+  readonly #own: OwnSettings
   readonly #authenticator: Authenticator
   readonly #machine = new ControlStateMachine()
   readonly #transport: RpcRaftTransport
@@ -91,6 +93,7 @@ export class Member {
     this.identity = identity
     const { config, env, hmac } = options
     this.#leaseMs = config.leaseMs ?? LEASE_MS
+    this.#own = ownSettings(config.entries)
     this.#addresses = { grpc: grpcAddress, data: config.addresses.data, nbd: config.addresses.nbd }
     this.#authenticator = new Authenticator(hmac, fromHex(identity.clusterKey))
     this.#grpcOf = new Map(identity.members.map(({ node, grpc }) => [node, grpc]))
@@ -273,6 +276,7 @@ export class Member {
       leaderClient: this.#leaderClient,
       clock: env.clock,
       log: env.log,
+      own: this.#own,
       port,
       leaseMs: this.#leaseMs,
       reactorTurning: this.#options.reactorTurning,
@@ -349,6 +353,7 @@ export class Member {
         state: this.state,
         clock: this.#options.env.clock,
         log: this.#options.env.log,
+        own: this.#own,
         leaseMs: this.#leaseMs,
         virtualNodesPerPhysical: this.#options.config.virtualNodesPerPhysical,
         nudge: (node) => {
@@ -372,7 +377,7 @@ export class Member {
   #tellSettings(): void {
     if (this.#incarnation === 0 || this.state.settingsRevision === this.#settingsRevision) return
     this.#settingsRevision = this.state.settingsRevision
-    this.#options.onSettings?.(Object.fromEntries(this.state.settings))
+    this.#options.onSettings?.(effectiveSettings(this.state, this.#own))
   }
 
   /** The first command of a new cluster; again after a crash between identity and command. */

@@ -17,7 +17,7 @@ import { ReplicaState } from '../placement/chain.ts'
 import type { ControlPort, DiskStats, ReactorQuery, ReactorToControl, ResyncStats } from '../placement/messages.ts'
 import type { Raft } from '../raft/driver.ts'
 import type { LeaderClient } from './leader-client.ts'
-import { booleanSetting } from './settings.ts'
+import { booleanSetting, effectiveSettings, type OwnSettings } from './settings.ts'
 import type { ClusterState } from './state.ts'
 import { tableSince } from './table.ts'
 
@@ -43,6 +43,7 @@ export interface NodeAgentOptions {
   readonly leaderClient: LeaderClient
   readonly clock: Clock
   readonly log: Log
+  readonly own: OwnSettings
   readonly port: ControlPort
   readonly leaseMs: number
   readonly reactorTurning: () => boolean
@@ -186,7 +187,7 @@ export class NodeAgent {
     const { port } = this.#options
     if (this.#state.settingsRevision !== this.#settingsRevision) {
       this.#settingsRevision = this.#state.settingsRevision
-      port.send({ type: 'settings', settings: Object.fromEntries(this.#state.settings) })
+      port.send({ type: 'settings', settings: effectiveSettings(this.#state, this.#options.own) })
     }
     if (this.#state.revision > this.#sentRevision) {
       const table = tableSince(this.#state, this.#sentRevision)
@@ -350,7 +351,7 @@ export class NodeAgent {
 
   /** Proof of death (design 4): to the leader, or, when it is the leader, to Raft. */
   #peerRefused(node: NodeNumber, incarnation: Incarnation): void {
-    if (this.#state.incarnation(node) !== incarnation || !booleanSetting(this.#state, 'failover.trust_refused', true)) return
+    if (this.#state.incarnation(node) !== incarnation || !booleanSetting(this.#state, this.#options.own, 'failover.trust_refused', true)) return
     const { raft, log } = this.#options
     this.#refused.set(node, { incarnation, atMs: this.#clock.nowMs(), told: false })
     if (raft.leader === node) {

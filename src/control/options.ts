@@ -83,7 +83,7 @@ export interface ControlOptions {
   openDataPlane(registration: Registration): Promise<ControlPort>
   /** Do all reactors turn? The lease is withheld while not. */
   reactorTurning(): boolean
-  /** Hot settings of the cluster changed (also at start). The reactor is told by the port as well. */
+  /** Hot settings (of the node's file, overlaid by the cluster's) as they are now, at start and at each change. The reactor is told by the port as well. */
   onSettings?(settings: Readonly<Record<string, SettingValue>>): void
   /** The process has to end: our own storage failed, or this node was removed. Called once. */
   onFatal(error: unknown): void

@@ -12,7 +12,7 @@ import { type PlacementDisk, placeSlots } from '../placement/place.ts'
 import { type NodeViews, View } from '../placement/view.ts'
 import type { ChainsCreateArgs } from './ops/chains-create.ts'
 import type { SlotFacts } from './ops/chains-step.ts'
-import { numberSetting, replicaCount } from './settings.ts'
+import { numberSetting, type OwnSettings, replicaCount } from './settings.ts'
 import type { ClusterState } from './state.ts'
 
 /** Slots that move for balance at one time. */
@@ -29,6 +29,7 @@ export interface RebalancerOptions {
   readonly state: ClusterState
   readonly clock: Clock
   readonly log: Log
+  readonly own: OwnSettings
   readonly view: NodeViews
   /** Since when a node is DOWN, or undefined. */
   readonly downSinceMs: (node: NodeNumber) => number | undefined
@@ -133,8 +134,8 @@ export class Rebalancer {
   }
 
   #place(): void {
-    const { state, view, clock, downSinceMs } = this.#options
-    const rebuildAfterMs = numberSetting(state, 'failover.rebuild_after', REBUILD_AFTER_MS)
+    const { state, own, view, clock, downSinceMs } = this.#options
+    const rebuildAfterMs = numberSetting(state, own, 'failover.rebuild_after', REBUILD_AFTER_MS)
     if (this.#desired.length === 0) for (const chain of state.chains) for (const entry of chain.entries) this.#included.add(entry.disk)
     const usable = this.#usable()
     for (const { disk, node } of usable) {

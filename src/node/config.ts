@@ -14,6 +14,8 @@ import { messageOf, XsanError } from '../base/errors.ts'
 import { BLOCK_BYTES, GiB, MiB, parseSize } from '../base/units.ts'
 
 export const DEFAULT_CONFIG_PATH = '/etc/xsan/xsan.json'
+/** Of network.max_connections. */
+export const CONNECTIONS_MAX = 65_536
 /** A path of a UNIX socket must fit sun_path with its closing zero. */
 const SOCKET_PATH_BYTES_MAX = 107
 
@@ -62,7 +64,7 @@ export const configSchema = z.strictObject({
   network: z.strictObject({
     heartbeat_interval: ms({ min: 50, max: 60_000, byDefault: 1000 }).describe('Between two heartbeats.'),
     election_timeout: ms({ min: 200, max: 120_000, byDefault: 5000 }).describe('Without a leader for this long, a node stands for election.'),
-    max_connections: hot(z.number().int().min(1).max(65_536).default(1000)).describe('Clients of one listener; the next one is refused.'),
+    max_connections: hot(z.number().int().min(1).max(CONNECTIONS_MAX).default(1000)).describe('Clients of one listener; the next one is refused.'),
     data_port: port(8000).describe('Port of the data plane, for the other nodes.'),
     admin_port: port(9000).describe('Port of /metrics, /healthz and /readyz.'),
     admin_ip: ipv4.optional().describe('Address of the admin port; default: bind_ip.'),
@@ -108,7 +110,7 @@ export const configSchema = z.strictObject({
         .default(256 * MiB)
         .describe('Payload memory of a reactor.'),
       spin: hot(z.number().int().min(0).max(100_000).default(0)).describe('Microseconds to poll before sleeping: lower latency for a busy core.'),
-      credits: z.number().int().min(8).max(4096).default(256).describe('Operations under way between two nodes.'),
+      credits: z.number().int().min(8).max(256).default(128).describe('Updates that one node may have under way at another, for each place in the chain.'),
     })
     .prefault({}),
   log: z

@@ -26,7 +26,7 @@ import { NodeLog } from '../env/node/log.ts'
 import { GrpcRpc } from '../env/node/rpc.ts'
 import type { ReactorToControl } from '../placement/messages.ts'
 import { serveAdminHttp } from './admin-http.ts'
-import { type Config, describeKey, type LoadedConfig } from './config.ts'
+import { CONNECTIONS_MAX, type Config, describeKey, type LoadedConfig } from './config.ts'
 import { type FoundDisk, findDisks } from './disks.ts'
 import { metricsText } from './metrics.ts'
 import { type ReactorHost, startReactor } from './reactor-host.ts'
@@ -208,7 +208,7 @@ function controlConfig({ config, items }: LoadedConfig, disks: readonly FoundDis
 }
 
 function reactorConfig(config: Config, registration: Registration, disks: readonly FoundDisk[], bootId: string) {
-  const { cluster, network, nbd, reactor, log, forward, storage, failover } = config
+  const { cluster, network, nbd, reactor, log } = config
   const { clusterId, clusterUuid, clusterKey, node, nodeId, incarnation, slotCount } = registration
   return {
     clusterId,
@@ -221,18 +221,11 @@ function reactorConfig(config: Config, registration: Registration, disks: readon
     disks: disks.map((disk, index) => ({ ...disk, number: registration.disks[index]! })),
     bootId,
     data: { host: cluster.bind_ip, port: network.data_port },
-    nbd: { host: nbd.bind_ip, port: nbd.port, socket: nbd.socket, connectionsMax: network.max_connections },
+    nbd: { host: nbd.bind_ip, port: nbd.port, socket: nbd.socket, connectionsMax: network.max_connections, connectionRowsMax: CONNECTIONS_MAX },
     arenaBytes: reactor.arena_size,
     credits: reactor.credits,
     spinUs: reactor.spin,
     logLevel: log.level,
-    settings: {
-      'storage.read_only': storage.read_only,
-      'failover.trust_refused': failover.trust_refused,
-      'forward.retry_first_wait': forward.retry_first_wait,
-      'forward.retry_max_wait': forward.retry_max_wait,
-      'forward.retry_total_time': forward.retry_total_time,
-    },
   }
 }
 

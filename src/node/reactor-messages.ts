@@ -17,12 +17,12 @@ export interface ReactorConfig {
   readonly bootId: string
   readonly data: { readonly host: string; readonly port: number }
   /** `socket` '': none. */
-  readonly nbd: { readonly host: string; readonly port: number; readonly socket: string; readonly connectionsMax: number }
+  readonly nbd: { readonly host: string; readonly port: number; readonly socket: string; readonly connectionsMax: number; readonly connectionRowsMax: number }
   readonly arenaBytes: number
   readonly credits: number
+  /** At the start; hot. */
   readonly spinUs: number
   readonly logLevel: LogLevelName
-  readonly settings: Readonly<Record<string, number | boolean | string>>
 }
 
 export interface ReactorStart {

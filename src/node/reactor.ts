@@ -12,6 +12,7 @@ import type { DiskNumber, Incarnation, NodeNumber } from '../base/ids.ts'
 import { DataPlane } from '../chain/data-plane.ts'
 import { type MountedStore, StoreRelay } from '../chain/store-relay.ts'
 import { AsyncIo } from '../env/async-io.ts'
+import { LogLevel, type LogLevelName } from '../env/control.ts'
 import { IoError } from '../env/ioqueue.ts'
 import { NativeIoQueue } from '../env/node/ioqueue.ts'
 import { NodeLog } from '../env/node/log.ts'
@@ -29,7 +30,7 @@ const log = new NodeLog({ level: config.logLevel, fields: { node: config.nodeId,
 const queue = new NativeIoQueue({ arenaBytes: config.arenaBytes })
 const asyncIo = new AsyncIo(queue)
 const port = wakingPort()
-runReactor(queue, { counters })
+const loop = runReactor(queue, { counters, spinUs: config.spinUs })
 post({ type: 'running', wakeId: queue.wakeId })
 
 let stage = 'starting'
@@ -55,6 +56,7 @@ async function run(): Promise<void> {
     stores,
     identity: { clusterId: config.clusterUuid, node: config.node as NodeNumber, incarnation: config.incarnation as Incarnation, reactor: 0 },
     listen: config.data,
+    limits: { creditRows: config.credits },
     authenticate: {
       hmac: (bytes) => createHmac('sha256', config.clusterKey).update(bytes).digest(),
       nonce: () => randomBytes(16),
@@ -64,7 +66,15 @@ async function run(): Promise<void> {
   const volumes = new VolumeLayer(dataPlane.client, queue.arena)
   dataPlane.exportCounters = () => volumes.stats.snapshot()
   stage = 'opening the NBD export'
-  const nbd = new NbdServer({ queue, asyncIo, volumes, log, connectionsMax: config.nbd.connectionsMax })
+  const nbd = new NbdServer({ queue, asyncIo, volumes, log, ...config.nbd })
+  dataPlane.watchSettings((settings) => {
+    const connectionsMax = settings['network.max_connections']
+    if (typeof connectionsMax === 'number') nbd.connectionsMax = connectionsMax
+    const spin = settings['reactor.spin']
+    if (typeof spin === 'number') loop.spinUs = spin
+    const level = settings['log.level']
+    if (typeof level === 'string' && Object.hasOwn(LogLevel, level)) log.level = level as LogLevelName
+  })
   const nbdPort = nbd.listenTcp(config.nbd.host, config.nbd.port)
   if (config.nbd.socket !== '') nbd.listenUnix(config.nbd.socket)
   port.send({ type: 'ready', dataPort: dataPlane.dataPort, nbdPort })

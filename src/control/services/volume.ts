@@ -4,7 +4,7 @@ import { BLOCK_BYTES } from '../../base/units.ts'
 import type { Message } from '../../env/control.ts'
 import { healthOf } from '../health.ts'
 import type { Coordinator } from '../leader.ts'
-import { booleanSetting, defaultReplicas, replicaCount } from '../settings.ts'
+import { booleanSetting, defaultReplicas, NO_OWN, replicaCount } from '../settings.ts'
 import type { VolumeRecord } from '../state.ts'
 import { page } from './pages.ts'
 import { type AdminService, atLeader, flag, fresh, number, type ServiceContext, text } from './service.ts'
@@ -21,7 +21,7 @@ export const volumeService: AdminService = {
         sizeBytes: number(request, 'sizeBytes'),
         replicas: number(request, 'replicas') || fewer(defaultReplicas(state), nodesWithDisks(context)),
         minCopies: number(request, 'minCopies') || 1,
-        syncWhenWrite: typeof syncWhenWrite === 'boolean' ? syncWhenWrite : booleanSetting(state, 'storage.sync_when_write', config.syncWhenWrite),
+        syncWhenWrite: typeof syncWhenWrite === 'boolean' ? syncWhenWrite : booleanSetting(state, NO_OWN, 'storage.sync_when_write', config.syncWhenWrite),
         readOnly: false,
         createdAtMs: env.clock.wallMs(),
       },

@@ -25,12 +25,14 @@ export const REACTOR_COUNTERS_BYTES = 64
 export interface ReactorLoop {
   /** Written by the reactor's thread; another thread that sees TURNS stand still for longer than a few TURN_WAIT_MS sees a stuck reactor. */
   readonly counters: Int32Array
+  /** How long a turn that found nothing polls before it sleeps, us. */
+  spinUs: number
   /** Resolves after the last turn. */
   stop(): Promise<void>
 }
 
 /** Starts from the next macrotask. `counters`: shared memory made by the thread that watches, REACTOR_COUNTERS_BYTES long. */
-export function runReactor(queue: IoQueue, options: { counters?: SharedArrayBuffer } = {}): ReactorLoop {
+export function runReactor(queue: IoQueue, options: { counters?: SharedArrayBuffer; spinUs?: number } = {}): ReactorLoop {
   const counters = new Int32Array(options.counters ?? new SharedArrayBuffer(REACTOR_COUNTERS_BYTES))
   const stopped = Promise.withResolvers<void>()
   let stopping = false
@@ -43,7 +45,7 @@ export function runReactor(queue: IoQueue, options: { counters?: SharedArrayBuff
         stopped.resolve()
         return
       }
-      const count = queue.turn(waitMs)
+      const count = loop.spinUs > 0 ? spinTurn(queue, loop.spinUs, waitMs) : queue.turn(waitMs)
       Atomics.add(counters, ReactorCounter.TURNS, 1)
       if (count === 0) {
         waitMs = Math.min(2 * waitMs, TURN_WAIT_MS)
@@ -56,13 +58,24 @@ export function runReactor(queue: IoQueue, options: { counters?: SharedArrayBuff
     Atomics.add(counters, ReactorCounter.EVENT_LOOP_RETURNS, 1)
     setImmediate(run)
   }
-  setImmediate(run)
-
-  return {
+  const loop: ReactorLoop = {
     counters,
+    spinUs: options.spinUs ?? 0,
     stop() {
       stopping = true
       return stopped.promise
     },
   }
+  setImmediate(run)
+  return loop
+}
+
+/** Polls for so long, then waits as usual. */
+function spinTurn(queue: IoQueue, spinUs: number, waitMs: number): number {
+  const untilMs = queue.sampleClockMs() + spinUs / 1000
+  do {
+    const count = queue.turn(0)
+    if (count !== 0 || queue.asyncPending) return count
+  } while (queue.sampleClockMs() < untilMs)
+  return queue.turn(waitMs)
 }

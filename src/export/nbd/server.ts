@@ -69,6 +69,8 @@ export interface NbdServerOptions {
   readonly volumes: VolumeLayer
   readonly log: Log
   readonly connectionsMax: number
+  /** The limit may be raised to this many later. Default: connectionsMax. */
+  readonly connectionRowsMax?: number
 }
 
 export class NbdServer {
@@ -76,7 +78,7 @@ export class NbdServer {
   readonly #io: AsyncIo
   readonly #volumes: VolumeLayer
   readonly #log: Log
-  readonly #connectionsMax: number
+  #connectionsMax: number
   readonly #listeners: Handle[] = []
   readonly #acceptTag: Tag
   readonly #recvTag: Tag
@@ -119,7 +121,7 @@ export class NbdServer {
     this.#volumes = options.volumes
     this.#log = options.log
     this.#connectionsMax = options.connectionsMax
-    this.#connections = columns('nbd connection', options.connectionsMax + REFUSALS_MAX, {
+    this.#connections = columns('nbd connection', (options.connectionRowsMax ?? options.connectionsMax) + REFUSALS_MAX, {
       socket: f64,
       state: i32,
       volume: f64,
@@ -167,6 +169,12 @@ export class NbdServer {
 
   listenUnix(path: string): void {
     this.#addListener(this.#queue.listenUnix({ path, mode: 0o660 }))
+  }
+
+  /** Connections above the new limit stay; no others come in until there is room. */
+  set connectionsMax(limit: number) {
+    this.#connectionsMax = Math.min(limit, this.#connections.rowsMax - REFUSALS_MAX)
+    this.#refusedLogged = false
   }
 
   get connectionCount(): number {

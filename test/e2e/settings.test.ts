@@ -1,0 +1,54 @@
+/** Settings of the file and of the cluster reach what goes by them, without a restart where they are hot. Real processes. */
+import assert from 'node:assert/strict'
+import test, { after, before } from 'node:test'
+import { bin, must, until } from '../support/commands.ts'
+import { DevCluster } from '../support/dev-cluster.ts'
+import { Errno, NbdClient, NbdError } from '../support/nbd-client.ts'
+
+const PAGE = 4096
+let cluster: DevCluster
+
+before(
+  async () => {
+    cluster = await DevCluster.up({ nodes: 1, diskSize: '512M', set: ['storage.read_only=true', 'network.max_connections=2', 'reactor.spin=50'] })
+    await cluster.createVolume('v', '64M')
+  },
+  { timeout: 120_000 },
+)
+after(() => cluster?.end(), { timeout: 60_000 })
+
+const set = (key: string, value: string) => must(bin('xsan'), ['--server', cluster.node('node-1').grpc, 'config', 'set', key, value])
+
+async function errnoOf(attempt: Promise<unknown>): Promise<number> {
+  try {
+    await attempt
+    return 0
+  } catch (error) {
+    if (error instanceof NbdError) return error.errno
+    throw error
+  }
+}
+
+test('storage.read_only of the file holds from the start; set at run time it changes under an open connection, and reads are served all the while', async () => {
+  const client = await cluster.nbd('node-1', 'v')
+  const page = Buffer.alloc(PAGE, 7)
+  assert.equal(await errnoOf(client.write(0, page)), Errno.EPERM)
+  assert.deepEqual(await client.read(0, PAGE), Buffer.alloc(PAGE))
+  await set('storage.read_only', 'false')
+  await until('writes are taken', 5000, async () => (await errnoOf(client.write(0, page))) === 0)
+  await set('storage.read_only', 'true')
+  await until('writes are refused', 5000, async () => (await errnoOf(client.write(0, page))) === Errno.EPERM)
+  assert.equal(await errnoOf(client.writeZeroes(0, PAGE)), Errno.EPERM)
+  assert.equal(await errnoOf(client.trim(0, PAGE)), Errno.EPERM)
+  assert.deepEqual(await client.read(0, PAGE), page)
+  await client.close()
+})
+
+test('network.max_connections of the file holds, and may be raised while the node runs', async () => {
+  const clients = [await cluster.nbd('node-1', 'v'), await cluster.nbd('node-1', 'v')]
+  await assert.rejects(NbdClient.connect(cluster.endpoint('node-1'), 'v', 2000))
+  await set('network.max_connections', '3')
+  clients.push(await cluster.nbd('node-1', 'v', 5000))
+  await assert.rejects(NbdClient.connect(cluster.endpoint('node-1'), 'v', 2000))
+  for (const client of clients) await client.close()
+})
