@@ -81,7 +81,7 @@ after(() => rpc.close())
 
 function run(command: string, ...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
   return new Promise((resolve) => {
-    const child = spawn(fileURLToPath(new URL(`../../bin/${command}`, import.meta.url)), args, {
+    const child = spawn(fileURLToPath(new URL(`../../packaging/bin/${command}`, import.meta.url)), args, {
       env: { ...process.env, XSAN_SERVER: server },
       stdio: ['ignore', 'pipe', 'pipe'],
     })

@@ -241,7 +241,7 @@ test('a full disk: ENOSPC for new blocks, overwrites, reads and trim go on, dele
     await client.trim(0, 64 * MiB)
     assert.ok((await client.read(8 * MiB, MiB)).every((byte) => byte === 0))
     await client.close()
-    const { code } = await run(`${import.meta.dirname}/../../bin/xsan`, ['--server', full.node('node-1').grpc, 'volume', 'delete', 'big', '--yes'])
+    const { code } = await run(`${import.meta.dirname}/../../packaging/bin/xsan`, ['--server', full.node('node-1').grpc, 'volume', 'delete', 'big', '--yes'])
     assert.equal(code, 0)
     await full.createVolume('next', '128M')
     const next = await full.nbd('node-1', 'next')

@@ -108,7 +108,7 @@ test('wrong use is refused with the next step, and starts nothing', { timeout: 1
     return { code, stderr }
   }
   assert.equal((await refused('status')).code, 5)
-  assert.equal((await run(join(import.meta.dirname, '../../bin/xsan'), ['dev', 'status'])).code, 64)
+  assert.equal((await run(join(import.meta.dirname, '../../packaging/bin/xsan'), ['dev', 'status'])).code, 64)
   const unknownKey = await refused('up', '--set', 'network.heartbeat_intervall=1')
   assert.equal(unknownKey.code, 1)
   assert.match(unknownKey.stderr, /unknown key network\.heartbeat_intervall; did you mean network\.heartbeat_interval\?/)

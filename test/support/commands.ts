@@ -64,7 +64,7 @@ export async function must(command: string, args: readonly string[], options: Ru
 }
 
 /** `xsan`, `xsand` or `xsan-debug` of this clone. */
-export const bin = (name: string) => join(ROOT, 'bin', name)
+export const bin = (name: string) => join(ROOT, 'packaging/bin', name)
 
 export function xsan(...args: readonly string[]): Promise<Ran> {
   return run(bin('xsan'), args, { timeoutMs: 180_000 })
