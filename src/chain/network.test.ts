@@ -336,3 +336,20 @@ test('nodes full of their own buffers still take what peers send: no deadlock wi
   await cluster.until('quiet', () => cluster.quiet)
   cluster.assertEqual()
 })
+
+test('resync ends under a steady load on the very blocks that are copied', { timeout: 60_000 }, async () => {
+  const { cluster } = await cluster3({ seed: 21, store: { readMs: 5 } })
+  // one block per slot or so, written to all the time: no answer of the source is ever new enough by chance
+  const load = new PageLoad(cluster, { pages: 32, thinkMs: 0.2 })
+  load.run(32)
+  await cluster.world.runFor(150)
+  await cluster.kill(2)
+  await cluster.world.runFor(100)
+  cluster.restart(2)
+  await cluster.until('resynced', () => cluster.allServing, 3000)
+  await load.stop()
+  assert.equal(load.failures, 0)
+  await cluster.world.settle(load.verify(), 10_000)
+  await cluster.until('quiet', () => cluster.quiet)
+  cluster.assertEqual()
+})

@@ -133,7 +133,7 @@ export class Replicas {
   receive(row: number): void {
     const { records, table } = this
     const slot = records.slot[row]!
-    if (this.#parkedFirst[slot] !== NONE) {
+    if (this.#parkedFirst[slot] !== NONE || this.#isHeld(slot)) {
       this.#park(slot, row)
       return
     }
@@ -516,8 +516,23 @@ export class Replicas {
     this.#parkedLast[slot] = row
   }
 
+  #isHeld(slot: number): boolean {
+    return this.sessions.size > 0 && (this.sessions.get(slot)?.holds ?? 0) > 0
+  }
+
+  /** Forwards of the session's slot wait until released: nothing of it is acknowledged meanwhile. */
+  holdForwards(session: SyncSession): void {
+    session.holds++
+  }
+
+  releaseForwards(session: SyncSession): void {
+    session.holds--
+    if (session.holds === 0 && this.sessions.get(session.slot) === session) this.#retryParked(session.slot)
+  }
+
   #retryParked(slot: number): void {
     const { records } = this
+    if (this.#isHeld(slot)) return
     for (let row = this.#parkedFirst[slot]!; row !== NONE; row = this.#parkedFirst[slot]!) {
       const next = records.next[row]!
       const status = this.#take(slot, row)

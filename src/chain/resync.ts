@@ -53,6 +53,11 @@ const LIST_BYTES_MAX = 1024 * 1024
 const BLOCK_ANSWER_BYTES = (PAGES_PER_BLOCK + 1) * PAGE_BYTES + PAGES_PER_BLOCK * PAGE_WORDS * 4 + PAGE_BYTES
 /** Everything before a block's content, and every other answer, fits. */
 const HEADER_BYTES_MAX = LIST_BYTES_MAX + ROWS_BYTES_MAX
+/** A block is asked for at most so often in a row; with that few pages left to copy (or at the last try) its slot's forwards are held back. */
+const ROUNDS_MAX = 4
+const HELD_PAGES_MAX = 64
+const DONE = -1
+const FAILED = -2
 const IDLE_MS = 10
 const RETRY_MS = 50
 
@@ -289,11 +294,41 @@ export class Resync {
     return inParallel(BLOCK_WINDOW, jobs, ({ session, block }) => this.#copyBlock(session, block))
   }
 
-  async #copyBlock(session: SyncSession, { volume, layer, index }: BlockIdentity): Promise<boolean> {
+  /**
+   * Under a steady load the first answer is mostly too old when it arrives. Its pages are kept as own data that is not trusted, so that
+   * the next answer is small; and for that one the slot's forwards are held back here, so that nothing can be acknowledged unstored
+   * meanwhile: it is new enough (forwards may take their time; their senders wait a few ms longer).
+   */
+  async #copyBlock(session: SyncSession, block: BlockIdentity): Promise<boolean> {
+    const { slot } = session
+    for (let round = 1, differed = Number.POSITIVE_INFINITY; ; round++) {
+      const holds = differed <= HELD_PAGES_MAX || round === ROUNDS_MAX
+      if (holds) this.#replicas.holdForwards(session)
+      let isHeld = holds
+      const pages = await this.#copyOnce(session, block, () => {
+        if (isHeld) this.#replicas.releaseForwards(session)
+        isHeld = false
+      })
+      if (pages === DONE) return true
+      if (pages === FAILED || round === ROUNDS_MAX) return false
+      differed = pages
+    }
+  }
+
+  /** DONE: installed. FAILED: try again later. Else: the answer was too old, and so many pages of it were kept. `settled`: the answer is dealt with. */
+  async #copyOnce(session: SyncSession, block: BlockIdentity, settled: () => void): Promise<number> {
+    try {
+      return await this.#copyAnswer(session, block, settled)
+    } finally {
+      settled()
+    }
+  }
+
+  async #copyAnswer(session: SyncSession, { volume, layer, index }: BlockIdentity, settled: () => void): Promise<number> {
     const { slot } = session
     const peer = this.#sourceOf(slot)
     const store = this.#replicas.storeOf(slot)
-    if (peer === NONE || store === undefined || !this.#isPresent(session)) return false
+    if (peer === NONE || store === undefined || !this.#isPresent(session)) return FAILED
     const own = store.findBlock(volume, layer, index)
     const answer = await this.#ask(
       peer,
@@ -301,15 +336,16 @@ export class Resync {
       blockArgs(slot, this.#table.version[slot]!, { volume, layer, index }, store, own),
       BLOCK_ANSWER_BYTES + ROWS_BYTES_MAX,
     )
-    if (answer === null) return false
+    if (answer === null) return FAILED
     try {
       const { words, page } = answer
       const [exists = 0, count = 0, rowWords = 0, dataPage = 0, lastHigh = 0, lastLow = 0, committedHigh = 0, committedLow = 0] = words
       const rowsAt = BLOCK_HEADER_WORDS + count * PAGE_WORDS
-      if (count > PAGES_PER_BLOCK || rowsAt + rowWords > words.length || !this.#isPresent(session)) return false
+      if (count > PAGES_PER_BLOCK || rowsAt + rowWords > words.length || !this.#isPresent(session)) return FAILED
       const lastSv = svOf(lastHigh, lastLow)
-      // older than what was acknowledged without storing: ask again (rule 23)
-      if (lastSv < session.skipOf(volume, layer, index)) return true
+      // older than what was acknowledged without storing: not an installation, its rows and ids count for nothing (rule 23)
+      const isTooOld = lastSv < session.skipOf(volume, layer, index)
+      if (isTooOld && exists === 0) return 0
       const pages = new Uint16Array(count)
       const idHigh = new Uint32Array(count)
       const idLow = new Uint32Array(count)
@@ -342,30 +378,34 @@ export class Resync {
         flags,
         payloadPage: page + dataPage,
         remove: exists === 0,
-        rows: words.slice(rowsAt, rowsAt + rowWords),
-        lastHigh: committedHigh,
-        lastLow: committedLow,
+        rows: isTooOld ? new Uint32Array(0) : words.slice(rowsAt, rowsAt + rowWords),
+        lastHigh: isTooOld ? 0 : committedHigh,
+        lastLow: isTooOld ? 0 : committedLow,
       })
       if (journalSeq < 0) {
+        settled()
         await this.#io.sleep(RETRY_MS)
-        return true
+        return FAILED
       }
-      session.installed(volume, layer, index, lastSv)
-      this.#raise(session, store, svOf(committedHigh, committedLow), journalSeq)
+      if (!isTooOld) {
+        session.installed(volume, layer, index, lastSv)
+        this.#raise(session, store, svOf(committedHigh, committedLow), journalSeq)
+      }
+      settled()
       this.#bytesMoved += dataPages * PAGE_BYTES
       this.#bytesNeeded += needed
       this.#counters.resyncBytesMoved += dataPages * PAGE_BYTES
       this.#counters.resyncBytesNeeded += needed
       await this.#replicas.whenDurable(store, journalSeq)
-      return true
+      return isTooOld ? count : DONE
     } finally {
       answer.free()
     }
   }
 
-  #malformed(session: SyncSession): false {
+  #malformed(session: SyncSession): typeof FAILED {
     this.#log('ERROR', 'an answer of a resync source is malformed', { slot: session.slot, node: this.#table.predecessorNode[session.slot] })
-    return false
+    return FAILED
   }
 
   /** 4. Everything installed, the stream past every answer, the journal durable: report (rule 24). */

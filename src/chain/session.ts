@@ -27,6 +27,8 @@ export class SyncSession {
   compared = false
   /** Up to there the slot's `last` is in the journal. */
   journaledSv = 0
+  /** Answers under way for which the slot's forwards are held back. */
+  holds = 0
   /** The report has been sent. */
   reported = false
 
