@@ -300,7 +300,6 @@ export class Resync {
    * meanwhile: it is new enough (forwards may take their time; their senders wait a few ms longer).
    */
   async #copyBlock(session: SyncSession, block: BlockIdentity): Promise<boolean> {
-    const { slot } = session
     for (let round = 1, differed = Number.POSITIVE_INFINITY; ; round++) {
       const holds = differed <= HELD_PAGES_MAX || round === ROUNDS_MAX
       if (holds) this.#replicas.holdForwards(session)
