@@ -2,6 +2,7 @@
 import type { NodeNumber, SlotIndex } from '../base/ids.ts'
 import { isMember, ReplicaState } from '../placement/chain.ts'
 import { View } from '../placement/view.ts'
+import { DISK_GONE } from './ops/node-register.ts'
 import { replicaCount } from './settings.ts'
 import type { ClusterState } from './state.ts'
 
@@ -54,7 +55,11 @@ export function healthOf({ state, view, planned }: HealthInput): Health {
   }
   for (const node of nodes) if (node.incarnation > 0 && view(node.node) === View.DOWN) reasons.push(`Node ${node.id} is down.`)
   for (const node of nodes) if (node.state === 'leaving') reasons.push(`Node ${node.id} is being emptied, to be removed.`)
-  const failed = [...state.disks.values()].filter((disk) => disk.state === 'failed').sort((a, b) => a.disk - b.disk)
+  const named = new Set(state.chains.flatMap((chain) => chain.entries.map((entry) => entry.disk)))
+  // one that was taken out matters until its copies are elsewhere
+  const failed = [...state.disks.values()]
+    .filter((disk) => disk.state === 'failed' && (disk.reason !== DISK_GONE || named.has(disk.disk)))
+    .sort((a, b) => a.disk - b.disk)
   for (const disk of failed) reasons.push(`Disk ${disk.path} of ${state.nodes.get(disk.node)?.id ?? disk.node} failed: ${disk.reason}.`)
   const withDisks = new Set([...state.disks.values()].filter((disk) => disk.role === 'capacity' && disk.state === 'ok').map((disk) => disk.node)).size
   if (chains.total > 0 && withDisks < wanted)

@@ -320,3 +320,31 @@ test('a step for all slots is not slow', () => {
   assert.deepEqual(result.value, { changed: SLOTS })
   for (const chain of replica.machine.state.chains) assert.equal(chain.entries.at(-1)?.state, ReplicaState.SYNCING)
 })
+
+test('a disk that its node starts without counts as failed, and is used again when it is back', () => {
+  const replica = threeNodes()
+  const { state } = replica.machine
+  const withDisk = (uuid: string) =>
+    replica.run('node.register', {
+      node: node(2),
+      zone: '',
+      rack: '',
+      version: '1',
+      dataDir: '/d',
+      bootId: 'b',
+      featureMax: 1,
+      disks: [{ uuid, path: '/x', type: 'ssd', role: 'capacity', capacityBytes: GiB }],
+      ...addresses(2),
+    })
+  // swapped for a blank one: another uuid at the same path
+  withDisk('blank')
+  assert.equal(state.disks.get(disk(2))?.state, 'failed')
+  assert.equal(state.disks.get(disk(4))?.uuid, 'blank')
+  withDisk('d2')
+  assert.equal(state.disks.get(disk(2))?.state, 'ok')
+  assert.equal(state.disks.get(disk(4))?.state, 'failed')
+  // one that failed by itself stays so
+  replica.run('disk.failed', { disk: disk(2), reason: 'EIO' })
+  withDisk('d2')
+  assert.deepEqual([state.disks.get(disk(2))?.state, state.disks.get(disk(2))?.reason], ['failed', 'EIO'])
+})

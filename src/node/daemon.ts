@@ -27,7 +27,7 @@ import { GrpcRpc } from '../env/node/rpc.ts'
 import type { ReactorToControl } from '../placement/messages.ts'
 import { serveAdminHttp } from './admin-http.ts'
 import { CONNECTIONS_MAX, type Config, describeKey, type LoadedConfig } from './config.ts'
-import { type FoundDisk, findDisks } from './disks.ts'
+import { type FoundDisk, findDisks, rememberFormatted } from './disks.ts'
 import { metricsText } from './metrics.ts'
 import { type ReactorHost, startReactor } from './reactor-host.ts'
 
@@ -78,6 +78,7 @@ export async function startNode({ loaded, onFatal }: StartOptions): Promise<Runn
         nowMs: () => clock.nowMs(),
         onMessage(message) {
           if (message.type === 'stats') stats = message
+          else if (message.type === 'ready') rememberFormatted(disks, dataDir)
         },
         onFatal,
       })

@@ -3,14 +3,19 @@
  *
  * A disk is named for good by the uuid in its superblock. A blank one gets a uuid now, remembered in data_dir/disks.json until the
  * disk is formatted with it (after the node became a member: only then there is a cluster to write into the superblock).
+ *
+ * Invariant: once a disk has been formatted, its uuid is never given to what is found blank at its path (`rememberFormatted`): a disk swapped for an
+ * empty one would answer for the old one's data with zeros.
  */
-import { closeSync, existsSync, fstatSync, openSync, readFileSync, readSync, renameSync, statSync, writeFileSync } from 'node:fs'
+import { closeSync, existsSync, fstatSync, fsyncSync, openSync, readFileSync, readSync, renameSync, statSync, writeSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { crc32c } from '../base/crc32c.ts'
 import { messageOf, XsanError } from '../base/errors.ts'
 import { PAGE_BYTES } from '../base/units.ts'
 import { decodeSuperblock, uuidText } from '../store/superblock.ts'
 import type { DeviceConfig } from './config.ts'
+
+const NAMES_FILE = 'disks.json'
 
 export interface FoundDisk {
   readonly uuid: string
@@ -26,28 +31,57 @@ export interface FoundDisk {
 
 /** Throws DISK_NOT_FOUND, DISK_FOREIGN, DISK_INCOMPATIBLE or DISK_CORRUPTED, naming the device and its place in the configuration. */
 export function findDisks(devices: readonly DeviceConfig[], dataDir: string, newUuid: () => string): FoundDisk[] {
-  const namesPath = join(dataDir, 'disks.json')
-  const names: Record<string, string> = existsSync(namesPath) ? (JSON.parse(readFileSync(namesPath, 'utf8')) as Record<string, string>) : {}
+  const names = readNames(dataDir)
   const found = devices.map((device, index) => findDisk(device, `storage.devices[${index}]`, names, newUuid))
-  const next = JSON.stringify(Object.fromEntries(found.map(({ path, uuid }) => [path, uuid])), null, 2)
-  if (next !== JSON.stringify(names, null, 2)) {
-    writeFileSync(`${namesPath}.tmp`, next)
-    renameSync(`${namesPath}.tmp`, namesPath)
-  }
   const twice = found.find(({ uuid }, index) => found.findIndex((other) => other.uuid === uuid) !== index)
   if (twice) throw new XsanError('INVALID_PARAM', `${twice.path} is the same disk as another one of storage.devices (${twice.uuid})`, 'Name each disk once.')
+  writeNames(dataDir, found)
   return found
 }
 
-function findDisk(device: DeviceConfig, place: string, names: Readonly<Record<string, string>>, newUuid: () => string): FoundDisk {
+/** All of them have a superblock by now. Call before any of them may serve. */
+export function rememberFormatted(disks: readonly FoundDisk[], dataDir: string): void {
+  writeNames(
+    dataDir,
+    disks.map(({ path, uuid }) => ({ path, uuid, formatted: true })),
+  )
+}
+
+interface Remembered {
+  readonly uuid: string
+  readonly formatted: boolean
+}
+type Names = Readonly<Record<string, Remembered>>
+
+function readNames(dataDir: string): Names {
+  const path = join(dataDir, NAMES_FILE)
+  return existsSync(path) ? (JSON.parse(readFileSync(path, 'utf8')) as Names) : {}
+}
+
+function writeNames(dataDir: string, disks: ReadonlyArray<Remembered & { readonly path: string }>): void {
+  const path = join(dataDir, NAMES_FILE)
+  const next = JSON.stringify(Object.fromEntries(disks.map(({ path: of, uuid, formatted }) => [of, { uuid, formatted }])), null, 2)
+  if (existsSync(path) && readFileSync(path, 'utf8') === next) return
+  const fd = openSync(`${path}.tmp`, 'w')
+  try {
+    writeSync(fd, next)
+    fsyncSync(fd)
+  } finally {
+    closeSync(fd)
+  }
+  renameSync(`${path}.tmp`, path)
+}
+
+function findDisk(device: DeviceConfig, place: string, names: Names, newUuid: () => string): FoundDisk {
   const { path, type, role, size } = device
   const remembered = Object.hasOwn(names, path) ? names[path] : undefined
+  const uuidOfBlank = () => (remembered === undefined || remembered.formatted ? newUuid() : remembered.uuid)
   if (!existsSync(path)) {
     if (size === undefined) {
       throw new XsanError('DISK_NOT_FOUND', `${place}: there is no ${path}`, 'Correct the path; or, to have a file created there, add "size", such as "10G".')
     }
     if (!existsSync(dirname(path))) throw new XsanError('DISK_NOT_FOUND', `${place}: there is no directory ${dirname(path)}`, 'Create it first.')
-    return { uuid: remembered ?? newUuid(), path, type, role, capacityBytes: size, formatted: false, createBytes: size }
+    return { uuid: uuidOfBlank(), path, type, role, capacityBytes: size, formatted: false, createBytes: size }
   }
   const stat = statSync(path)
   if (!stat.isFile() && !stat.isBlockDevice())
@@ -68,7 +102,7 @@ function findDisk(device: DeviceConfig, place: string, names: Readonly<Record<st
       )
     case 'blank':
       return {
-        uuid: remembered ?? newUuid(),
+        uuid: uuidOfBlank(),
         path,
         type,
         role,
@@ -78,7 +112,7 @@ function findDisk(device: DeviceConfig, place: string, names: Readonly<Record<st
       }
     case 'damaged':
       // Its second superblock may be good: the mount decides
-      if (remembered !== undefined) return { uuid: remembered, path, type, role, capacityBytes, formatted: true }
+      if (remembered !== undefined) return { uuid: remembered.uuid, path, type, role, capacityBytes, formatted: true }
       throw new XsanError('DISK_CORRUPTED', `${place}: the superblock of ${path} is damaged`, 'If its data may be lost, wipe it; the other copies rebuild it.')
     default:
       return { uuid: uuidText(superblock.diskUuid), path, type, role, capacityBytes, formatted: true }

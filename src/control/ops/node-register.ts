@@ -1,6 +1,6 @@
 import { XsanError } from '../../base/errors.ts'
 import type { DiskNumber, Incarnation, NodeNumber } from '../../base/ids.ts'
-import type { NodeAddresses } from '../state.ts'
+import type { DiskRecord, NodeAddresses } from '../state.ts'
 import type { Operation } from './operation.ts'
 
 export interface RegisterDisk {
@@ -21,6 +21,9 @@ export interface NodeRegisterArgs extends NodeAddresses {
   readonly featureMax: number
   readonly disks: readonly RegisterDisk[]
 }
+
+/** Reason of a disk that counts as failed because the process of its node started without it; it is used again once it is back. */
+export const DISK_GONE = 'its node started without it'
 
 /** A process of a member has started: a new incarnation, which fences the earlier ones. Its disks get their numbers. */
 export const nodeRegister: Operation<NodeRegisterArgs, { incarnation: Incarnation; disks: DiskNumber[] }> = {
@@ -51,10 +54,23 @@ export const nodeRegister: Operation<NodeRegisterArgs, { incarnation: Incarnatio
     const disks = args.disks.map(({ uuid, path, type, role, capacityBytes }) => {
       const old = known.get(uuid)
       const disk = old?.disk ?? state.takeDiskNumber()
-      const next = { disk, node: args.node, uuid, path, type, role, capacityBytes, state: old?.state ?? ('ok' as const), reason: old?.reason ?? '' }
+      const isBack = old === undefined || (old.state === 'failed' && old.reason === DISK_GONE)
+      const next: DiskRecord = {
+        disk,
+        node: args.node,
+        uuid,
+        path,
+        type,
+        role,
+        capacityBytes,
+        state: isBack ? 'ok' : old.state,
+        reason: isBack ? '' : old.reason,
+      }
       if (JSON.stringify(next) !== JSON.stringify(old)) state.putDisk(next)
       return disk
     })
+    const gone = [...state.disks.values()].filter((of) => of.node === args.node && of.state !== 'failed' && !disks.includes(of.disk))
+    for (const disk of gone.sort((a, b) => a.disk - b.disk)) state.putDisk({ ...disk, state: 'failed', reason: DISK_GONE })
     return { incarnation, disks }
   },
 }
