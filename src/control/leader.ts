@@ -94,8 +94,6 @@ export class Coordinator {
   #generation = 0
   /** Nodes that the change under way drops. */
   #blocked: ReadonlySet<NodeNumber> = new Set()
-  #round: Promise<void> | undefined
-  #nextRound: Promise<void> | undefined
   #changing = false
   #wanted = false
   /** The views have news: every slot has to be looked at. */
@@ -256,13 +254,20 @@ export class Coordinator {
 
   // ---- what status shows --------------------------------------------------------------------------------------------------
 
-  leaseOf(node: NodeNumber): { readonly leaseMs: number; readonly seenMs: number; readonly view: View; readonly confirmed: number } {
+  leaseOf(node: NodeNumber): {
+    readonly leaseMs: number
+    readonly seenMs: number
+    readonly view: View
+    readonly confirmed: number
+    readonly downSinceMs?: number | undefined
+  } {
     const lease = this.#leases.get(node)
     return {
       leaseMs: lease === undefined ? 0 : Math.max(0, Math.round(lease.endMs - this.#clock.nowMs())),
       seenMs: lease?.seenMs ?? 0,
       view: this.view.view(node),
       confirmed: lease?.confirmed ?? 0,
+      downSinceMs: lease?.downSinceMs,
     }
   }
 
@@ -350,26 +355,15 @@ export class Coordinator {
   }
 
   #hasDraining(): boolean {
-    return this.#state.chains.some((chain) => chain.entries.some((entry) => entry.state === ReplicaState.DRAINING))
+    for (const chain of this.#state.distinctChains) if (chain.entries.some((entry) => entry.state === ReplicaState.DRAINING)) return true
+    return false
   }
 
-  /** A read-index round that starts after this call; calls that come while one is under way share the next. */
-  #confirmLeadership(): Promise<void> {
-    if (this.#stopped) return Promise.reject(notLeader())
-    if (this.#nextRound === undefined) {
-      const before = this.#round ?? this.#started
-      const next = before
-        .catch(() => undefined)
-        .then(async () => {
-          this.#round = next
-          this.#nextRound = undefined
-          if (!this.#ready || this.#stopped) throw notLeader()
-          await this.#raft.readIndex({ asLeader: true, timeoutMs: ROUND_TIMEOUT_MS })
-        })
-      this.#nextRound = next
-      next.catch(() => undefined)
-    }
-    return this.#nextRound
+  /** A read-index round that starts after this call (calls of the same turn share one), never behind an older round: a loss must not wait for that. */
+  async #confirmLeadership(): Promise<void> {
+    await this.#started
+    if (!this.ready) throw notLeader()
+    await this.#raft.readIndex({ asLeader: true, timeoutMs: ROUND_TIMEOUT_MS })
   }
 
   #evidence(against: ReadonlyArray<{ readonly node: NodeNumber; readonly incarnation: Incarnation }>, why: string): void {
@@ -457,7 +451,8 @@ export class Coordinator {
   }
 
   #lookForUnavailable(nowMs: number): void {
-    const unavailable = this.#state.chains.some((chain) => chain.entries.every((entry) => entry.state !== ReplicaState.SERVING))
+    let unavailable = false
+    for (const chain of this.#state.distinctChains) unavailable ||= chain.entries.every((entry) => entry.state !== ReplicaState.SERVING)
     if (!unavailable) {
       this.#unavailableSinceMs = undefined
       this.#lastIds.clear()

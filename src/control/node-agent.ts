@@ -76,6 +76,8 @@ export class NodeAgent {
   readonly #refused = new Map<NodeNumber, { incarnation: Incarnation; atMs: number; told: boolean }>()
   readonly #upToDate = new Map<SlotIndex, { since: ChainVersion; incarnation: Incarnation }>()
   readonly #lastIds = new Map<DiskNumber, Map<SlotIndex, readonly [ChainVersion, number, number]>>()
+  /** Disks whose host lost power before this process. */
+  readonly #lostPower = new Set<DiskNumber>()
   readonly #diskFailures = new Map<DiskNumber, string>()
   #reporting = false
   #reportAgain = false
@@ -314,6 +316,7 @@ export class NodeAgent {
           ids.set(message.ids[i] as SlotIndex, [message.ids[i + 1] as ChainVersion, message.ids[i + 2]! >>> 0, message.ids[i + 3]! >>> 0])
         }
         this.#lastIds.set(message.disk, ids)
+        if (message.lostPower === true) this.#lostPower.add(message.disk)
         this.#report()
         return
       }
@@ -346,7 +349,10 @@ export class NodeAgent {
 
   #drainingHere(): boolean {
     const { node } = this.#options
-    return this.#state.chains.some((chain) => chain.entries.some((entry) => entry.node === node && entry.state === ReplicaState.DRAINING))
+    for (const chain of this.#state.distinctChains) {
+      if (chain.entries.some((entry) => entry.node === node && entry.state === ReplicaState.DRAINING)) return true
+    }
+    return false
   }
 
   /** Proof of death (design 4): to the leader, or, when it is the leader, to Raft. */
@@ -447,7 +453,7 @@ export class NodeAgent {
     }
     const requests: Message[] = [common]
     for (const [disk, ids] of this.#lastIds) {
-      requests.push({ disk, lastIds: [...ids].flatMap(([slot, [version, hi, lo]]) => [slot, version, hi, lo]) })
+      requests.push({ disk, powerLost: this.#lostPower.has(disk), lastIds: [...ids].flatMap(([slot, [version, hi, lo]]) => [slot, version, hi, lo]) })
     }
     for (const [disk, reason] of this.#diskFailures) requests.push({ disk, diskFailedReason: reason || 'failed' })
     return requests

@@ -151,6 +151,12 @@ export class ClusterState {
   #recentById = new Map<string, CommandResult>()
   #chains: Chain[] = []
   #slotRevisions = new Float64Array(0)
+  /** Equal chains are one object, so that what is found out about one slot (its next chain, its packed form) is known of all like it. */
+  readonly #chainByKey = new Map<string, Chain>()
+  /** Each of these objects, with the number of slots that have it. */
+  readonly #chainUses = new Map<Chain, { readonly key: string; slots: number }>()
+  /** Objects handed in by the command being applied, and what they became: a node event hands in one for many slots. */
+  readonly #handedIn = new Map<Chain, Chain>()
   /** Kv keys whose value changed since `takeOps`. */
   readonly #dirty = new Set<string>()
   /** Index of the command being applied. */
@@ -221,6 +227,11 @@ export class ClusterState {
     return this.#chains
   }
 
+  /** Every chain that some slot has, once: there are few, so ask these first when all slots are meant. */
+  get distinctChains(): Iterable<Chain> {
+    return this.#chainUses.keys()
+  }
+
   /** Whether a volume was ever created: before that no block can have been written. */
   get everHadVolumes(): boolean {
     return this.#meta.nextVolume > 1
@@ -264,6 +275,7 @@ export class ClusterState {
   begin(index: number): void {
     assert(index > this.#index, `command ${index} applied after ${this.#index}`)
     this.#index = index
+    this.#handedIn.clear()
   }
 
   setCluster(cluster: ClusterRecord): void {
@@ -353,7 +365,7 @@ export class ClusterState {
   /** The first chains: one per slot. */
   createChains(chains: readonly Chain[]): void {
     assert(this.#chains.length === 0 && chains.length === this.theCluster.slotCount, 'chains are created once, all of them')
-    this.#chains = [...chains]
+    this.#chains = chains.map((chain) => this.#use(chain))
     this.#slotRevisions = new Float64Array(chains.length).fill(this.#index)
     for (let group = 0; group * SLOTS_PER_VALUE < chains.length; group++) this.#dirty.add(`chains/${hex(group, 4)}`)
     this.#tableChanged()
@@ -362,10 +374,41 @@ export class ClusterState {
   setChain(slot: SlotIndex, chain: Chain): void {
     const old = this.#chains[slot]
     assert(old !== undefined && chain.version > old.version, `slot ${slot}: chain version ${chain.version} after ${old?.version}`)
-    this.#chains[slot] = chain
+    this.#chains[slot] = this.#use(chain)
+    this.#unuse(old)
     this.#slotRevisions[slot] = this.#index
     this.#dirty.add(`chains/${hex(Math.floor(slot / SLOTS_PER_VALUE), 4)}`)
     this.#tableChanged()
+  }
+
+  /** One slot more has this chain: the object that stands for all equal ones. */
+  #use(chain: Chain): Chain {
+    let shared = this.#chainUses.has(chain) ? chain : this.#handedIn.get(chain)
+    if (shared === undefined) {
+      const key = keyOf(chain)
+      shared = this.#chainByKey.get(key)
+      if (shared === undefined) {
+        shared = chain
+        this.#chainByKey.set(key, chain)
+        this.#chainUses.set(chain, { key, slots: 0 })
+      }
+      this.#handedIn.set(chain, shared)
+    }
+    const uses = this.#chainUses.get(shared)
+    // handed in, given up, and handed in again within one command
+    if (uses === undefined) {
+      this.#handedIn.delete(chain)
+      return this.#use(chain)
+    }
+    uses.slots++
+    return shared
+  }
+
+  #unuse(chain: Chain): void {
+    const uses = this.#chainUses.get(chain)!
+    if (--uses.slots > 0) return
+    this.#chainUses.delete(chain)
+    this.#chainByKey.delete(uses.key)
   }
 
   /** That process was found dead, or without a lease, and left a chain: its peers close its connections. */
@@ -435,6 +478,9 @@ export class ClusterState {
     this.#recent = new Map()
     this.#recentById = new Map()
     this.#chains = []
+    this.#chainByKey.clear()
+    this.#chainUses.clear()
+    this.#handedIn.clear()
     this.#slotRevisions = new Float64Array(0)
     this.#dirty.clear()
     this.#index = 0
@@ -462,7 +508,8 @@ export class ClusterState {
       if (kind === 'chains') slots.push(...decodeChains(value))
       else if (kind !== 'meta') this.#loadJson(kind, name, JSON.parse(decoder.decode(value)))
     }
-    this.#chains = slots.map(({ chain }) => chain)
+    this.#chains = slots.map(({ chain }) => this.#use(chain))
+    this.#handedIn.clear()
     this.#slotRevisions = Float64Array.from(slots, ({ revision }) => revision)
     slots.forEach(({ slot }, at) => {
       assert(slot === at, `stored chains: slot ${slot} at place ${at}`)
@@ -536,19 +583,21 @@ function split(key: string): [kind: string, name: string] {
   return slash < 0 ? [key, ''] : [key.slice(0, slash), key.slice(slash + 1)]
 }
 
+function keyOf({ version, entries }: Chain): string {
+  let key = `${version}`
+  for (const { disk, node, state, since, incarnation } of entries) key += `,${disk},${node},${state},${since},${incarnation}`
+  return key
+}
+
 /** u32 slots, then f64 per slot, then the packed chains as i32; all little-endian. */
 function encodeChains(from: number, chains: readonly Chain[], revisions: Float64Array): Uint8Array {
   const part = chains.slice(from, from + SLOTS_PER_VALUE)
   const packed = packChains(part.map((chain, i) => ({ slot: (from + i) as SlotIndex, chain })))
   const bytes = new Uint8Array(4 + 8 * part.length + 4 * packed.length)
-  const view = new DataView(bytes.buffer)
-  view.setUint32(0, part.length, true)
-  part.forEach((_, i) => {
-    view.setFloat64(4 + 8 * i, revisions[from + i]!, true)
-  })
-  packed.forEach((word, i) => {
-    view.setInt32(4 + 8 * part.length + 4 * i, word, true)
-  })
+  new DataView(bytes.buffer).setUint32(0, part.length, true)
+  // typed arrays are little-endian on every machine this runs on; whole arrays at once, because a node event does this for all slots in one turn
+  bytes.set(new Uint8Array(revisions.buffer, revisions.byteOffset + 8 * from, 8 * part.length), 4)
+  bytes.set(new Uint8Array(packed.buffer, packed.byteOffset, packed.byteLength), 4 + 8 * part.length)
   return bytes
 }
 
@@ -557,7 +606,7 @@ function decodeChains(bytes: Uint8Array): Array<{ slot: SlotIndex; chain: Chain;
   const count = view.getUint32(0, true)
   const words = (bytes.length - 4 - 8 * count) / 4
   assert(count <= SLOTS_PER_VALUE && Number.isInteger(words) && words >= 0, 'stored chains are cut short')
-  const packed = Int32Array.from({ length: words }, (_, i) => view.getInt32(4 + 8 * count + 4 * i, true))
+  const packed = new Int32Array(new Uint8Array(bytes.subarray(4 + 8 * count)).buffer)
   const chains = unpackChains(packed)
   assert(chains.length === count, `stored chains: ${chains.length} of ${count}`)
   return chains.map((entry, i) => ({ ...entry, revision: view.getFloat64(4 + 8 * i, true) }))

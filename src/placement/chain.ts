@@ -494,20 +494,36 @@ export function packChains(chains: ReadonlyArray<{ readonly slot: SlotIndex; rea
   let length = 0
   for (const { chain } of chains) length += PACKED_CHAIN + PACKED_ENTRY * chain.entries.length
   const packed = new Int32Array(length)
+  // slots that share a chain object share its words
+  const known = new Map<Chain, Int32Array>()
   let at = 0
   for (const { slot, chain } of chains) {
-    packed[at++] = slot
-    packed[at++] = chain.version
-    packed[at++] = chain.entries.length
-    for (const entry of chain.entries) {
-      packed[at++] = entry.disk
-      packed[at++] = entry.node
-      packed[at++] = entry.state
-      packed[at++] = entry.since
-      packed[at++] = entry.incarnation
+    let words = known.get(chain)
+    if (words === undefined) {
+      words = wordsOf(chain)
+      known.set(chain, words)
     }
+    packed[at] = slot
+    packed.set(words, at + 1)
+    at += 1 + words.length
   }
   return packed
+}
+
+/** All but the slot. */
+function wordsOf({ version, entries }: Chain): Int32Array {
+  const words = new Int32Array(PACKED_CHAIN - 1 + PACKED_ENTRY * entries.length)
+  words[0] = version
+  words[1] = entries.length
+  let at = PACKED_CHAIN - 1
+  for (const entry of entries) {
+    words[at++] = entry.disk
+    words[at++] = entry.node
+    words[at++] = entry.state
+    words[at++] = entry.since
+    words[at++] = entry.incarnation
+  }
+  return words
 }
 
 /** Asserts that every chain keeps the invariants. */

@@ -284,6 +284,8 @@ export class RaftNode implements Raft {
   /** Their round is answered; they wait until that index is applied. */
   #unappliedReads: Array<{ index: number; reader: Reader }> = []
   #roundCount = 0
+  /** The term in which this leader is known to have committed an entry of its own: before that the core drops reads. */
+  #committedTerm = 0
   readonly #roundPrefix: Uint8Array
   #change: Change | undefined
   #transfer: Waiter<void> | undefined
@@ -740,6 +742,7 @@ export class RaftNode implements Raft {
     this.#send(light.messages)
     this.#apply(light.committedEntries)
     this.#core.advanceApply()
+    if (light.commit !== undefined || ready.hardState !== undefined) this.#noteFirstCommit()
     this.#answerReads(ready)
     if (ready.snapshot) this.#events.onRestored?.(ready.snapshot.index)
     if (ready.committedEntries.length + light.committedEntries.length > 0) this.#events.onApplied?.(this.applied)
@@ -874,6 +877,16 @@ export class RaftNode implements Raft {
     this.#rounds.set(id, { context, readers: this.#readers, askedTick: this.#tickCount })
     this.#readers = []
     this.#core.readIndex(context)
+  }
+
+  /** Reads that came before a new leader's first commit were dropped by the core: asked again now, not after some ticks. */
+  #noteFirstCommit(): void {
+    if (!this.isLeader || this.#committedTerm === this.term || !this.#core.status().committedInTerm) return
+    this.#committedTerm = this.term
+    for (const round of this.#rounds.values()) {
+      round.askedTick = this.#tickCount
+      this.#core.readIndex(round.context)
+    }
   }
 
   #askAgain(): void {

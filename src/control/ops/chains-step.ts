@@ -90,13 +90,23 @@ function* changesOf(state: ClusterState, args: ChainsStepArgs): Generator<{ slot
   const diskUse = (disk: DiskNumber): DiskUse => uses.get(disk) ?? DiskUse.LEAVING
   const base: ChainEvent = { views, diskUse, recoverWithoutAll: args.recoverWithoutAll, acceptDataLoss: args.acceptDataLoss }
   const factsOf = new Map(args.facts.map((facts) => [facts.slot, facts]))
+  // most slots have one of few chains (the state keeps equal ones once), and what becomes of equals is equal
+  const known = new Map<Chain, Chain>()
+  const settled = (chain: Chain): Chain => {
+    let next = known.get(chain)
+    if (next === undefined) {
+      next = settle(chain, base)
+      known.set(chain, next)
+    }
+    return next
+  }
   const slots = args.factsOnly ? [...factsOf.keys()].sort((a, b) => a - b) : state.chains.keys()
   for (const at of slots) {
     const slot = at as SlotIndex
     const chain = state.chains[slot]
     if (chain === undefined) continue
     const facts = factsOf.get(slot)
-    const next = settle(chain, facts === undefined ? base : eventOf(base, facts))
+    const next = facts === undefined ? settled(chain) : settle(chain, eventOf(base, facts))
     if (next !== chain) yield { slot, chain: next }
   }
 }
