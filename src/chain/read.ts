@@ -210,6 +210,7 @@ export class Reads {
 
   /** Reads that found no memory or a busy store try again. */
   retryStalled(): void {
+    if (this.#stalled.length === 0) return
     for (const r of this.#stalled.splice(0)) this.#attempt(r)
   }
 }
