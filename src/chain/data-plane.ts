@@ -11,6 +11,7 @@ import type { ControlToReactor, DiskStats, ReactorPort, ReactorQuery, TableMessa
 import { slotOf } from '../placement/ring.ts'
 import { NO_BLOCK } from '../store/store.ts'
 import { Lane, PeerFrame } from '../wire/peer.ts'
+import { Allocation } from './allocation.ts'
 import type { BlockClient } from './block-client.ts'
 import { Calls } from './calls.ts'
 import { Client, type ClientSettings } from './client.ts'
@@ -87,6 +88,7 @@ export class DataPlane {
   readonly #limits: DataPlaneLimits
   readonly #pool: PayloadPool
   readonly #resync: Resync
+  readonly #allocation: Allocation
   readonly #client: Client
   readonly #listen: { readonly host: string; readonly port: number }
   /** Where peers connect; known after `start`. */
@@ -226,6 +228,7 @@ export class DataPlane {
       client: () => this.#client,
       creditFreed: (peer, hop, bytes) => this.forwarding.creditFreed(peer, hop, bytes),
     })
+    this.#allocation = new Allocation({ queue, io: options.asyncIo, table, replicas })
     const flushes = new Flushes({ io: options.asyncIo, table, replicas, peers, calls: this.#calls, counters })
     this.#resync = new Resync({
       io: options.asyncIo,
@@ -434,7 +437,7 @@ export class DataPlane {
         void this.#stop()
         break
       case 'query':
-        this.#port.send({ type: 'answer', queryId: message.queryId, answer: this.#answer(message.query) })
+        void this.#reply(message.queryId, message.query)
         break
     }
     this.settle()
@@ -507,7 +510,7 @@ export class DataPlane {
         if (state !== ReplicaState.LASTSRV && state !== ReplicaState.WAITING) continue
         ids.push(slot, table.version[slot]!, store.lastHigh[slot]! | 0, store.lastLow[slot]! | 0)
       }
-      if (ids.length > 0) this.#port.send({ type: 'lastIds', disk: store.disk, ids: Int32Array.from(ids) })
+      if (ids.length > 0) this.#port.send({ type: 'lastIds', disk: store.disk, ids: Int32Array.from(ids), lostPower: store.lostPower })
     })
   }
 
@@ -540,7 +543,12 @@ export class DataPlane {
 
   // ---- questions -------------------------------------------------------------------------------------------------------------
 
-  #answer(query: ReactorQuery): unknown {
+  async #reply(queryId: number, query: ReactorQuery): Promise<void> {
+    const answer = query.kind === 'allocated' ? await this.#allocation.blocks() : this.#answer(query)
+    this.#port.send({ type: 'answer', queryId, answer })
+  }
+
+  #answer(query: Exclude<ReactorQuery, { kind: 'allocated' }>): unknown {
     const { table, replicas } = this
     switch (query.kind) {
       case 'stats':

@@ -12,6 +12,8 @@ export interface HealthInput {
   readonly view: (node: NodeNumber) => View
   /** Slots that lack a replica for a moment by plan. */
   readonly planned: ReadonlySet<SlotIndex>
+  /** For how long a node has been DOWN, if that is known. */
+  readonly downMs?: (node: NodeNumber) => number | undefined
 }
 
 export interface ChainCounts {
@@ -29,7 +31,7 @@ export interface Health {
 
 const plural = (count: number, one: string, many: string) => `${count} ${count === 1 ? one : many}`
 
-export function healthOf({ state, view, planned }: HealthInput): Health {
+export function healthOf({ state, view, planned, downMs }: HealthInput): Health {
   const reasons: string[] = []
   const wanted = replicaCount(state)
   let full = 0
@@ -53,7 +55,11 @@ export function healthOf({ state, view, planned }: HealthInput): Health {
     const why = lost > 0 ? 'all copies went down together; the nodes that held them last are waited for' : 'no node with a copy serves now'
     reasons.push(`${plural(unavailable, 'part', 'parts')} of ${chains.total} of the data cannot be used: ${why}.`)
   }
-  for (const node of nodes) if (node.incarnation > 0 && view(node.node) === View.DOWN) reasons.push(`Node ${node.id} is down.`)
+  for (const node of nodes) {
+    if (node.incarnation === 0 || view(node.node) !== View.DOWN) continue
+    const ms = downMs?.(node.node)
+    reasons.push(`Node ${node.id} is down${ms === undefined ? '' : `, for ${Math.round(ms / 1000)} s now`}.`)
+  }
   for (const node of nodes) if (node.state === 'leaving') reasons.push(`Node ${node.id} is being emptied, to be removed.`)
   const named = new Set(state.chains.flatMap((chain) => chain.entries.map((entry) => entry.disk)))
   // one that was taken out matters until its copies are elsewhere

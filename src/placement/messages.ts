@@ -65,6 +65,8 @@ export type ReactorQuery =
   | { readonly kind: 'block'; readonly volume: VolumeNumber; readonly index: number }
   | { readonly kind: 'blocks'; readonly volume: VolumeNumber; readonly from: number; readonly limit: number }
   | { readonly kind: 'stats' }
+  /** Pairs [volume, blocks] of the slots this node heads. */
+  | { readonly kind: 'allocated' }
   | { readonly kind: 'digest'; readonly slot: SlotIndex }
 
 export type ReactorToControl =
@@ -75,8 +77,8 @@ export type ReactorToControl =
   | { readonly type: 'needTable'; readonly slot: SlotIndex; readonly version: ChainVersion }
   /** Rule 24 reports: triples slot, since, incarnation, packed. */
   | { readonly type: 'upToDate'; readonly reports: Int32Array }
-  /** For every slot whose entry here is LASTSRV: slot, chain version, id high, id low; packed. */
-  | { readonly type: 'lastIds'; readonly disk: DiskNumber; readonly ids: Int32Array }
+  /** For every slot whose entry here is LASTSRV: slot, chain version, id high, id low; packed. `lostPower`: see ReplicaStore. */
+  | { readonly type: 'lastIds'; readonly disk: DiskNumber; readonly ids: Int32Array; readonly lostPower?: boolean }
   /** Proof of death (design 4): established connections of that incarnation closed and a fresh connect was refused by its host. */
   | { readonly type: 'peerRefused'; readonly node: NodeNumber; readonly incarnation: Incarnation }
   | { readonly type: 'diskFailed'; readonly disk: DiskNumber; readonly reason: string }

@@ -12,6 +12,8 @@ import type { NodeRecord } from '../state.ts'
 import { encodeToken, hashSecret } from '../token.ts'
 import { type AdminService, atLeader, flag, fresh, here, number, type ServiceContext, text } from './service.ts'
 
+/** A heartbeat of a process that died may still arrive for so long after its death is known. */
+const BEAT_LATE_MS = 250
 const TOKEN_VALID_MS = 24 * 3600_000
 const TOKEN_VALID_MS_MAX = 30 * TOKEN_VALID_MS
 
@@ -105,7 +107,15 @@ export function clusterStatus(context: ServiceContext, coordinator: Coordinator 
   const { state, raft, stats } = context
   const cluster = state.cluster
   const viewOf = (node: NodeNumber) => (coordinator === undefined ? View.MAYBE : coordinator.view.view(node))
-  const { health, reasons, chains } = healthOf({ state, view: viewOf, planned: coordinator?.planned ?? new Set() })
+  const { health, reasons, chains } = healthOf({
+    state,
+    view: viewOf,
+    planned: coordinator?.planned ?? new Set(),
+    downMs(node) {
+      const since = coordinator?.leaseOf(node).downSinceMs
+      return since === undefined ? undefined : context.env.clock.nowMs() - since
+    },
+  })
   const nodes = nodeStatuses(context, coordinator)
   const resync = { blocksLeft: 0, bytesMoved: 0, bytesNeeded: 0, slotsLeft: 0 }
   for (const { stats: of } of stats.values()) {
@@ -168,7 +178,11 @@ export function nodeStatuses(context: ServiceContext, coordinator: Coordinator |
         state:
           coordinator === undefined
             ? 'unknown'
-            : nodeState(node, coordinator, heard !== undefined && heard.incarnation === node.incarnation && nowMs - heard.atMs < 5000),
+            : nodeState(
+                node,
+                coordinator,
+                heard?.incarnation === node.incarnation && nowMs - heard.atMs < 5000 && heard.atMs > (lease?.downSinceMs ?? 0) + BEAT_LATE_MS,
+              ),
         raftRole: voters.includes(node.node) ? 'voter' : learners.includes(node.node) ? 'learner' : 'none',
         leader: raft.leader === node.node,
         incarnation: node.incarnation,

@@ -6,7 +6,7 @@ import type { Message } from '../../env/control.ts'
 import { isMember, REPLICA_STATE_NAMES } from '../../placement/chain.ts'
 import { slotOf } from '../../placement/ring.ts'
 import { type AdminService, atLeader, fresh, number, type ServiceContext, text } from './service.ts'
-import { theVolume, volumeInfo } from './volume.ts'
+import { allocatedBlocks, theVolume, volumeInfo } from './volume.ts'
 
 const ASK_TIMEOUT_MS = 2500
 const BLOCKS_DEFAULT = 100
@@ -43,7 +43,11 @@ export const debugService: AdminService = {
       index,
       slot: slotOf(record.volume, index, context.state.theCluster.slotCount),
     }))
-    return { volume: volumeInfo(context, coordinator, record), blocks, nextBlock: inOrder.length > limit ? inOrder[limit] : 0 }
+    return {
+      volume: volumeInfo(context, coordinator, record, await allocatedBlocks(context, coordinator)),
+      blocks,
+      nextBlock: inOrder.length > limit ? inOrder[limit] : 0,
+    }
   }),
 
   BlockLocation: atLeader(async (context, request) => {

@@ -2,12 +2,15 @@
 import { XsanError } from '../../base/errors.ts'
 import { BLOCK_BYTES } from '../../base/units.ts'
 import type { Message } from '../../env/control.ts'
+import { View } from '../../placement/view.ts'
 import { healthOf } from '../health.ts'
 import type { Coordinator } from '../leader.ts'
 import { booleanSetting, defaultReplicas, NO_OWN, replicaCount } from '../settings.ts'
 import type { VolumeRecord } from '../state.ts'
 import { page } from './pages.ts'
 import { type AdminService, atLeader, flag, fresh, number, type ServiceContext, text } from './service.ts'
+
+const COUNT_TIMEOUT_MS = 1500
 
 export const volumeService: AdminService = {
   Create: atLeader(async (context, request, call) => {
@@ -27,26 +30,29 @@ export const volumeService: AdminService = {
       },
       call.requestId,
     )
-    return volumeInfo(context, coordinator, record)
+    return volumeInfo(context, coordinator, record, new Map())
   }),
 
   List: atLeader(async (context, request) => {
     const coordinator = await fresh(context)
     const volumes = [...context.state.volumes.values()].sort((a, b) => a.volume - b.volume)
     const { items, nextPageToken } = page(volumes, (volume) => volume.volume, request)
-    return { volumes: items.map((volume) => volumeInfo(context, coordinator, volume)), nextPageToken }
+    const allocated = await allocatedBlocks(context, coordinator)
+    return { volumes: items.map((volume) => volumeInfo(context, coordinator, volume, allocated)), nextPageToken }
   }),
 
   Info: atLeader(async (context, request) => {
     const coordinator = await fresh(context)
-    return volumeInfo(context, coordinator, theVolume(context, text(request, 'volume')))
+    const record = theVolume(context, text(request, 'volume'))
+    return volumeInfo(context, coordinator, record, await allocatedBlocks(context, coordinator))
   }),
 
   Resize: atLeader(async (context, request, call) => {
     const coordinator = await fresh(context)
     const { volume } = theVolume(context, text(request, 'volume'))
     const args = { volume, sizeBytes: number(request, 'sizeBytes'), allowShrink: flag(request, 'allowShrink') }
-    return volumeInfo(context, coordinator, await coordinator.propose('volume.resize', args, call.requestId))
+    const record = await coordinator.propose('volume.resize', args, call.requestId)
+    return volumeInfo(context, coordinator, record, await allocatedBlocks(context, coordinator))
   }),
 
   Delete: atLeader(async (context, request, call) => {
@@ -70,10 +76,22 @@ function nodesWithDisks({ state }: ServiceContext): number {
   return new Set([...state.disks.values()].filter((disk) => disk.role === 'capacity' && disk.state === 'ok').map((disk) => disk.node)).size
 }
 
+/** Blocks of each volume, each counted once; those of slots whose head does not answer in time are missing. */
+export async function allocatedBlocks(context: ServiceContext, coordinator: Coordinator): Promise<Map<number, number>> {
+  const counts = new Map<number, number>()
+  const nodes = [...context.state.nodes.keys()].filter((node) => coordinator.view.view(node) === View.UP)
+  const answers = await Promise.all(nodes.map((node) => context.ask(node, { kind: 'allocated' }, COUNT_TIMEOUT_MS).catch(() => undefined)))
+  for (const answer of answers) {
+    if (!Array.isArray(answer)) continue
+    for (const [volume, blocks] of answer as Array<[number, number]>) counts.set(volume, (counts.get(volume) ?? 0) + blocks)
+  }
+  return counts
+}
+
 /** The default is a wish: a cluster that is still small makes volumes with as many copies as it can keep, and spreads them when it grows. */
 const fewer = (wanted: number, nodes: number) => Math.max(1, Math.min(wanted, nodes))
 
-export function volumeInfo(context: ServiceContext, coordinator: Coordinator, record: VolumeRecord): Message {
+export function volumeInfo(context: ServiceContext, coordinator: Coordinator, record: VolumeRecord, allocated: ReadonlyMap<number, number>): Message {
   const { state } = context
   const { health, reasons } = healthOf({ state, view: (node) => coordinator.view.view(node), planned: coordinator.planned })
   const kept = replicaCount(state)
@@ -91,7 +109,7 @@ export function volumeInfo(context: ServiceContext, coordinator: Coordinator, re
     health,
     reasons: [...(health === 'safe' ? [] : reasons), ...notes],
     uris: volumeUris(context, record.name),
-    allocatedBytes: 0,
+    allocatedBytes: (allocated.get(record.volume) ?? 0) * BLOCK_BYTES,
     createdAtMs: record.createdAtMs,
   }
 }
