@@ -6,7 +6,6 @@ import { Status } from '../../src/base/status.ts'
 import { Flushes } from '../../src/chain/flush.ts'
 import { Replicas } from '../../src/chain/replica.ts'
 import { SyncSession } from '../../src/chain/session.ts'
-import { StoreRelay } from '../../src/chain/store-relay.ts'
 import { ChainTable } from '../../src/chain/table.ts'
 import { AsyncIo } from '../../src/env/async-io.ts'
 import { SimFile } from '../../src/env/sim/disk.ts'
@@ -61,25 +60,9 @@ export const CANARIES: readonly Canary[] = [
     plant: () => replace(AsyncIo.prototype, 'fdatasync', () => () => Promise.resolve(0)),
   },
   {
-    name: 'acknowledged-before-durable',
-    bug: 'replicas acknowledge what has reached the kernel as if it were durable',
-    seedsMax: 60,
-    profile: 'brutal',
-    plant: () =>
-      replace(
-        StoreRelay.prototype,
-        'onStaged',
-        (original) =>
-          function (this: StoreRelay, upTo: number) {
-            original.call(this, upTo as never)
-            this.onDurable(upTo)
-          },
-      ),
-  },
-  {
     name: 'flush-not-sent',
     bug: 'a flush of a volume with sync_when_write off answers without asking any replica',
-    seedsMax: 60,
+    seedsMax: 200,
     profile: 'brutal',
     plant: () => replace(Flushes.prototype, 'flush', () => (_volume: number, _deadlineMs: number, done: (status: number) => void) => done(Status.SUCCESS)),
   },

@@ -129,8 +129,10 @@ function startClients(cluster: SimCluster, schedule: Schedule, volumes: readonly
   const { world } = cluster
   const random = world.random('clients')
   const shift = random.below(cluster.nodes.length)
+  // All on one volume, or both: durable writes of the one would flush the other's along
+  const mix = random.below(3)
   for (let c = 0; c < schedule.clients; c++) {
-    const volume = volumes[c % 3 === 2 ? 1 : 0]!
+    const volume = volumes[mix < 2 ? mix : c % 2]!
     const depth = random.between(1, 4)
     const home = cluster.nodes[(c + shift) % cluster.nodes.length]!
     const client = new SimClient({
