@@ -3,6 +3,7 @@ import { Command } from 'commander'
 import { clusterAdd } from './cluster-add.ts'
 import { clusterInit } from './cluster-init.ts'
 import { clusterJoin } from './cluster-join.ts'
+import { clusterRecover } from './cluster-recover.ts'
 import { clusterRemove } from './cluster-remove.ts'
 import { clusterStatus } from './cluster-status.ts'
 import { configSet } from './config-set.ts'
@@ -30,7 +31,7 @@ if (process.argv[2] === 'sim') process.exitCode = await simMain(process.argv.sli
 else {
   await main(
     program('xsan', 'replicated block storage from ordinary servers', [
-      group('cluster', 'make, grow and watch the cluster', [clusterInit, clusterAdd, clusterJoin, clusterStatus, clusterRemove]),
+      group('cluster', 'make, grow and watch the cluster', [clusterInit, clusterAdd, clusterJoin, clusterStatus, clusterRemove, clusterRecover]),
       group('node', 'the nodes', [nodeList, nodeLocal]),
       group('disk', 'the disks', [diskList]),
       group('volume', 'create, look at and delete volumes', [volumeCreate, volumeList, volumeInfo, volumeResize, volumeDelete]),

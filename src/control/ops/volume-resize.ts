@@ -8,20 +8,20 @@ import { checkSize } from './volume-create.ts'
 export interface VolumeResizeArgs {
   readonly volume: VolumeNumber
   readonly sizeBytes: number
-  readonly allowShrink: boolean
 }
 
+/** Volumes only grow: nothing gives back the blocks beyond a smaller end, and what is left there would come back when it grows again. */
 export const volumeResize: Operation<VolumeResizeArgs, VolumeRecord> = {
   feature: 1,
-  apply(state, { volume, sizeBytes, allowShrink }) {
+  apply(state, { volume, sizeBytes }) {
     const record = state.volumes.get(volume)
     if (record === undefined) throw new XsanError('VOLUME_NOT_FOUND', `there is no volume ${volume}`, 'See `xsan volume list`.')
     checkSize(sizeBytes)
-    if (sizeBytes < record.sizeBytes && !allowShrink) {
+    if (sizeBytes < record.sizeBytes) {
       throw new XsanError(
         'INVALID_PARAM',
-        `${record.name} has ${formatSize(record.sizeBytes)}: what lies beyond ${formatSize(sizeBytes)} would be lost`,
-        'Say --shrink if that is meant.',
+        `${record.name} has ${formatSize(record.sizeBytes)} and cannot become smaller: ${formatSize(sizeBytes)}`,
+        'Make a new volume of that size and copy what you need, with nbdcopy for example.',
       )
     }
     const next = { ...record, sizeBytes }

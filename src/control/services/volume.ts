@@ -8,7 +8,7 @@ import type { Coordinator } from '../leader.ts'
 import { booleanSetting, defaultReplicas, NO_OWN, replicaCount } from '../settings.ts'
 import type { VolumeRecord } from '../state.ts'
 import { page } from './pages.ts'
-import { type AdminService, atLeader, flag, fresh, number, type ServiceContext, text } from './service.ts'
+import { type AdminService, atLeader, fresh, number, type ServiceContext, text } from './service.ts'
 
 const COUNT_TIMEOUT_MS = 1500
 
@@ -50,7 +50,7 @@ export const volumeService: AdminService = {
   Resize: atLeader(async (context, request, call) => {
     const coordinator = await fresh(context)
     const { volume } = theVolume(context, text(request, 'volume'))
-    const args = { volume, sizeBytes: number(request, 'sizeBytes'), allowShrink: flag(request, 'allowShrink') }
+    const args = { volume, sizeBytes: number(request, 'sizeBytes') }
     const record = await coordinator.propose('volume.resize', args, call.requestId)
     return volumeInfo(context, coordinator, record, await allocatedBlocks(context, coordinator))
   }),

@@ -1,0 +1,36 @@
+import { Option } from 'commander'
+import { confirmed, yesOption } from './confirm.ts'
+import { command } from './program.ts'
+
+export const clusterRecover = command<{ acceptDataLoss?: boolean; dryRun?: boolean; yes?: boolean }>({
+  usage: 'recover',
+  description: 'go on without the nodes that held the last copies of something',
+  options: [
+    new Option('--accept-data-loss', 'also where what those nodes alone hold is given up'),
+    new Option('--dry-run', 'only say what cannot be used, and what is waited for'),
+    yesOption(),
+  ],
+  async run({ client, options }) {
+    const dryRun = options.dryRun ?? false
+    const acceptDataLoss = options.acceptDataLoss ?? false
+    if (!dryRun) {
+      const { slots, waitsFor } = await client.call('Cluster/Recover', { dryRun: true })
+      const names = (waitsFor as string[]).join(', ')
+      if (Number(slots) > 0) {
+        const lost = acceptDataLoss ? 'What they alone hold is lost for good, acknowledged writes too.' : 'Writes that they alone hold may be lost.'
+        await confirmed(options.yes, `Go on without ${names || 'the missing copies'}? ${lost}`)
+      }
+    }
+    const made = await client.call('Cluster/Recover', { dryRun, acceptDataLoss }, 60_000)
+    return {
+      data: made,
+      table() {
+        const slots = Number(made['slots'])
+        if (slots === 0) return 'all data can be used: there is nothing to recover'
+        const names = (made['waitsFor'] as string[]).join(', ')
+        const missing = `${slots} of ${Number(made['slotsTotal'])} parts of the data cannot be used; ${names ? `their last copies are on ${names}` : 'no missing node holds them'}`
+        return dryRun ? missing : `${missing}; the cluster goes on without them. See: xsan cluster status --wait healthy`
+      },
+    }
+  },
+})
