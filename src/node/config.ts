@@ -32,7 +32,7 @@ const name = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/, 'must be lett
 const device = z.strictObject({
   path: z.string().min(1).describe('Block device, or file on a file system.'),
   type: z.enum(['ssd', 'hdd']).describe('What it is made of: ssd or hdd.'),
-  role: z.enum(['cache', 'capacity']).describe('cache: journal and hot data of the capacity disks of this node; capacity: blocks.'),
+  role: z.enum(['cache', 'capacity']).describe('capacity: holds blocks; cache: for journal and hot data of the capacity disks, not used by this version.'),
   size: size({ min: 64 * MiB, max: 2 ** 50 })
     .optional()
     .describe('For a path that does not exist yet: create a sparse file of this size.'),

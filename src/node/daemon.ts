@@ -61,6 +61,8 @@ export async function startNode({ loaded, onFatal }: StartOptions): Promise<Runn
   const addon = await stage('native engine', () => loadEngine())
   const entropy = new NodeEntropy()
   const disks = await stage('disks', () => findDisks(config.storage.devices, dataDir, () => entropy.uuid()))
+  for (const { path } of disks.filter(({ role }) => role === 'cache'))
+    log.log('WARN', 'a disk has the role cache, which this version does not use: it is formatted and watched, and holds no data', { path })
   const kv = await stage('metadata', () => LevelKv.open(join(dataDir, 'meta')))
   const clock = new NodeClock(() => addon.bootTimeMs())
   const bootId = readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim()

@@ -104,7 +104,7 @@ class Node {
   }
 }
 
-test('the sample of the product documents, with only addresses and paths changed, starts a node that serves', { timeout: TIMEOUT_MS }, async (t) => {
+test('the sample of the product documents, with only addresses and paths changed, starts a node that serves', { timeout: 2 * TIMEOUT_MS }, async (t) => {
   const dir = makeDirectory()
   t.after(() => removeDirectory(dir))
   const sample = JSON.parse(readFileSync(join(ROOT, 'conf/sample-004.json'), 'utf8')) as {
@@ -134,6 +134,17 @@ test('the sample of the product documents, with only addresses and paths changed
       [join(dir, 'disk-1'), 'capacity', 'ok'],
     ],
   )
+  const created = await must(bin('xsan'), ['--server', grpc, 'volume', 'create', 'v', '64M', '--replicas', '1', '-o', 'json'])
+  const { uris } = JSON.parse(created.stdout) as { uris: string[] }
+  await must('qemu-io', ['-f', 'raw', '-c', 'write -P 91 1M 1M', uris[0]!])
+  await must('qemu-io', ['-r', '-f', 'raw', '-c', 'read -P 91 1M 1M', uris[0]!])
+  const { stdout: location } = await must(bin('xsan-debug'), ['--server', grpc, 'block-location', 'v:0', '-o', 'json'])
+  assert.deepEqual(
+    (JSON.parse(location) as { replicas: Array<{ disk: number; present: boolean }> }).replicas.map(({ disk, present }) => [disk, present]),
+    [[2, true]],
+    'on the capacity disk',
+  )
+  assert.match(node.stderr, /has the role cache/)
   assert.equal(await node.end('SIGTERM'), 0, node.stderr)
 })
 
