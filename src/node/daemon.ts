@@ -8,7 +8,6 @@
  * - The process is the failure unit: an uncaught error, a dead reactor or failing metadata end it at once.
  * - `/readyz` says ready only while this node holds its lease and has everything loaded.
  */
-import { createHmac } from 'node:crypto'
 import { accessSync, constants, mkdirSync, readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
@@ -28,6 +27,7 @@ import type { ReactorToControl } from '../placement/messages.ts'
 import { serveAdminHttp } from './admin-http.ts'
 import { CONNECTIONS_MAX, type Config, describeKey, type LoadedConfig } from './config.ts'
 import { type FoundDisk, findDisks, rememberFormatted } from './disks.ts'
+import { createHmacSha256 } from './hmac.ts'
 import { metricsText } from './metrics.ts'
 import { type ReactorHost, startReactor } from './reactor-host.ts'
 
@@ -73,7 +73,7 @@ export async function startNode({ loaded, onFatal }: StartOptions): Promise<Runn
     env: { rpc: new GrpcRpc({ log }), datagram: new NodeDatagram({ log }), kv, clock, entropy, log },
     config: controlConfig(loaded, disks, bootId),
     createCore: createRaftCore,
-    hmac: (key, bytes) => new Uint8Array(createHmac('sha256', key).update(bytes).digest()),
+    hmac: createHmacSha256(),
     async openDataPlane(registration) {
       reactor = await startReactor({
         config: reactorConfig(config, registration, disks, bootId),
