@@ -16,7 +16,7 @@ import { LogLevel, type LogLevelName } from '../env/control.ts'
 import { IoError } from '../env/ioqueue.ts'
 import { NativeIoQueue } from '../env/node/ioqueue.ts'
 import { NodeLog } from '../env/node/log.ts'
-import { runReactor } from '../env/node/reactor-loop.ts'
+import { ReactorCounter, runReactor } from '../env/node/reactor-loop.ts'
 import { NbdServer } from '../export/nbd/server.ts'
 import type { ControlToReactor, ReactorPort } from '../placement/messages.ts'
 import { formatStore, mountStore } from '../store/mount.ts'
@@ -64,9 +64,16 @@ async function run(): Promise<void> {
   })
   await dataPlane.start()
   const volumes = new VolumeLayer(dataPlane.client, queue.arena)
-  dataPlane.exportCounters = () => volumes.stats.snapshot()
   stage = 'opening the NBD export'
   const nbd = new NbdServer({ queue, asyncIo, volumes, log, ...config.nbd })
+  const loopCount = (counter: number) => Atomics.load(loop.counters, counter) >>> 0
+  dataPlane.exportCounters = () => ({
+    ...volumes.stats.snapshot(),
+    connections: nbd.connectionCount,
+    requests_in_flight: nbd.requestCount,
+    aio_completed: loopCount(ReactorCounter.COMPLETIONS),
+    reactor_turns: loopCount(ReactorCounter.TURNS),
+  })
   dataPlane.watchSettings((settings) => {
     const connectionsMax = settings['network.max_connections']
     if (typeof connectionsMax === 'number') nbd.connectionsMax = connectionsMax

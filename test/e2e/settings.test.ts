@@ -52,3 +52,26 @@ test('network.max_connections of the file holds, and may be raised while the nod
   await assert.rejects(NbdClient.connect(cluster.endpoint('node-1'), 'v', 2000))
   for (const client of clients) await client.close()
 })
+
+test("perf-stats and /metrics count what clients did, by the documents' names", async () => {
+  await set('storage.read_only', 'false')
+  const client = await cluster.nbd('node-1', 'v')
+  await until('writes are taken', 5000, async () => (await errnoOf(client.write(0, Buffer.alloc(PAGE, 1)))) === 0)
+  await client.read(0, PAGE)
+  await client.flush()
+  let counters: Record<string, number> = {}
+  await until('the counters of the last second are there', 5000, async () => {
+    const { stdout } = await must(bin('xsan-debug'), ['--server', cluster.node('node-1').grpc, 'perf-stats', '-o', 'json'])
+    counters = (JSON.parse(stdout) as { nodes: Array<{ counters: Record<string, number> }> }).nodes[0]!.counters
+    return (counters['read_ops'] ?? 0) > 0 && (counters['connections'] ?? 0) > 0 && (counters['write_ops'] ?? 0) > 0
+  })
+  const counted = ['read_ops', 'write_ops', 'read_bytes', 'write_bytes', 'read_latency_us', 'write_latency_us', 'reliable_update', 'aio_completed']
+  for (const name of counted) assert.ok(counters[name]! > 0, `${name} is ${counters[name]}`)
+  const known = ['network_bytes_sent', 'network_bytes_recv', 'reliable_forward', 'syncing_read', 'update_remote', 'forward_write_bytes', 'wait_channel_lock']
+  for (const name of known) assert.equal(typeof counters[name], 'number', name)
+  const metrics = await (await fetch(`${cluster.node('node-1').admin}/metrics`)).text()
+  assert.match(metrics, /^xsan_read_ops_total [1-9]/m)
+  assert.match(metrics, /^xsan_write_latency_seconds_total 0?\.?\d/m)
+  assert.match(metrics, /^xsan_connections [1-9]/m)
+  await client.close()
+})
