@@ -196,6 +196,8 @@ export class Coordinator {
     if (tableRevision < this.#state.revision && lease.told.at(-1)?.revision !== this.#state.revision) {
       lease.told.push({ revision: this.#state.revision, sinceMs: arrivedMs })
     }
+    // A node that was found down after this renewal had arrived is about to be dropped: it must hold no lease then. Its next renewal counts.
+    if (generation !== this.#generation && this.view.view(node) === View.DOWN) return refuse('it was found to be down meanwhile')
     lease.endMs = Math.max(lease.endMs, arrivedMs + leaseMs * (1 + DRIFT_BOUND))
     if (generation === this.#generation && this.view.view(node) !== View.UP && this.view.renewal(node, incarnation)) this.#cameUp(node, lease)
     return { granted: true, reason: '', leaseMs, tableRevision: this.#state.revision }
