@@ -182,6 +182,7 @@ export class DataPlane {
           else this.#remote.answerUpdate(peer, session, row, generation, status, version)
         },
         creditFreed: (peer, hop, bytes) => this.forwarding.creditFreed(peer, hop, bytes),
+        isPresent: (peer, session) => this.peers.isUp(peer) && this.peers.sessionOf(peer) === session,
         needTable,
         repair,
         pinned: (op) => this.#client.pin(op),
@@ -464,6 +465,7 @@ export class DataPlane {
       this.#sweepAtMs = SWEEP_AFTER_MS.map((afterMs) => this.#queue.nowMs + afterMs)
     }
     for (const slot of changed) replicas.learn(slot)
+    this.writes.tableLearned()
     this.#sendLastIds(changed)
     this.#port.send({ type: 'tableApplied', revision: table.revision })
     this.#client.wake()

@@ -82,7 +82,9 @@ export class Flushes {
     const view = new DataView(args.buffer)
     view.setFloat64(0, volume)
     view.setFloat64(8, revision)
-    const answers = this.#membersOf(volume).map(async (node) => {
+    const members = this.#membersOf(volume)
+    if (members === null) return false
+    const answers = members.map(async (node) => {
       if (node === this.#table.identity.node) return this.#flushOwn(revision)
       const peer = this.#peers.indexOf(node)
       if (peer === NONE) return Status.NODE_UNREACHABLE
@@ -92,12 +94,14 @@ export class Flushes {
     return statuses.every((status) => status === Status.SUCCESS)
   }
 
-  /** Nodes that may hold unflushed writes of the volume: every member of its chains. */
-  #membersOf(volume: VolumeNumber): number[] {
+  /** Nodes that may hold unflushed writes of the volume: every member of its chains. Null: a chain has none, its replicas wait to be heard (LASTSRV). */
+  #membersOf(volume: VolumeNumber): number[] | null {
     const table = this.#table
     const blocks = Math.ceil((table.volumes.get(volume)?.sizeBytes ?? 0) / BLOCK_BYTES)
     const nodes = new Set<number>()
+    let isWhole = true
     const add = (slot: number) => {
+      if (table.headNode[slot] === 0) isWhole = false
       for (let i = 0; i < table.entryCount[slot]!; i++) {
         const e = slot * CHAIN_ENTRIES_MAX + i
         if (inWritePath(table.entryState[e] as ReplicaState)) nodes.add(table.entryNode[e]!)
@@ -105,7 +109,7 @@ export class Flushes {
     }
     if (blocks < table.slotCount) for (let index = 0; index < blocks; index++) add(slotOf(volume, index, table.slotCount))
     else for (let slot = 0; slot < table.slotCount; slot++) add(slot)
-    return [...nodes]
+    return isWhole ? [...nodes] : null
   }
 
   async #flushOwn(revision: number): Promise<number> {

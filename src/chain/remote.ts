@@ -319,7 +319,7 @@ export class RemoteExchange {
     if (reason !== null) return reason
     if (slot >= this.#table.slotCount || pageCount === 0 || pageCount > CHAIN_OP_PAGES_MAX || firstPage + pageCount > PAGES_PER_BLOCK) return 'a bad range'
     const r = reads.alloc()
-    if (r < 0) return 'too many reads at one time'
+    if (r < 0) return this.#refuseRead(peer, body) ? null : 'too many reads at one time'
     reads.peer[r] = peer
     reads.session[r] = this.#peers.sessionOf(peer)
     reads.requestRow[r] = get.requestRow(view, body)
@@ -336,6 +336,26 @@ export class RemoteExchange {
     reads.receivedMs[r] = this.#queue.nowMs
     this.#reads.submit(r)
     return null
+  }
+
+  /** No row for the read: its client tries again. False: no room to say so. */
+  #refuseRead(peer: number, body: number): boolean {
+    const { view } = this.#arena
+    const headBytes = FRAME_BYTES + ReadAnswer.size
+    const at = this.#peers.reserve(peer, Lane.BULK, headBytes)
+    if (at < 0) return false
+    const { set } = ReadAnswer
+    const answer = at + FRAME_BYTES
+    putFrame(view, at, PeerFrame.READ_ANSWER, headBytes, 0)
+    set.requestRow(view, answer, Read.get.requestRow(view, body))
+    set.requestGeneration(view, answer, Read.get.requestGeneration(view, body))
+    set.status(view, answer, Status.BUSY)
+    set.chainVersion(view, answer, 0)
+    set.payloadCrc(view, answer, 0)
+    set.detail(view, answer, 0)
+    this.#peers.send(peer, Lane.BULK, at, headBytes, 0, 0, 0, Owner.NONE, NONE)
+    this.#counters.readsRefused++
+    return true
   }
 
   answerRead(r: number, status: number, detail: number): void {

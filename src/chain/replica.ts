@@ -463,7 +463,10 @@ export class Replicas {
     const { table } = this
     const isTail = table.successorNode[slot] === 0
     const lastSv = this.lastSv(slot)
-    if (this.#first[slot] === NONE && this.ready[slot]! < lastSv) this.ready[slot] = lastSv
+    // what is before the list is durable: it left the list as such, or a mount or a resync made it so
+    const first = this.#first[slot]!
+    const before = first === NONE ? lastSv : svOf(this.records.prevHigh[first]!, this.records.prevLow[first]!)
+    if (this.ready[slot]! < before) this.ready[slot] = before
     if (this.#servingSince[slot] !== since) {
       this.#servingSince[slot] = since
       this.committed[slot] = 0
@@ -603,8 +606,15 @@ export class Replicas {
     this.storeFailed[storeIndex] = true
     const { records } = this
     const first = this.#stagedFirst[storeIndex]!
+    const firstDurable = this.#durableFirst[storeIndex]!
     this.#stagedFirst[storeIndex] = this.#stagedLast[storeIndex] = NONE
     this.#durableFirst[storeIndex] = this.#durableLast[storeIndex] = NONE
+    // those staged already are in the second list alone
+    for (let row = firstDurable; row !== NONE; ) {
+      const next = records.nextDurable[row]!
+      if (records.state[row]! & RecordState.STAGED) this.#freeIfDone(row)
+      row = next
+    }
     for (let row = first; row !== NONE; ) {
       const next = records.nextStaged[row]!
       this.#freeIfDone(row)

@@ -184,7 +184,8 @@ export class Resync {
       const rowsAt = 4 + count * DIGEST_WORDS
       if (count === 0 || count > batch.length || rowsAt + rowWords > words.length) return 0
       const rows = words.slice(rowsAt, rowsAt + rowWords)
-      let rowsToSend: Uint32Array | null = rows
+      // all rows once per disk here, whichever of its slots is the first; then each slot's own, which count as held for it alone
+      const given = new Set<ReplicaStore>()
       for (let i = 0; i < count; i++) {
         const [slot, status, digestA, digestB, lastHigh, lastLow, committedHigh, committedLow] = words.subarray(4 + i * DIGEST_WORDS)
         const session = batch[i]!
@@ -193,13 +194,13 @@ export class Resync {
         session.compared = true
         const own = store.slotDigest(session.slot)
         if (own[0] !== digestA || own[1] !== digestB) continue
-        // rows of other slots change nothing once they were merged as not held
-        const installed = this.#installRows(session, store, rowsToSend ?? rowsOfSlot(rows, session.slot), committedHigh!, committedLow!)
+        const rowsHere = given.has(store) ? rowsOfSlot(rows, session.slot) : rows
+        const installed = this.#installRows(session, store, rowsHere, committedHigh!, committedLow!)
         if (!installed) {
           session.compared = false
           continue
         }
-        rowsToSend = null
+        given.add(store)
         session.listed(svOf(lastHigh!, lastLow!), [])
       }
       return count

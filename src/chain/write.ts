@@ -29,6 +29,8 @@ export interface WriteHooks {
   /** The update's outcome, for its client: an operation of this node (`peer` NONE) or a peer's request. Never frees the payload of local ones. */
   answer(peer: number, session: number, requestRow: number, requestGeneration: number, status: number, chainVersion: number): void
   creditFreed(peer: number, hop: number, payloadBytes: number): void
+  /** Whether that session with the peer is up. */
+  isPresent(peer: number, session: number): boolean
   needTable(slot: number, version: number): void
   /** Another replica's content of a page that is bad here; `done(false)`: there is none. */
   repair(slot: number, volume: number, layer: number, index: number, page: number, done: (repaired: boolean) => void): void
@@ -177,6 +179,8 @@ export class Writes {
     const slot = updates.slot[u]!
     if (updates.peer[u] !== NONE) {
       if (this.stopping) return Status.STOPPING
+      // its client asks again, or is gone (and may have been replaced): nothing waits longer than its connection (protocol 16)
+      if (!this.#hooks.isPresent(updates.peer[u]!, updates.session[u]!)) return Status.CONNECTION_LOST
       // a fenced client's channel rows may be gone: what still waits of it must not be ordered (again)
       const client = table.nodes.get(updates.clientHigh[u]! >>> 8)
       if (client === undefined || updates.clientLow[u]! < client.incarnation) return Status.PERMISSION_DENIED
@@ -454,9 +458,13 @@ export class Writes {
     this.#hooks.answer(peer, session, requestRow, requestGeneration, status, this.#table.version[slot]!)
   }
 
+  /** A new table, and every replica has drawn its consequences: what is committed, and what is held, is known again. */
+  tableLearned(): void {
+    if (this.#early.length > 0) for (const u of this.#early.splice(0)) this.#attempt(u)
+  }
+
   /** A new version of the slot's chain: who ordered here and is no longer the head does not answer. */
   versionChanged(slot: number): void {
-    if (this.#early.length > 0) for (const u of this.#early.splice(0)) this.#attempt(u)
     if (this.#table.isHead(slot)) return
     const { records } = this.#replicas
     for (let row = this.#replicas.firstRecord(slot); row !== NONE; row = records.next[row]!) {

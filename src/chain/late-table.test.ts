@@ -1,0 +1,56 @@
+import assert from 'node:assert/strict'
+import test from 'node:test'
+import { ChainCluster, pattern, RELAXED_VOLUME, TestClient } from '../../test/support/chain-cluster.ts'
+import { Status } from '../base/status.ts'
+
+/** Chains of nodes 1 and 2; node 3 has clients only. */
+async function twoAndClient(settings: { retryTotalMs?: number } = {}) {
+  const cluster = new ChainCluster({ nodes: 3, slots: 4, chainOf: () => [1, 2], plane: { settings } })
+  await cluster.start()
+  const client = new TestClient(cluster.node(3))
+  assert.equal(await cluster.world.settle(client.write(0, 0, pattern(1)), 5000), Status.SUCCESS)
+  return { cluster, client }
+}
+
+function killServers(cluster: ChainCluster): void {
+  for (const number of [1, 2]) {
+    cluster.node(number).kill()
+    cluster.views[number - 1] = 0
+  }
+  cluster.step()
+}
+
+test('a retry that reaches the new head before its table does is answered from the channel row', { timeout: 60_000 }, async () => {
+  const { cluster, client } = await twoAndClient()
+  // the write takes effect; its answer does not arrive
+  cluster.network.cut(cluster.node(1).host, cluster.node(3).host)
+  const write = client.write(0, 4096, pattern(2))
+  await cluster.world.runFor(20)
+  assert.equal(client.pending, 1)
+  killServers(cluster)
+  cluster.network.healAll()
+  cluster.restart(1)
+  await cluster.world.runFor(20)
+  // from here on node 1 hears nothing: that it serves again, the client learns first
+  cluster.cutOff.add(1)
+  cluster.restart(2)
+  await cluster.until('a head', () => cluster.chains.every((chain) => chain.entries[0]!.state === 0))
+  assert.ok(cluster.chains.every((chain) => chain.entries[0]!.node === 1))
+  await cluster.world.runFor(1200)
+  assert.equal(client.pending, 1)
+  const told = cluster.node(1).told.filter((message) => message.type === 'needTable').length
+  assert.ok(told > 0, 'the retry came before the table')
+  cluster.cutOff.delete(1)
+  cluster.grant(cluster.node(1))
+  cluster.sendTable(cluster.node(1))
+  assert.equal(await cluster.world.settle(write, 10_000), Status.SUCCESS)
+  assert.equal(cluster.node(1).plane.counters.updatesCached, 1)
+  assert.deepEqual((await cluster.world.settle(client.read(0, 1, 1), 5000)).bytes, pattern(2))
+})
+
+test('a flush does not succeed while the replicas that hold unflushed writes serve nobody', { timeout: 60_000 }, async () => {
+  const { cluster, client } = await twoAndClient({ retryTotalMs: 1000 })
+  assert.equal(await cluster.world.settle(client.write(0, 0, pattern(3), { volume: RELAXED_VOLUME }), 5000), Status.SUCCESS)
+  killServers(cluster)
+  assert.equal(await cluster.world.settle(client.flush(RELAXED_VOLUME), 5000), Status.VOLUME_UNAVAILABLE)
+})
