@@ -598,10 +598,16 @@ export class Client implements BlockClient {
       this.#freeChannels[this.#freeChannelCount++] = channel
     }
     if (ops.pins[op] === 0) this.#finish(op)
-    if (channel !== NONE && this.#waitingFirst !== NONE && this.#freeChannelCount > 0) {
-      const waiting = this.#waitingFirst
+    if (channel !== NONE) this.#openWaiting()
+  }
+
+  /** Those whose time was over while they waited for a channel are not begun (protocol 16): their clients may have gone on elsewhere. */
+  #openWaiting(): void {
+    while (this.#waitingFirst !== NONE && this.#freeChannelCount > 0) {
+      const op = this.#waitingFirst
       this.#unlinkWaiting()
-      this.#openChannel(waiting)
+      if (this.#queue.nowMs >= this.ops.deadlineMs[op]!) this.#end(op, Status.VOLUME_UNAVAILABLE)
+      else this.#openChannel(op)
     }
   }
 
