@@ -120,6 +120,12 @@ test('the same commands make the same state: alive, stored and loaded, and by sn
       }
       assert.deepEqual(stored.machine.snapshot(), alive.machine.snapshot(), `seed ${seed} step ${step}`)
       for (const chain of alive.machine.state.chains) assert.equal(invalidChain(chain), null)
+      for (const { machine } of [alive, stored]) {
+        const { chains, distinctChains } = machine.state
+        const objects = new Set(chains)
+        assert.deepEqual(new Set(distinctChains), objects)
+        assert.equal(new Set(chains.map((chain) => JSON.stringify(chain))).size, objects.size, 'equal chains are one object')
+      }
     }
   }
 })
@@ -309,6 +315,16 @@ test('health is computed, with a sentence for each reason', () => {
   assert.equal(new ControlStateMachine().state.chains.length, 0)
   replica.run('disk.failed', { disk: disk(3), reason: 'EIO' })
   assert.ok(of([]).reasons.some((reason) => reason.includes('/x of node-3 failed: EIO')))
+})
+
+test('stored values may be parts of larger buffers, at any offset', () => {
+  const replica = threeNodes()
+  const loaded = new ControlStateMachine()
+  const odd = [...replica.kv]
+    .sort(([a], [b]) => (a < b ? -1 : 1))
+    .map(([key, value]) => ({ key, value: Buffer.concat([Buffer.from('xyz'), value, value]).subarray(3, 3 + value.length) }))
+  loaded.load(odd)
+  assert.deepEqual(loaded.snapshot(), replica.machine.snapshot())
 })
 
 test('a step for all slots is not slow', () => {

@@ -674,6 +674,19 @@ test('a new leader answers reads only once its own term has something committed'
   assert.deepEqual(next.words!.words, ['a'])
 })
 
+test('a read asked of a new leader at once is answered with its first commit, not some ticks later', async () => {
+  for (let seed = 1; seed <= 10; seed++) {
+    const cluster = await Cluster.of(3, seed)
+    const old = await cluster.elect()
+    await cluster.propose(old.id, 'a')
+    old.crash()
+    const next = await cluster.elect()
+    const electedMs = cluster.world.nowMs
+    await cluster.settle(next.raft!.readIndex({ asLeader: true }))
+    assert.ok(cluster.world.nowMs - electedMs < 100, `seed ${seed}: ${cluster.world.nowMs - electedMs} ms`)
+  }
+})
+
 test('a store that fails ends the node, and says so once', async () => {
   const cluster = await Cluster.of(1)
   await cluster.elect()
