@@ -1,5 +1,7 @@
-/** The operator goes on without a node that holds last copies. Real processes. */
+/** Disks swapped, space given back, and the operator who goes on without a node that holds last copies. Real processes. */
 import assert from 'node:assert/strict'
+import { rmSync } from 'node:fs'
+import { join } from 'node:path'
 import test, { after, before } from 'node:test'
 import { bin, must, until } from '../support/commands.ts'
 import { DevCluster } from '../support/dev-cluster.ts'
@@ -26,6 +28,39 @@ async function recover(...args: readonly string[]): Promise<Recovery> {
   const { stdout } = await must(bin('xsan'), ['--server', cluster.node('node-1').grpc, 'cluster', 'recover', ...args, '-o', 'json'])
   return JSON.parse(stdout) as Recovery
 }
+
+const MiB = 1024 * 1024
+
+test('a disk swapped for a blank one gets its copies anew; a deleted volume gives its space back', { timeout: 120_000 }, async () => {
+  await cluster.createVolume('other', '64M')
+  const data = Buffer.alloc(8 * MiB, 5)
+  for (const volume of ['v', 'other']) {
+    const client = await cluster.nbd('node-1', volume)
+    await client.write(0, data)
+    await client.close()
+  }
+  const volumes = await cluster.call<{ volumes: Array<{ name: string; allocatedBytes: number }> }>('Volume/List')
+  assert.deepEqual(
+    volumes.volumes.map(({ name, allocatedBytes }) => [name, allocatedBytes]),
+    [
+      ['v', 8 * MiB],
+      ['other', 8 * MiB],
+    ],
+  )
+  await cluster.kill('node-2')
+  rmSync(join(cluster.dir, 'node-2', 'disk-0'))
+  await cluster.start('node-2')
+  await cluster.healthy()
+  const client = await cluster.nbd('node-2', 'v')
+  assert.ok((await client.read(0, data.length)).equals(data))
+  await client.close()
+  assert.equal(await cluster.assertReplicasEqual('v', 2), 2)
+
+  const used = async () => (await cluster.call<{ usedBytes: number }>('Cluster/Status')).usedBytes
+  await until('two copies of two volumes are counted', 10_000, async () => (await used()) === 32 * MiB)
+  await must(bin('xsan'), ['--server', cluster.node('node-1').grpc, 'volume', 'delete', 'other', '--yes'])
+  await until('the space is free', 30_000, async () => (await used()) === 16 * MiB)
+})
 
 test('two of three nodes lost, one back: recover names the missing one, and goes on without it', { timeout: 120_000 }, async () => {
   assert.equal((await recover('--dry-run')).slots, 0)
