@@ -411,8 +411,11 @@ export class Replicas {
     const peer = records.peer[row]!
     const hop = records.hop[row]!
     const payloadBytes = records.kind[row] === RecordKind.WRITE ? records.pageCount[row]! * PAGE_BYTES : 0
-    if (records.owned[row] === 1) this.#pool.free(records.payloadPage[row] as PageNumber)
+    // a failed disk may hang in the middle of reading the payload: those pages are not used again in this process
+    const isDiskReading = this.storeFailed[records.store[row]!] === true && records.journalSeq[row]! > 0 && (records.state[row]! & RecordState.STAGED) === 0
+    if (records.owned[row] === 1 && !isDiskReading) this.#pool.free(records.payloadPage[row] as PageNumber)
     records.update[row] = records.pinned[row] = NONE
+    records.journalSeq[row] = 0
     records.free(row)
     if (hop === 0) this.headRecords--
     if (pinned !== NONE) this.#hooks.unpinned(pinned)

@@ -355,7 +355,8 @@ export class Writes {
     const generation = updates.generation[u]!
     this.#hooks.repair(updates.slot[u]!, updates.volume[u]!, updates.layer[u]!, updates.index[u]!, page, (repaired) => {
       if (updates.generation[u] !== generation) return
-      if (repaired) this.#attempt(u)
+      // a disk that has failed meanwhile is no reason to tell the client: the next attempt refers it to another replica
+      if (repaired || this.#replicas.storeOf(updates.slot[u]!) === undefined) this.#attempt(u)
       else this.#answer(u, failure)
     })
   }
