@@ -27,9 +27,10 @@ export interface BlockClient {
   /** Every write of the volume acknowledged before this call, on any connection of any node, is durable. At once when the volume is `syncWhenWrite`. */
   flush(volume: VolumeNumber, done: Done, row: number): void
   /**
-   * The client that waits for (done, row) has gone (connection lost): the write is retried for `writeLifeMs` more at most, then cancelled; `done` still follows.
+   * The client that waits for (done, row) has gone (connection lost): the write is retried until `writeLifeMs` after `lostMs` at most, then cancelled; `done` still follows.
+   * `lostMs`: since when it may have been gone, on the queue's clock; default: now. A process that stood still learns of it late.
    */
-  orphan(done: Done, row: number): void
+  orphan(done: Done, row: number, lostMs?: number): void
   /** The volume as the table has it, or undefined. */
   volumeByName(
     name: string,

@@ -181,11 +181,11 @@ export class Client implements BlockClient {
     this.#start(OpKind.FLUSH, volume, 0, 0, 0, NONE, 0, done, row)
   }
 
-  orphan(done: Done, row: number): void {
+  orphan(done: Done, row: number, lostMs = this.#queue.nowMs): void {
     const { ops } = this
     for (let op = 0; op < ops.rowsMax; op++) {
       if (!ops.isUsed(op) || ops.callerRow[op] !== row || this.#done[op] !== done) continue
-      ops.deadlineMs[op] = Math.min(ops.deadlineMs[op]!, this.#queue.nowMs + this.settings.writeLifeMs)
+      ops.deadlineMs[op] = Math.min(ops.deadlineMs[op]!, lostMs + this.settings.writeLifeMs)
     }
   }
 

@@ -75,3 +75,18 @@ test('a write whose client has gone while it waited for a channel is not begun w
   const { bytes } = await cluster.world.settle(client.read(0, 0, 1), 5000)
   assert.ok(bytes.every((byte) => byte === 0))
 })
+
+test('a client that was gone before a standstill was noticed: its write is cancelled, not retried', { timeout: 60_000 }, async () => {
+  const { cluster } = await twoAndClient()
+  const client = new TestClient(cluster.node(3))
+  cluster.leaseMs = 0
+  await cluster.world.runFor(2500)
+  const write = client.orphanable(0, 0, pattern(7))
+  await cluster.world.runFor(20)
+  const { queue } = cluster.node(3)
+  write.orphan(queue.nowMs - 30_000)
+  cluster.leaseMs = 2000
+  for (const node of cluster.nodes) cluster.grant(node)
+  assert.notEqual(await cluster.world.settle(write.status, 10_000), Status.SUCCESS)
+  assert.deepEqual((await cluster.world.settle(client.read(0, 0, 1), 5000)).bytes, pattern(1))
+})

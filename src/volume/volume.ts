@@ -113,15 +113,15 @@ export class VolumeLayer {
     this.#client.flush(volume, done, row)
   }
 
-  /** Whoever waited for (done, row) has gone: the write is given up soon (it still ends by `done`). */
-  orphan(done: Done, row: number): void {
+  /** Whoever waited for (done, row) has gone, at `lostMs` or later: the write is given up soon (it still ends by `done`). */
+  orphan(done: Done, row: number, lostMs?: number): void {
     for (let request = 0; request < SPLIT_REQUESTS_MAX; request++) {
       if (this.#requests.isUsed(request) && this.#callers[request] === done && this.#requests.callerRow[request] === row) {
-        this.#client.orphan(this.#pieceDone, request)
+        this.#client.orphan(this.#pieceDone, request, lostMs)
         return
       }
     }
-    this.#client.orphan(done, row)
+    this.#client.orphan(done, row, lostMs)
   }
 
   /** May the caller start a request that could be split? False: wait for any of its own to end. */

@@ -441,10 +441,10 @@ export class TestClient {
   }
 
   /** A write and the row by which it can be orphaned. */
-  orphanable(index: number, offsetBytes: number, bytes: Uint8Array): { status: Promise<number>; orphan: () => void } {
+  orphanable(index: number, offsetBytes: number, bytes: Uint8Array): { status: Promise<number>; orphan: (lostMs?: number) => void } {
     const row = this.#row
     const status = this.write(index, offsetBytes, bytes)
-    return { status, orphan: () => this.node.client.orphan(this.#done, row) }
+    return { status, orphan: (lostMs) => this.node.client.orphan(this.#done, row, lostMs) }
   }
 }
 

@@ -641,7 +641,7 @@ export class NbdServer {
    * The connection goes: no more is received or answered, writes under way are given up soon. Called again whenever something of it has ended,
    * until nothing is left; then the socket is closed and the row is free.
    */
-  #drop(c: number, reason: string): void {
+  #drop(c: number, reason: string, lostMs = this.#queue.nowMs): void {
     const t = this.#connections
     const q = this.#requests
     if (reason !== '') this.#log.log('WARN', 'NBD connection closed', { reason })
@@ -654,7 +654,7 @@ export class NbdServer {
       this.#freeList(waiting)
       if (wasRunning) {
         for (let r = 0; r < REQUESTS_MAX; r++)
-          if (q.isUsed(r) && q.connection[r] === c && q.type[r] !== Command.READ && t.bulk[c] !== r) this.#volumes.orphan(this.#done, r)
+          if (q.isUsed(r) && q.connection[r] === c && q.type[r] !== Command.READ && t.bulk[c] !== r) this.#volumes.orphan(this.#done, r, lostMs)
         if (t.receiving[c] === 1 || t.sending[c] === 1) this.#queue.cancel(this.#socket(c))
       }
     }
@@ -664,16 +664,17 @@ export class NbdServer {
     this.#queue.close(socket, this.#closeTag, c)
   }
 
-  /** After a standstill. What already runs below goes on: it knows its own age. */
+  /** After a standstill. What already runs below goes on for the rest of its life, which counts from the last turn before. */
   #dropAll(): void {
     const t = this.#connections
-    const standstillMs = Math.round(this.#queue.nowMs - this.#turnMs)
+    const lostMs = this.#turnMs
+    const standstillMs = Math.round(this.#queue.nowMs - lostMs)
     this.#turnMs = this.#queue.nowMs
     let dropped = 0
     for (let c = 0; c < t.rowsMax; c++) {
       if (!t.isUsed(c) || t.state[c] !== State.RUNNING) continue
       dropped++
-      this.#drop(c, '')
+      this.#drop(c, '', lostMs)
     }
     if (dropped > 0)
       this.#log.log('WARN', 'NBD connections closed: this process stood still, and what they hold may be out of date', { standstillMs, connections: dropped })
