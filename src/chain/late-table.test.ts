@@ -90,3 +90,19 @@ test('a client that was gone before a standstill was noticed: its write is cance
   assert.notEqual(await cluster.world.settle(write.status, 10_000), Status.SUCCESS)
   assert.deepEqual((await cluster.world.settle(client.read(0, 0, 1), 5000)).bytes, pattern(1))
 })
+
+test('after a standstill the sessions are new ones: nothing queued before it is sent', { timeout: 60_000 }, async () => {
+  const { cluster, client } = await twoAndClient()
+  const node = cluster.node(3)
+  const { session } = node.plane.peers.peers[0]!
+  node.process.freeze()
+  await cluster.world.runFor(1000)
+  node.process.thaw()
+  await cluster.world.runFor(500)
+  assert.equal(node.plane.peers.peers[0]!.session, session)
+  node.process.freeze()
+  await cluster.world.runFor(3000)
+  node.process.thaw()
+  await cluster.until('a new session', () => node.plane.peers.peers.every((peer) => peer.up && peer.session > session))
+  assert.equal(await cluster.world.settle(client.write(0, 0, pattern(5)), 5000), Status.SUCCESS)
+})

@@ -55,6 +55,8 @@ const DIAL_FIRST_MS = 50
 const DIAL_MAX_MS = 500
 const PROBES_MAX = 20
 const LOGGED_MAX = 256
+/** A reactor that stood still for this long closes its sessions before it sends on: what is queued names a life it no longer has (protocol 16). */
+const STANDSTILL_MS_MAX = 2000
 
 /** Proves to peers that this process belongs to the cluster. Given by the composition root, which has the cryptography and the key. */
 export interface Authenticator {
@@ -211,6 +213,8 @@ export class Peers {
   #generation = 0
   #handshakes = 0
   #closed = false
+  /** Of the last flush's clock: at least every tick while the reactor turns. */
+  #flushedMs: number
   readonly #logged = new Set<string>()
 
   constructor(options: { queue: IoQueue; table: ChainTable; authenticate: Authenticator; handlers: PeerHandlers; counters: Counters }) {
@@ -221,6 +225,7 @@ export class Peers {
     this.#authenticate = options.authenticate
     this.#handlers = options.handlers
     this.#counters = options.counters
+    this.#flushedMs = queue.nowMs
     this.#tags = {
       accept: queue.register('peer accept', (_row, result) => this.#onAccept(result)),
       connect: queue.register('peer connect', (row, result) => this.#onConnect(row, result)),
@@ -764,6 +769,9 @@ export class Peers {
 
   /** Sends what has gathered: at the end of a turn, and after anything queued outside of one. */
   flush(): void {
+    const { nowMs } = this.#queue
+    if (nowMs - this.#flushedMs > STANDSTILL_MS_MAX) for (const peer of this.peers) this.#closeSession(peer)
+    this.#flushedMs = nowMs
     while (this.#dirty.length > 0) {
       const dirty = this.#dirty
       this.#dirty = this.#flushing
