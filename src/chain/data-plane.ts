@@ -142,6 +142,7 @@ export class DataPlane {
       hooks: {
         forward: (slot) => this.forwarding.forward(slot),
         acknowledge: (slot) => this.forwarding.acknowledge(slot),
+        isPredecessor: (peer, slot) => this.peers.nodeOf(peer) === table.predecessorNode[slot],
         refuse: (row, status) => this.forwarding.refuse(row, status),
         creditFreed: (peer, hop, bytes) => this.forwarding.creditFreed(peer, hop, bytes),
         needTable,

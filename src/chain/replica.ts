@@ -31,6 +31,8 @@ export interface ReplicaHooks {
   forward(slot: number): void
   /** Acknowledge what is committed to the predecessor. */
   acknowledge(slot: number): void
+  /** Whether that peer is a session with the slot's predecessor. */
+  isPredecessor(peer: number, slot: number): boolean
   /** Tell the peer that sent the record that it was not taken. The row is freed right after. */
   refuse(row: number, status: number): void
   /** A row that came from a peer is free: its credit goes back. */
@@ -157,6 +159,7 @@ export class Replicas {
     const storeIndex = table.ownStore[slot]!
     const state = table.ownState[slot]!
     if (storeIndex === NO_STORE || table.ownDisks[storeIndex] !== records.disk[row] || state > SYNCING) return Status.REQUEST_REFUSED
+    if (!this.#hooks.isPredecessor(records.peer[row]!, slot)) return Status.REQUEST_REFUSED
     if (this.storeFailed[storeIndex]) return Status.WRITE_FAILED
     const store = this.stores[storeIndex]!
     records.store[row] = storeIndex
@@ -164,6 +167,7 @@ export class Replicas {
     const lastSv = svOf(store.lastHigh[slot]!, store.lastLow[slot]!)
     if (lastSv !== 0 && sv <= lastSv) {
       // already here, or seen in this session
+      if (this.#isOtherHistory(slot, row, lastSv)) return Status.REQUEST_REFUSED
       if (this.committed[slot]! >= sv) this.#hooks.acknowledge(slot)
       this.#release(row)
       return Status.SUCCESS
@@ -178,6 +182,30 @@ export class Replicas {
     if (admitted !== Status.SUCCESS) return admitted
     this.stage(row)
     return Status.SUCCESS
+  }
+
+  /**
+   * Whether what comes at that sequence number is another record than the one here (protocol 11). What is committed here was acknowledged by
+   * everybody after this replica: a peer that says otherwise is wrong, and refused. Not committed, the logs of this slot have parted although
+   * versions and places agree: a bug of ours, and this replica must not go on as if it knew which is right (as a new process it resyncs).
+   */
+  #isOtherHistory(slot: number, row: number, lastSv: number): boolean {
+    const { records, stores } = this
+    const sv = records.sv[row]!
+    let here = this.#first[slot]!
+    while (here !== NONE && records.sv[here] !== sv) here = records.next[here]!
+    const store = stores[records.store[row]!]!
+    if (here === NONE && sv !== lastSv) return false
+    const high = here === NONE ? store.lastHigh[slot]! : records.idHigh[here]!
+    const low = here === NONE ? store.lastLow[slot]! : records.idLow[here]!
+    if (high === records.idHigh[row] && low === records.idLow[row]) return false
+    const version = this.table.version[slot]!
+    assert(
+      sv <= this.committed[slot]!,
+      `slot ${slot}: two histories, record ${sv} of version ${records.idHigh[row]! >>> 8} came, of version ${high >>> 8} is here (chain ${version})`,
+    )
+    this.#hooks.log('ERROR', 'a forward contradicts a committed record of its slot: two histories', { slot, sv, version })
+    return true
   }
 
   /** Protocol 22. */
