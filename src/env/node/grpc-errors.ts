@@ -60,8 +60,12 @@ export const GRPC_CODES: Readonly<Record<StatusName, GrpcStatus>> = {
 }
 
 /** What a handler threw, as the caller shall get it. Anything but an XsanError is our bug: INTERNAL. */
+export function knownError(error: unknown): XsanError {
+  return error instanceof XsanError ? error : new XsanError('INTERNAL', messageOf(error), "Look for this message in the node's log.")
+}
+
 export function toGrpcStatus(error: unknown): Partial<StatusObject> {
-  const known = error instanceof XsanError ? error : new XsanError('INTERNAL', messageOf(error), "Look for this message in the node's log.")
+  const known = knownError(error)
   const metadata = new Metadata()
   metadata.set('xsan-status', known.status)
   metadata.set('xsan-code', String(known.code))

@@ -1,5 +1,6 @@
 /**
- * Rpc over gRPC (HTTP/2, no TLS yet) with the services of proto/. One server, one kept-alive connection per address called.
+ * Rpc over gRPC (HTTP/2, no TLS yet) with the services of proto/. One server, one kept-alive connection per address called. The small calls
+ * between nodes share one stream of it (rpc-link.ts).
  *
  * Invariants:
  * - Every call has a deadline; every message has a largest size.
@@ -18,6 +19,7 @@ import {
   type MethodDefinition,
   Server,
   ServerCredentials,
+  type ServerDuplexStream,
   type ServiceDefinition,
   setLogVerbosity,
   type UntypedServiceImplementation,
@@ -26,9 +28,10 @@ import { loadSync, type MessageTypeDefinition, type PackageDefinition } from '@g
 import { assert } from '../../base/assert.ts'
 import { messageOf, XsanError } from '../../base/errors.ts'
 import { MiB } from '../../base/units.ts'
-import type { Log, Message, MethodHandler, Rpc } from '../control.ts'
+import type { CallContext, Log, Message, MethodHandler, Rpc } from '../control.ts'
 import { fromServiceError, toGrpcStatus } from './grpc-errors.ts'
 import { portHolder } from './port-holder.ts'
+import { LINK_BODY_BYTES_MAX, type LinkAnswers, type LinkCalls, LinkClient, type LinkDefinition, LinkServer } from './rpc-link.ts'
 
 /** A Raft snapshot of a large cluster fits; nothing a stranger sends may take more memory than this. */
 const MESSAGE_BYTES_MAX = 64 * MiB
@@ -63,14 +66,28 @@ const CLIENT_OPTIONS = {
   'grpc.enable_http_proxy': 0,
 }
 
+/** Its calls are frequent and small: they go over a link. */
+const LINKED_SERVICE = 'xsan.v1.Peer'
+
 type Definition = MethodDefinition<Message, Message>
+/** Of a handler of ours: checks the answer, logs what is our bug. */
+type Answer = (request: Message, context: CallContext) => Promise<Message>
+
+interface Connection {
+  readonly client: Client
+  link: LinkClient | undefined
+}
 
 export class GrpcRpc implements Rpc {
   readonly #log: Log
   readonly #definitions: PackageDefinition
+  /** Names of the fields of each message type, in both spellings. */
+  readonly #fields = new Map<object, ReadonlySet<string>>()
   readonly #server = new Server(SERVER_OPTIONS)
+  readonly #linked = new Map<string, { readonly definition: Definition; readonly answer: Answer }>()
+  readonly #links = new Set<LinkServer>()
   /** In order of last use. */
-  readonly #clients = new Map<string, Client>()
+  readonly #clients = new Map<string, Connection>()
   #listening = false
   #closed = false
 
@@ -90,9 +107,12 @@ export class GrpcRpc implements Rpc {
       const method = definition[name] as unknown as Definition | undefined
       assert(method !== undefined, `proto/ has no method ${service}/${name}`)
       served[name] = method
-      implementation[name] = this.#adapt(`${service}/${name}`, method, handler)
+      const answer = this.#checked(`${service}/${name}`, method, handler)
+      implementation[name] = adapt(answer)
+      if (service === LINKED_SERVICE) this.#linked.set(`${service}/${name}`, { definition: method, answer })
     }
     this.#server.addService(served as ServiceDefinition, implementation)
+    if (service === LINKED_SERVICE) this.#serveLinks()
   }
 
   async listen({ host, port }: { host: string; port: number }): Promise<{ port: number }> {
@@ -115,10 +135,14 @@ export class GrpcRpc implements Rpc {
     const [service = '', name = ''] = method.split('/')
     const definition = this.#service(service)[name] as unknown as Definition | undefined
     assert(definition !== undefined, `proto/ has no method ${method}`)
-    assertFields(definition, 'requestType', method, request)
+    this.#assertFields(definition, 'requestType', method, request)
+    if (service === LINKED_SERVICE) {
+      const body = definition.requestSerialize(request)
+      if (body.length <= LINK_BODY_BYTES_MAX) return decoded(definition.responseDeserialize, await this.#link(address).call(method, body, timeoutMs), method)
+    }
     const sent = new Metadata()
     for (const [key, value] of Object.entries(metadata)) sent.set(key, value)
-    const client = this.#client(address)
+    const { client } = this.#connection(address)
     return new Promise((resolve, reject) => {
       client.makeUnaryRequest(
         definition.path,
@@ -139,6 +163,8 @@ export class GrpcRpc implements Rpc {
   async close(): Promise<void> {
     if (this.#closed) return
     this.#closed = true
+    for (const { link } of this.#clients.values()) link?.cancel()
+    for (const link of this.#links) link.close()
     await new Promise<void>((resolve) => {
       const cut = setTimeout(() => {
         this.#server.forceShutdown()
@@ -149,7 +175,7 @@ export class GrpcRpc implements Rpc {
         resolve()
       })
     })
-    for (const client of this.#clients.values()) client.close()
+    for (const { client } of this.#clients.values()) client.close()
     this.#clients.clear()
   }
 
@@ -159,37 +185,92 @@ export class GrpcRpc implements Rpc {
     return definition as unknown as ServiceDefinition
   }
 
-  #adapt(method: string, definition: Definition, handler: MethodHandler): handleUnaryCall<Message, Message> {
-    return (call, respond) => {
-      const context = { peer: call.getPeer(), timeoutMs: remainingMs(call.getDeadline()), metadata: textMetadata(call.metadata) }
-      const checked = handler(call.request, context).then((response) => {
-        assertFields(definition, 'responseType', method, response)
+  #assertFields(definition: Definition, side: 'requestType' | 'responseType', method: string, message: Message): void {
+    const type = (definition as unknown as Record<typeof side, MessageTypeDefinition<object, object>>)[side]
+    let fields = this.#fields.get(type)
+    if (fields === undefined) {
+      fields = new Set((type.type as { field: ReadonlyArray<{ name: string }> }).field.flatMap(({ name }) => [name, camelCase(name)]))
+      this.#fields.set(type, fields)
+    }
+    for (const name of Object.keys(message)) assert(fields.has(name), `${method}: its ${side} has no field ${name}`)
+  }
+
+  #checked(method: string, definition: Definition, handler: MethodHandler): Answer {
+    return async (request, context) => {
+      try {
+        const response = await handler(request, context)
+        this.#assertFields(definition, 'responseType', method, response)
         return response
-      })
-      checked.then(
-        (response) => respond(null, response),
-        (error: unknown) => {
-          if (!(error instanceof XsanError)) this.#log.log('ERROR', `${method} failed`, { error, peer: context.peer })
-          respond(toGrpcStatus(error))
-        },
-      )
+      } catch (error) {
+        if (!(error instanceof XsanError)) this.#log.log('ERROR', `${method} failed`, { error, peer: context.peer })
+        throw error
+      }
     }
   }
 
-  #client(address: string): Client {
-    let client = this.#clients.get(address)
-    if (client === undefined) {
-      client = new Client(address, credentials.createInsecure(), CLIENT_OPTIONS)
-      const oldest = this.#clients.keys().next().value
+  #linkDefinition(): { readonly definition: LinkDefinition; readonly service: ServiceDefinition } {
+    const service = this.#service('xsan.v1.Link')
+    return { definition: service['Calls'] as unknown as LinkDefinition, service }
+  }
+
+  #serveLinks(): void {
+    this.#server.addService(this.#linkDefinition().service, {
+      Calls: (stream: ServerDuplexStream<LinkCalls, LinkAnswers>) => {
+        const link: LinkServer = new LinkServer(
+          stream,
+          async (method, body, { peer, timeoutMs }) => {
+            const known = this.#linked.get(method)
+            if (known === undefined) throw new XsanError('NOT_SUPPORTED', `there is no call ${method}`, 'See whether that node runs the same version.')
+            const request = decoded(known.definition.requestDeserialize, body, method)
+            return known.definition.responseSerialize(await known.answer(request, { peer, timeoutMs, metadata: {} }))
+          },
+          () => this.#links.delete(link),
+        )
+        this.#links.add(link)
+        if (this.#closed) link.close()
+      },
+    })
+  }
+
+  #link(address: string): LinkClient {
+    const connection = this.#connection(address)
+    if (connection.link === undefined || connection.link.isOver) connection.link = new LinkClient(connection.client, this.#linkDefinition().definition, address)
+    return connection.link
+  }
+
+  #connection(address: string): Connection {
+    let connection = this.#clients.get(address)
+    if (connection === undefined) {
+      connection = { client: new Client(address, credentials.createInsecure(), CLIENT_OPTIONS), link: undefined }
+      const [oldest] = this.#clients
       if (this.#clients.size >= CLIENTS_MAX && oldest !== undefined) {
-        this.#clients.get(oldest)?.close()
-        this.#clients.delete(oldest)
+        oldest[1].link?.cancel()
+        oldest[1].client.close()
+        this.#clients.delete(oldest[0])
       }
     } else {
       this.#clients.delete(address)
     }
-    this.#clients.set(address, client)
-    return client
+    this.#clients.set(address, connection)
+    return connection
+  }
+}
+
+/** What the other side sent may be anything. */
+function decoded(deserialize: (bytes: Buffer) => Message, bytes: Buffer, method: string): Message {
+  try {
+    return deserialize(bytes)
+  } catch (error) {
+    throw new XsanError('PROTOCOL_ERROR', `${method}: the message cannot be read: ${messageOf(error)}`, 'Use one version on all nodes.', { cause: error })
+  }
+}
+
+function adapt(answer: Answer): handleUnaryCall<Message, Message> {
+  return (call, respond) => {
+    answer(call.request, { peer: call.getPeer(), timeoutMs: remainingMs(call.getDeadline()), metadata: textMetadata(call.metadata) }).then(
+      (response) => respond(null, response),
+      (error: unknown) => respond(toGrpcStatus(error)),
+    )
   }
 }
 
@@ -201,17 +282,6 @@ function loadDefinitions(): PackageDefinition {
     enums: String,
     defaults: true,
   })
-}
-
-function assertFields(definition: Definition, side: 'requestType' | 'responseType', method: string, message: Message): void {
-  const type = (definition as unknown as Record<typeof side, MessageTypeDefinition<object, object>>)[side]
-  const fields = (type.type as { field: ReadonlyArray<{ name: string }> }).field
-  for (const name of Object.keys(message)) {
-    assert(
-      fields.some((field) => field.name === name || camelCase(field.name) === name),
-      `${method}: its ${side} has no field ${name}`,
-    )
-  }
 }
 
 function camelCase(name: string): string {
