@@ -8,7 +8,6 @@
  *   t.node(1).crash({ losing: 'unflushed' })
  *   await t.healthy()
  */
-import { createHmac } from 'node:crypto'
 import { assert } from '../../src/base/assert.ts'
 import { messageOf, XsanError } from '../../src/base/errors.ts'
 import type { VolumeNumber } from '../../src/base/ids.ts'
@@ -33,6 +32,7 @@ import { formatStore, mountStore } from '../../src/store/mount.ts'
 import type { ReplicaStore } from '../../src/store/store.ts'
 import { VolumeLayer } from '../../src/volume/volume.ts'
 import { protoCodec } from './codec.ts'
+import { simulatedMac } from './mac.ts'
 import type { ClientSeat } from './workload.ts'
 
 const GRPC_PORT = 8080
@@ -45,6 +45,8 @@ const PATIENCE_MS = 30_000
 const DISK_BYTES = 128 * MiB
 /** Small, so that segments are used again and again. */
 const JOURNAL = { journalBytes: 16 * MiB, segmentBytes: 4 * MiB }
+/** Small tables: quickly made, and sometimes full. */
+const LIMITS = { recordsMax: 1024, updatesMax: 256, readsMax: 256, clientOpsMax: 512 }
 const LOG_LINES_KEPT = 400
 
 export interface SimClusterOptions {
@@ -202,7 +204,7 @@ export class SimNode {
       env,
       config: this.#config(),
       createCore: createRaftCore,
-      hmac: (key, bytes) => new Uint8Array(createHmac('sha256', key).update(bytes).digest()),
+      hmac: simulatedMac,
       openDataPlane: async (registration) => this.#openDataPlane(process, registration),
       reactorTurning: () => true,
       onFatal: (error) => this.#die(process, error),
@@ -300,9 +302,10 @@ export class SimNode {
       identity: { clusterId: registration.clusterUuid, node: registration.node, incarnation: registration.incarnation, reactor: 0 },
       listen: { host: this.host.address, port: DATA_PORT },
       authenticate: {
-        hmac: (bytes) => new Uint8Array(createHmac('sha256', registration.clusterKey).update(bytes).digest()),
+        hmac: (bytes) => simulatedMac(registration.clusterKey, bytes),
         nonce: () => this.env!.entropy.bytes(16),
       },
+      limits: LIMITS,
       settings: { retryTotalMs: options.retryTotalMs ?? 20_000, writeLifeMs: options.writeLifeMs ?? 4000 },
     })
     await plane.start()

@@ -209,6 +209,12 @@ export class SimFile {
       const page = Math.floor((offsetBytes + done) / PAGE_BYTES)
       const within = (offsetBytes + done) % PAGE_BYTES
       const n = Math.min(PAGE_BYTES - within, lengthBytes - done)
+      if (n === PAGE_BYTES && isZero(source, start + done)) {
+        if (!this.#writeZeroPage(page)) return done > 0 ? done : -Errno.ENOSPC
+        this.badPages.delete(page)
+        done += n
+        continue
+      }
       const content = this.#writable(page)
       if (!content) return done > 0 ? done : -Errno.ENOSPC
       copyBytes(content, within, source, start + done, n)
@@ -286,27 +292,51 @@ export class SimFile {
     else if (this.pages.delete(page)) this.disk.usedPages--
   }
 
+  /** Present content of a page, to be written in place; undefined when there is no room for it. */
   #writable(page: number): Uint8Array | undefined {
+    const old = this.pages.get(page)
+    const isOurs = this.#remember(page, old)
+    if (isOurs === undefined) return undefined
+    if (isOurs && old !== ZERO_PAGE) {
+      assert(old !== undefined, 'a changed page has content')
+      return old
+    }
+    const content = old && old !== ZERO_PAGE ? old.slice() : new Uint8Array(PAGE_BYTES)
+    this.pages.set(page, content)
+    return content
+  }
+
+  /** A page of zeros costs no memory. False: there is no room for it. */
+  #writeZeroPage(page: number): boolean {
+    if (this.#remember(page, this.pages.get(page)) === undefined) return false
+    this.pages.set(page, ZERO_PAGE)
+    return true
+  }
+
+  /** Keeps what the page held before the epoch under way. Returns whether it was kept already; undefined when there is no room for the page. */
+  #remember(page: number, old: Uint8Array | undefined): boolean | undefined {
     let epoch = this.#epochs.at(-1)
     if (!epoch || epoch.serial !== this.#serial) {
       epoch = { serial: this.#serial, before: new Map() }
       this.#epochs.push(epoch)
     }
-    const old = this.pages.get(page)
     if (!old) {
       const capacityBytes = this.disk.options.capacityBytes
       if (this.disk.full || (capacityBytes !== undefined && (this.disk.usedPages + 1) * PAGE_BYTES > capacityBytes)) return undefined
       this.disk.usedPages++
     }
-    if (epoch.before.has(page)) {
-      assert(old !== undefined, 'a changed page has content')
-      return old
-    }
+    if (epoch.before.has(page)) return true
     epoch.before.set(page, old ?? null)
-    const content = old ? old.slice() : new Uint8Array(PAGE_BYTES)
-    this.pages.set(page, content)
-    return content
+    return false
   }
+}
+
+/** Stands for every page of zeros; nobody writes into it. */
+const ZERO_PAGE = Buffer.alloc(PAGE_BYTES)
+
+function isZero(bytes: Uint8Array, start: number): boolean {
+  for (let i = start; i < start + PAGE_BYTES; i += 256) if (bytes[i] !== 0) return false
+  return ZERO_PAGE.equals(bytes.subarray(start, start + PAGE_BYTES))
 }
 
 /** Without a `subarray` object for the small pieces. */
