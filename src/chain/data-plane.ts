@@ -2,6 +2,7 @@
  * The data plane of one reactor, put together: table, replicas, writes, reads, client.
  * One owner per datum; everything runs on the reactor's thread, between and in the turns of its io queue.
  */
+import { FlightEvent } from '../base/flight.ts'
 import type { SlotIndex } from '../base/ids.ts'
 import { MiB, PAGE_BYTES } from '../base/units.ts'
 import type { AsyncIo } from '../env/async-io.ts'
@@ -146,7 +147,10 @@ export class DataPlane {
         refuse: (row, status) => this.forwarding.refuse(row, status),
         creditFreed: (peer, hop, bytes) => this.forwarding.creditFreed(peer, hop, bytes),
         needTable,
-        committed: (slot) => this.reads.wake(slot),
+        committed: (slot) => {
+          queue.flight.record(FlightEvent.COMMITTED, slot, this.replicas.committed[slot])
+          this.reads.wake(slot)
+        },
         updateCommitted: (update) => this.writes.committed(update),
         unpinned: (op) => this.#client.unpin(op),
         roomForRecords: () => {

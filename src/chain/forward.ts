@@ -7,6 +7,7 @@
  * A slot's records go out in order; a slot that finds no credit or no room on the lane waits in line and goes on from where it stopped.
  * Acknowledgements are cumulative, so a slot that is to be acknowledged is only marked, and the newest is sent.
  */
+import { FlightEvent } from '../base/flight.ts'
 import { CHAIN_OP_PAGES_MAX, KiB, PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
 import type { Arena, PageNumber } from '../env/arena.ts'
 import type { IoQueue } from '../env/ioqueue.ts'
@@ -172,6 +173,7 @@ export class Forwarding {
   #count(slot: number, row: number, payloadBytes: number): void {
     const { records } = this.#replicas
     const counters = this.#counters
+    this.#queue.flight.record(FlightEvent.FORWARDED, slot, this.#table.version[slot], records.sv[row])
     counters.forwards++
     counters.forwardBytes += payloadBytes
     if (payloadBytes > 64 * KiB) counters.forwardsTo1m++
@@ -186,12 +188,18 @@ export class Forwarding {
   #await(slot: number, peer: number, hop: number): void {
     const list = peer * (HOPS + 1) + hop
     this.#isWaiting[slot] = 1
+    this.#queue.waits.credit.enter(this.#queue.nowMs)
     this.#waitList[slot] = list
     this.#waitNext[slot] = NONE
     const last = this.#waitLast[list]!
     if (last === NONE) this.#waitFirst[list] = slot
     else this.#waitNext[last] = slot
     this.#waitLast[list] = slot
+  }
+
+  #goesOn(slot: number): void {
+    this.#isWaiting[slot] = 0
+    this.#queue.waits.credit.leave(this.#queue.nowMs)
   }
 
   /** The slot has another successor, or another hop number, than when it began to wait. */
@@ -203,7 +211,7 @@ export class Forwarding {
     if (before === NONE) this.#waitFirst[list] = next
     else this.#waitNext[before] = next
     if (this.#waitLast[list] === slot) this.#waitLast[list] = before
-    this.#isWaiting[slot] = 0
+    this.#goesOn(slot)
   }
 
   /** The slots of a list go on, in the order they came, until one has to wait again. */
@@ -212,7 +220,7 @@ export class Forwarding {
       const next = this.#waitNext[slot]!
       this.#waitFirst[list] = next
       if (next === NONE) this.#waitLast[list] = NONE
-      this.#isWaiting[slot] = 0
+      this.#goesOn(slot)
       this.forward(slot)
       if (this.#isWaiting[slot] === 1) return
     }
@@ -220,7 +228,7 @@ export class Forwarding {
 
   #clearWaiting(peer: number): void {
     for (let list = peer * (HOPS + 1); list < (peer + 1) * (HOPS + 1); list++) {
-      for (let slot = this.#waitFirst[list]!; slot !== NONE; slot = this.#waitNext[slot]!) this.#isWaiting[slot] = 0
+      for (let slot = this.#waitFirst[list]!; slot !== NONE; slot = this.#waitNext[slot]!) this.#goesOn(slot)
       this.#waitFirst[list] = this.#waitLast[list] = NONE
     }
   }
@@ -320,6 +328,7 @@ export class Forwarding {
         return 'a page with a wrong checksum'
       }
     }
+    this.#queue.flight.record(FlightEvent.FORWARD_RECEIVED, records.slot[row], records.chainVersion[row], records.sv[row])
     this.#counters.forwardsReceived++
     this.#replicas.receive(row)
     return null

@@ -13,6 +13,7 @@
  * told (`up`); every length was checked before it is believed; a peer that sends nonsense loses its connection, with one line in the log.
  */
 import { assert } from '../base/assert.ts'
+import { FlightEvent } from '../base/flight.ts'
 import type { Incarnation, NodeNumber } from '../base/ids.ts'
 import { Status } from '../base/status.ts'
 import { BLOCK_BYTES, PAGE_BYTES } from '../base/units.ts'
@@ -599,6 +600,7 @@ export class Peers {
     peer.dialWaitMs = DIAL_FIRST_MS
     peer.suspect = 0
     this.#counters.sessionsStarted++
+    this.#queue.flight.record(FlightEvent.PEER_UP, peer.node, peer.incarnation)
     this.#handlers.up(peer.index)
     for (const c of peer.lanes) if (c!.stalled) this.#resume(c!)
   }
@@ -656,6 +658,7 @@ export class Peers {
     if (peer.told) {
       peer.told = false
       this.#counters.sessionsLost++
+      this.#queue.flight.record(FlightEvent.PEER_DOWN, peer.node, peer.incarnation)
       this.#handlers.down(peer.index)
       peer.suspect = peer.incarnation
       peer.probesLeft = PROBES_MAX

@@ -116,6 +116,7 @@ export class Reads {
       reads.bufferPage[r] = page
       reads.owned[r] = 1
     }
+    if (reads.repairs[r] === 0) this.#queue.waits.readQueue.record(this.#queue.nowMs - reads.receivedMs[r]!)
     store.read(block, reads.firstPage[r]!, reads.pageCount[r]!, reads.bufferPage[r]!, this.#done, r)
   }
 

@@ -9,6 +9,7 @@
  */
 import { assert } from '../base/assert.ts'
 import { columns, f64, i32, u8, u32 } from '../base/columns.ts'
+import { FlightEvent } from '../base/flight.ts'
 import { Status } from '../base/status.ts'
 import { CHAIN_OP_PAGES_MAX, PAGE_BYTES } from '../base/units.ts'
 import type { Arena, PageNumber } from '../env/arena.ts'
@@ -189,6 +190,8 @@ export class Writes {
       const volume = table.volumes.get(updates.volume[u]!)
       if (volume === undefined) return Status.VOLUME_NOT_FOUND
       if (volume.readOnly || this.readOnly) return Status.READ_ONLY
+      // its sender may not know yet that the volume is no longer one that acknowledges from memory
+      if (volume.syncWhenWrite) updates.durable[u] = 1
     }
     const version = table.version[slot]!
     if (updates.chainVersion[u]! < version) return Status.ROUTING_STALE
@@ -425,6 +428,8 @@ export class Writes {
     updates.ordered[u] = 1
     replicas.headRecords++
     if (isLocal) this.#hooks.pinned(updates.requestRow[u]!)
+    this.#queue.waits.updateQueue.record(this.#queue.nowMs - updates.receivedMs[u]!)
+    this.#queue.flight.record(FlightEvent.UPDATE_ORDERED, slot, this.#table.version[slot], records.sv[row])
     this.#counters.updates++
     this.#counters.updateBytes += kind === RecordKind.WRITE ? updates.lengthBytes[u]! : 0
     replicas.stage(row)
@@ -446,6 +451,7 @@ export class Writes {
       if (!this.#table.isHead(slot)) status = Status.NOT_HEAD
       else if (!this.#table.leaseValid(this.#queue.nowMs)) status = Status.LEASE_EXPIRED
     }
+    this.#queue.flight.record(FlightEvent.UPDATE_ANSWERED, slot, status)
     this.#counters.updateMs += this.#queue.nowMs - updates.receivedMs[u]!
     const peer = updates.peer[u]!
     const requestRow = updates.requestRow[u]!

@@ -2,7 +2,7 @@
 import { Command, Option } from 'commander'
 import { XsanError } from '../base/errors.ts'
 import { DEFAULT_CONFIG_PATH, loadConfig } from '../node/config.ts'
-import { type RunningNode, startNode } from '../node/daemon.ts'
+import { type RunningNode, startNode, writeFlight } from '../node/daemon.ts'
 import { ExitCode } from './exit-codes.ts'
 import { report, VERSION } from './program.ts'
 
@@ -26,7 +26,10 @@ try {
 async function run(file: string): Promise<void> {
   let node: RunningNode | undefined
   const die = (error: unknown): never => {
-    node?.log.log('FATAL', 'this process has to end', { error })
+    if (node !== undefined) {
+      node.log.log('FATAL', 'this process has to end', { error })
+      dump(node, error instanceof Error ? (error.stack ?? error.message) : String(error))
+    }
     if (node === undefined || error instanceof XsanError) process.exit(report(error, 'xsand'))
     process.exit(ExitCode.FAULT)
   }
@@ -45,7 +48,19 @@ async function run(file: string): Promise<void> {
     ).unref()
     node.stop().then(() => process.exit(ExitCode.OK), die)
   }
+  process.on('SIGQUIT', () => {
+    if (node !== undefined) dump(node, 'SIGQUIT')
+  })
   process.on('SIGTERM', stop)
   process.on('SIGINT', stop)
   node = await startNode({ loaded: loadConfig(file), onFatal: die })
+}
+
+/** Best effort: what went wrong is in the log. */
+function dump({ flight, log }: RunningNode, reason: string): void {
+  try {
+    writeFlight(flight, log, reason)
+  } catch {
+    // logged by writeFlight
+  }
 }

@@ -526,10 +526,17 @@ export class Member {
 
   async #answer(query: NodeQuery): Promise<unknown> {
     if (query.kind === 'config') return configItems(this.#context)
+    if (query.kind === 'flight') return this.#dumpFlight()
     if (query.kind === 'perf') return { ...this.#agent?.stats?.counters, ...this.counters() }
     if (this.#agent === undefined || !this.#agent.ready)
       throw new XsanError('CLUSTER_NOT_READY', `the data plane of ${this.identity.nodeId} is not ready`, 'Wait until it is.')
     return this.#agent.query(query)
+  }
+
+  #dumpFlight(): string {
+    const { dumpFlight } = this.#options
+    if (dumpFlight === undefined) throw new XsanError('NOT_SUPPORTED', `${this.identity.nodeId} has no flight recorder`)
+    return dumpFlight('asked for by an operator')
   }
 
   /** The control plane's own counters, for metrics and perf-stats. */

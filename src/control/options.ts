@@ -85,6 +85,8 @@ export interface ControlOptions {
   reactorTurning(): boolean
   /** Hot settings (of the node's file, overlaid by the cluster's) as they are now, at start and at each change. The reactor is told by the port as well. */
   onSettings?(settings: Readonly<Record<string, SettingValue>>): void
+  /** Writes the flight recorders to a file and returns its path; throws WRITE_FAILED. Absent where there are none. */
+  dumpFlight?(reason: string): string
   /** The process has to end: our own storage failed, or this node was removed. Called once. */
   onFatal(error: unknown): void
 }

@@ -15,35 +15,39 @@ export class AsyncIo {
   readonly #ops = columns('async io', ASYNC_OPS_MAX, { spare: i32 })
   readonly #resolve: Array<((result: number) => void) | undefined> = []
   readonly #tag: Tag
+  /** Of operations on files: they are counted apart. */
+  readonly #fileTag: Tag
 
   constructor(queue: IoQueue) {
     this.queue = queue
-    this.#tag = queue.register('async', (row, result) => {
+    const complete = (row: number, result: number): void => {
       const resolve = this.#resolve[row]
       assert(resolve !== undefined, `async io: completion of unknown operation ${row}`)
       this.#resolve[row] = undefined
       this.#ops.free(row)
       queue.asyncPending = true
       resolve(result)
-    })
+    }
+    this.#tag = queue.register('async', complete)
+    this.#fileTag = queue.register('async file', complete)
   }
 
   /** Bytes read (maybe short) or -errno. */
   read(file: Handle, offsetBytes: number, page: number, deltaBytes: number, lengthBytes: number, crcIndex = -1): Promise<number> {
-    return this.#start((row) => this.queue.read(file, offsetBytes, page, deltaBytes, lengthBytes, crcIndex, this.#tag, row))
+    return this.#start((row) => this.queue.read(file, offsetBytes, page, deltaBytes, lengthBytes, crcIndex, this.#fileTag, row))
   }
 
   write(file: Handle, offsetBytes: number, page: number, deltaBytes: number, lengthBytes: number): Promise<number> {
-    return this.#start((row) => this.queue.write(file, offsetBytes, page, deltaBytes, lengthBytes, this.#tag, row))
+    return this.#start((row) => this.queue.write(file, offsetBytes, page, deltaBytes, lengthBytes, this.#fileTag, row))
   }
 
   /** Takes the segments listed on the queue just before this call. */
   writeSegments(file: Handle, offsetBytes: number): Promise<number> {
-    return this.#start((row) => this.queue.writeSegments(file, offsetBytes, this.#tag, row))
+    return this.#start((row) => this.queue.writeSegments(file, offsetBytes, this.#fileTag, row))
   }
 
   fdatasync(file: Handle): Promise<number> {
-    return this.#start((row) => this.queue.fdatasync(file, this.#tag, row))
+    return this.#start((row) => this.queue.fdatasync(file, this.#fileTag, row))
   }
 
   /** Resolves after at least `delayMs`. */

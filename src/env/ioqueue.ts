@@ -14,7 +14,9 @@
  * - Closing a handle cancels its operations (they complete with -ECANCELED or with what they had done), then `close` completes.
  *   A handle number is not reused before that, and a used-up handle carries a generation: using it is an assertion.
  */
+import type { FlightRecorder } from '../base/flight.ts'
 import type { Brand } from '../base/ids.ts'
+import type { RequestWaits } from '../base/latency.ts'
 import type { Arena } from './arena.ts'
 
 export type Handle = Brand<number, 'Handle'>
@@ -95,6 +97,10 @@ export interface OpenedFile {
 
 export interface IoQueue {
   readonly arena: Arena
+  /** Of this thread; its time is that of the turn. */
+  readonly flight: FlightRecorder
+  /** Of this thread. */
+  readonly waits: RequestWaits
 
   /** Once per component at construction; `name` appears in traces. */
   register(name: string, handler: CompletionHandler): Tag

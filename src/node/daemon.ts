@@ -10,8 +10,8 @@
  */
 import { accessSync, constants, mkdirSync, readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
-import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { messageOf, XsanError } from '../base/errors.ts'
+import { FlightEvent } from '../base/flight.ts'
 import type { ControlConfig, Registration } from '../control/options.ts'
 import { ControlPlane } from '../control/plane.ts'
 import { LogLevel, type LogLevelName } from '../env/control.ts'
@@ -27,6 +27,7 @@ import type { ReactorToControl } from '../placement/messages.ts'
 import { serveAdminHttp } from './admin-http.ts'
 import { CONNECTIONS_MAX, type Config, describeKey, type LoadedConfig } from './config.ts'
 import { type FoundDisk, findDisks, rememberFormatted } from './disks.ts'
+import { FlightRecorders } from './flight-file.ts'
 import { createHmacSha256 } from './hmac.ts'
 import { metricsText } from './metrics.ts'
 import { type ReactorHost, startReactor } from './reactor-host.ts'
@@ -40,6 +41,7 @@ const TURN_CHECK_MS = 5000
 
 export interface RunningNode {
   readonly log: NodeLog
+  readonly flight: FlightRecorders
   /** Drains, hands over, closes. A second call waits for the first. */
   stop(): Promise<void>
 }
@@ -59,6 +61,7 @@ export async function startNode({ loaded, onFatal }: StartOptions): Promise<Runn
 
   await stage('directory', () => prepareDirectories(config))
   const addon = await stage('native engine', () => loadEngine())
+  const flight = new FlightRecorders({ version: VERSION, node: config.cluster.node_id, directory: dataDir, bootMs: () => addon.bootTimeMs() })
   const entropy = new NodeEntropy()
   const disks = await stage('disks', () => findDisks(config.storage.devices, dataDir, () => entropy.uuid()))
   for (const { path } of disks.filter(({ role }) => role === 'cache'))
@@ -76,6 +79,7 @@ export async function startNode({ loaded, onFatal }: StartOptions): Promise<Runn
     hmac: createHmacSha256(),
     async openDataPlane(registration) {
       reactor = await startReactor({
+        flight,
         config: reactorConfig(config, registration, disks, bootId),
         nowMs: () => clock.nowMs(),
         onMessage(message) {
@@ -86,6 +90,7 @@ export async function startNode({ loaded, onFatal }: StartOptions): Promise<Runn
       })
       return reactor.port
     },
+    dumpFlight: (reason) => writeFlight(flight, log, reason),
     reactorTurning: () => reactor?.turning() ?? true,
     onSettings(settings) {
       const level = settings['log.level']
@@ -115,7 +120,7 @@ export async function startNode({ loaded, onFatal }: StartOptions): Promise<Runn
     }),
   )
   await stage('control plane', () => control.start())
-  const stopWatching = watchTurns(log)
+  const stopWatching = watchTurns(log, clock, flight)
   log.log('INFO', 'answering calls', { grpc: `${config.cluster.bind_ip}:${config.cluster.bind_port}`, state: control.status.state })
 
   let stopping: Promise<void> | undefined
@@ -130,11 +135,27 @@ export async function startNode({ loaded, onFatal }: StartOptions): Promise<Runn
   }
   return {
     log,
+    flight,
     stop() {
       stopping ??= stop()
       return stopping
     },
   }
+}
+
+/** Logs where it is. Returns the path; throws WRITE_FAILED when it cannot be written. */
+export function writeFlight(flight: FlightRecorders, log: NodeLog, reason: string): string {
+  const dumped = flight.dump(reason)
+  if ('error' in dumped) {
+    log.log('ERROR', 'the flight recorder could not be written', { reason, error: dumped.error })
+    throw new XsanError('WRITE_FAILED', `the flight recorder could not be written: ${dumped.error}`, 'Look at the space and permissions of cluster.data_dir.')
+  }
+  log.log('WARN', 'the flight recorder was written', {
+    path: dumped.path,
+    reason: reason.split('\n')[0],
+    next: `xsan-debug flight-recorder show ${dumped.path}`,
+  })
+  return dumped.path
 }
 
 function stages(log: NodeLog) {
@@ -232,18 +253,18 @@ function reactorConfig(config: Config, registration: Registration, disks: readon
   }
 }
 
-/** Says so when something held the main thread too long: a lease is renewed on it. */
-function watchTurns(log: NodeLog): () => void {
-  const delay = monitorEventLoopDelay({ resolution: 10 })
-  delay.enable()
+/**
+ * Says so when something held the main thread too long: a lease is renewed on it. What tells is how late its timers are (Raft's tick is never far
+ * away); a timer of its own that looks often enough would cost more than all the rest of an idle node.
+ */
+function watchTurns(log: NodeLog, clock: NodeClock, flight: FlightRecorders): () => void {
+  clock.takeLatestMs()
   const timer = setInterval(() => {
-    const longestMs = delay.max / 1e6
-    delay.reset()
-    if (longestMs > TURN_MS_MAX) log.log('WARN', 'a turn of the main thread took too long', { ms: Math.round(longestMs), limit: TURN_MS_MAX })
+    const longestMs = clock.takeLatestMs()
+    if (longestMs <= TURN_MS_MAX) return
+    flight.record(FlightEvent.MAIN_TURN_LATE, longestMs)
+    log.log('WARN', 'a turn of the main thread took too long', { ms: Math.round(longestMs), limit: TURN_MS_MAX })
   }, TURN_CHECK_MS)
   timer.unref()
-  return () => {
-    clearInterval(timer)
-    delay.disable()
-  }
+  return () => clearInterval(timer)
 }

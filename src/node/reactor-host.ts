@@ -5,10 +5,12 @@
  */
 import { Worker } from 'node:worker_threads'
 import { XsanError } from '../base/errors.ts'
+import { FlightEvent } from '../base/flight.ts'
 import { loadAddon } from '../env/native/addon.ts'
 import { REACTOR_COUNTERS_BYTES, ReactorCounter } from '../env/node/reactor-loop.ts'
 import type { ControlPort, ControlToReactor, ReactorToControl } from '../placement/messages.ts'
-import type { ReactorConfig, ReactorMessage, ReactorStart } from './reactor-messages.ts'
+import type { FlightRecorders } from './flight-file.ts'
+import { MESSAGE_TYPES, type Posted, type ReactorConfig, type ReactorMessage, type ReactorStart } from './reactor-messages.ts'
 
 /** A reactor that has not turned for this long is stuck (a turn waits 100 ms at most): no lease for this node. */
 const STUCK_MS = 700
@@ -23,6 +25,7 @@ export interface ReactorHost {
 
 export interface ReactorHostOptions {
   readonly config: ReactorConfig
+  readonly flight: FlightRecorders
   /** Boot-time clock. */
   readonly nowMs: () => number
   /** Every message of the reactor, before the control plane sees it. */
@@ -32,10 +35,11 @@ export interface ReactorHostOptions {
 
 /** Resolves once the worker runs its io queue; `ready` comes through the port when everything is mounted. */
 export async function startReactor(options: ReactorHostOptions): Promise<ReactorHost> {
-  const { nowMs } = options
+  const { nowMs, flight } = options
   const shared = new SharedArrayBuffer(REACTOR_COUNTERS_BYTES)
   const counters = new Int32Array(shared)
-  const workerData: ReactorStart = { config: options.config, counters: shared }
+  const recorder = flight.addThread('reactor-0')
+  const workerData: ReactorStart = { config: options.config, counters: shared, flight: recorder.memory }
   const worker = new Worker(new URL('./reactor.ts', import.meta.url), { workerData, name: 'reactor-0' })
   const started = Promise.withResolvers<number>()
   let handler: ((message: ReactorToControl) => void) | undefined
@@ -56,7 +60,9 @@ export async function startReactor(options: ReactorHostOptions): Promise<Reactor
     else early.push(message)
   }
   worker.on('message', (message: ReactorMessage) => {
+    flight.record(FlightEvent.MESSAGE_IN, MESSAGE_TYPES.indexOf(message.type))
     if (message.type === 'running') started.resolve(message.wakeId)
+    else if (message.type === 'tags') recorder.setTags(message.tags)
     else deliver(message)
   })
   worker.on('error', (error) => fail(error))
@@ -71,7 +77,8 @@ export async function startReactor(options: ReactorHostOptions): Promise<Reactor
   return {
     port: {
       send(message: ControlToReactor) {
-        worker.postMessage(message)
+        flight.record(FlightEvent.MESSAGE_OUT, MESSAGE_TYPES.indexOf(message.type))
+        worker.postMessage({ atMs: nowMs(), message } satisfies Posted)
         addon.wakeQueue(wakeId)
       },
       onMessage(next) {

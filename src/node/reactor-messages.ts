@@ -1,6 +1,6 @@
 /** What the main thread gives to a reactor's thread at its start. Structured-clonable. */
 import type { LogLevelName } from '../env/control.ts'
-import type { ReactorToControl } from '../placement/messages.ts'
+import type { ControlToReactor, ReactorToControl } from '../placement/messages.ts'
 import type { FoundDisk } from './disks.ts'
 
 export interface ReactorConfig {
@@ -29,7 +29,42 @@ export interface ReactorStart {
   readonly config: ReactorConfig
   /** See `REACTOR_COUNTERS_BYTES`. */
   readonly counters: SharedArrayBuffer
+  /** Of this thread's flight recorder: outlives it. */
+  readonly flight: SharedArrayBuffer
 }
 
-/** `running`: the io queue turns; wake it with this id after posting a message. */
-export type ReactorMessage = ReactorToControl | { readonly type: 'running'; readonly wakeId: number }
+/** A message on its way in, with the boot-time clock of the moment it was posted: how long it waited is counted. */
+export interface Posted {
+  readonly atMs: number
+  readonly message: ControlToReactor
+}
+
+/** `running`: the io queue turns; wake it with this id after posting a message. `tags`: of the io queue, by number, for the flight recorder. */
+export type ReactorMessage =
+  | ReactorToControl
+  | { readonly type: 'running'; readonly wakeId: number }
+  | { readonly type: 'tags'; readonly tags: readonly string[] }
+
+/** Numbers of the messages in the flight recorder. */
+export const MESSAGE_TYPES: ReadonlyArray<(ControlToReactor | ReactorMessage)['type']> = [
+  'running',
+  'tags',
+  'table',
+  'lease',
+  'peerDown',
+  'settings',
+  'stop',
+  'query',
+  'ready',
+  'tableApplied',
+  'needTable',
+  'upToDate',
+  'lastIds',
+  'peerRefused',
+  'diskFailed',
+  'stopped',
+  'failed',
+  'log',
+  'stats',
+  'answer',
+]

@@ -8,6 +8,7 @@ import { createHmac, randomBytes } from 'node:crypto'
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
 import { assert } from '../base/assert.ts'
 import { messageOf, XsanError } from '../base/errors.ts'
+import { FlightEvent, FlightRecorder } from '../base/flight.ts'
 import type { DiskNumber, Incarnation, NodeNumber } from '../base/ids.ts'
 import { DataPlane } from '../chain/data-plane.ts'
 import { type MountedStore, StoreRelay } from '../chain/store-relay.ts'
@@ -21,13 +22,13 @@ import { NbdServer } from '../export/nbd/server.ts'
 import type { ControlToReactor, ReactorPort } from '../placement/messages.ts'
 import { formatStore, mountStore } from '../store/mount.ts'
 import { VolumeLayer } from '../volume/volume.ts'
-import type { ReactorConfig, ReactorMessage, ReactorStart } from './reactor-messages.ts'
+import { MESSAGE_TYPES, type Posted, type ReactorConfig, type ReactorMessage, type ReactorStart } from './reactor-messages.ts'
 
-const { config, counters } = workerData as ReactorStart
+const { config, counters, flight: flightMemory } = workerData as ReactorStart
 assert(parentPort !== null, 'reactor.ts runs as a worker')
 const channel = parentPort
 const log = new NodeLog({ level: config.logLevel, fields: { node: config.nodeId, tag: 'reactor' } })
-const queue = new NativeIoQueue({ arenaBytes: config.arenaBytes })
+const queue = new NativeIoQueue({ arenaBytes: config.arenaBytes, flight: new FlightRecorder(flightMemory) })
 const asyncIo = new AsyncIo(queue)
 const port = wakingPort()
 const loop = runReactor(queue, { counters, spinUs: config.spinUs })
@@ -84,6 +85,7 @@ async function run(): Promise<void> {
   })
   const nbdPort = nbd.listenTcp(config.nbd.host, config.nbd.port)
   if (config.nbd.socket !== '') nbd.listenUnix(config.nbd.socket)
+  post({ type: 'tags', tags: queue.tagNames })
   port.send({ type: 'ready', dataPort: dataPlane.dataPort, nbdPort })
 }
 
@@ -120,13 +122,23 @@ function post(message: ReactorMessage): void {
   channel.postMessage(message)
 }
 
+function recordMessage(message: ControlToReactor, waitedMs: number): void {
+  const { flight } = queue
+  flight.record(FlightEvent.MESSAGE_IN, MESSAGE_TYPES.indexOf(message.type), waitedMs * 1000)
+  if (message.type === 'lease') flight.record(FlightEvent.LEASE, message.untilMs - queue.nowMs, message.revision)
+  else if (message.type === 'table') flight.record(FlightEvent.TABLE, message.revision, message.chains.length)
+}
+
 /** The main thread posts and wakes; then, between turns, the messages are taken in order. */
 function wakingPort(): ReactorPort {
   let handler: ((message: ControlToReactor) => void) | undefined
   const early: ControlToReactor[] = []
   queue.onWake(() => {
     for (let next = receiveMessageOnPort(channel); next !== undefined; next = receiveMessageOnPort(channel)) {
-      const message = next.message as ControlToReactor
+      const { atMs, message } = next.message as Posted
+      const waitedMs = Math.max(0, queue.nowMs - atMs)
+      queue.waits.otherQueue.record(waitedMs)
+      recordMessage(message, waitedMs)
       if (handler) handler(message)
       else early.push(message)
     }

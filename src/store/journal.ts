@@ -12,6 +12,7 @@
  * - A segment is used again only after `freeUpTo`, which the destage calls when nothing in it is needed any more.
  */
 import { assert } from '../base/assert.ts'
+import { FlightEvent } from '../base/flight.ts'
 import { Status } from '../base/status.ts'
 import { PAGE_BYTES } from '../base/units.ts'
 import { Errno, errnoName, type Handle, type IoQueue, type Tag } from '../env/ioqueue.ts'
@@ -350,6 +351,7 @@ export class Journal {
     const batch = this.#collecting!
     batch.bytes += bytes
     batch.recordCount++
+    this.#queue.waits.batch.enter(this.#queue.nowMs)
     batch.runEnd = this.#runNext
     if (payloadPages > 0) {
       const last = batch.rangeCount - 1
@@ -498,6 +500,8 @@ export class Journal {
       this.#seal(batch)
       this.#inFlight++
       this.batchCount++
+      this.#queue.waits.batch.leave(this.#queue.nowMs, batch.recordCount)
+      this.#queue.flight.record(FlightEvent.JOURNAL_BATCH, number, batch.recordCount, batch.payloadPages)
       this.#write(number, batch)
     }
   }

@@ -19,8 +19,8 @@ const OPEN_MS = 30_000
 const JOIN_MS = 60_000
 const END_MS = 3000
 const POLL_MS = 100
-/** Elections and heartbeats of one host need not allow for a network. */
-const DEV_NETWORK = { heartbeat_interval: 250, election_timeout: 1000 }
+/** Elections of one host need not allow for a network. */
+const DEV_NETWORK = { heartbeat_interval: 900, election_timeout: 1000 }
 
 interface Options {
   nodes: number

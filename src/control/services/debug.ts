@@ -5,7 +5,7 @@ import { BLOCK_BYTES } from '../../base/units.ts'
 import type { Message } from '../../env/control.ts'
 import { isMember, REPLICA_STATE_NAMES } from '../../placement/chain.ts'
 import { slotOf } from '../../placement/ring.ts'
-import { type AdminService, atLeader, fresh, number, type ServiceContext, text } from './service.ts'
+import { type AdminService, atLeader, fresh, here, number, type ServiceContext, text } from './service.ts'
 import { allocatedBlocks, theVolume, volumeInfo } from './volume.ts'
 
 const ASK_TIMEOUT_MS = 2500
@@ -98,6 +98,13 @@ export const debugService: AdminService = {
         }
       }),
     }
+  }),
+
+  FlightRecorder: here(async (context, request) => {
+    const nodeId = text(request, 'nodeId')
+    const node = nodeId === '' ? context.state.nodes.get(context.self) : context.state.nodeById(nodeId)
+    if (node === undefined) throw new XsanError('NODE_NOT_FOUND', `there is no node ${nodeId}`, 'See `xsan node list`.')
+    return { nodeId: node.id, path: await context.ask(node.node, { kind: 'flight' }, ASK_TIMEOUT_MS) }
   }),
 
   PerfStats: atLeader(async (context, request) => {

@@ -10,7 +10,7 @@ import type { ControlConfig, Hmac } from '../options.ts'
 import type { ClusterState } from '../state.ts'
 
 /** Questions a node answers: to its data plane, or to its control plane. */
-export type NodeQuery = ReactorQuery | { readonly kind: 'config' } | { readonly kind: 'perf' }
+export type NodeQuery = ReactorQuery | { readonly kind: 'config' } | { readonly kind: 'perf' } | { readonly kind: 'flight' }
 
 /** Of a member. */
 export interface ServiceContext {

@@ -10,6 +10,8 @@
  */
 
 import { AssertionError, assert } from '../../base/assert.ts'
+import { FlightEvent, FlightRecorder } from '../../base/flight.ts'
+import { RequestWaits } from '../../base/latency.ts'
 import { PAGE_BYTES } from '../../base/units.ts'
 import { type CompletionHandler, type Handle, IoError, type IoQueue, MORE, type OpenedFile, type OpenFileOptions, SEGMENTS_MAX, type Tag } from '../ioqueue.ts'
 import { loadAddon, type NativeAddon, type NativeQueue } from '../native/addon.ts'
@@ -61,6 +63,7 @@ const KIND_NAMES = ['nothing', 'a listener', 'a socket', 'a file']
 
 const BACKLOG = 1024
 const DELAY_MS_MAX = 2 ** 40
+const TAGS_MAX = 256
 
 export interface NativeIoQueueOptions {
   readonly arenaBytes: number
@@ -75,10 +78,26 @@ export interface NativeIoQueueOptions {
   readonly crcsMax?: number
   /** Back the arena with huge pages when the host has some (default). */
   readonly hugePages?: boolean
+  /** Default: a small one of its own. */
+  readonly flight?: FlightRecorder
+}
+
+/** Operations on files: how many, and how long all of them together took, ms (what is under way now is counted up to the last turn). */
+export interface FileIoTotals {
+  submitted: number
+  completed: number
+  failed: number
+  /** From the turn that prepared them until the kernel had them. */
+  enqueueMs: number
+  /** From then on until their completion was seen. */
+  waitMs: number
 }
 
 export class NativeIoQueue implements IoQueue {
   readonly arena: NativeArena
+  readonly flight: FlightRecorder
+  readonly waits = new RequestWaits()
+  readonly fileIo: FileIoTotals = { submitted: 0, completed: 0, failed: 0, enqueueMs: 0, waitMs: 0 }
   readonly crcs: Uint32Array
   asyncPending = false
   inFlight = 0
@@ -113,6 +132,12 @@ export class NativeIoQueue implements IoQueue {
   #completionNext = 0
   #completionCount = 0
   #inTurn = false
+  /** By tag: 1 when it is one of operations on files. */
+  readonly #isFileTag = new Uint8Array(TAGS_MAX)
+  /** Operations on files: prepared since the last submission; with the kernel; counted in `fileIo.waitMs` up to. */
+  #filesPrepared = 0
+  #filesInFlight = 0
+  #filesCountedMs = 0
 
   constructor(options: NativeIoQueueOptions) {
     const { providedCount = 256, providedBytes = 16384, handlesMax = 16384, opsMax = 32768, crcsMax = 65536, hugePages = true } = options
@@ -126,6 +151,7 @@ export class NativeIoQueue implements IoQueue {
     const native = orIoError(() => new addon.NativeQueue({ arenaPages, providedCount, providedPages, handlesMax, opsMax, crcsMax, hugePages }))
     const control = native.control()
     const at = native.offsets()
+    this.flight = options.flight ?? new FlightRecorder()
     this.#addon = addon
     this.#native = native
     this.#id = native.id()
@@ -144,11 +170,18 @@ export class NativeIoQueue implements IoQueue {
     this.#taken = new Uint8Array(control, at.taken, providedCount)
     this.wakeId = native.wakeId()
     this.register('wake', () => this.#onWake?.())
+    this.#filesCountedMs = this.sampleClockMs()
   }
 
   register(name: string, handler: CompletionHandler): Tag {
+    assert(this.#handlers.length < TAGS_MAX, `more than ${TAGS_MAX} tags`)
     this.#tagNames.push(name)
     return (this.#handlers.push(handler) - 1) as Tag
+  }
+
+  /** Of the tags, by number. */
+  get tagNames(): readonly string[] {
+    return this.#tagNames
   }
 
   get nowMs(): number {
@@ -254,7 +287,7 @@ export class NativeIoQueue implements IoQueue {
     if (crcIndex !== -1 && !(crcIndex >= 0 && (crcIndex | 0) === crcIndex && crcIndex + Math.ceil(lengthBytes / PAGE_BYTES) <= this.#crcsReserved)) {
       throw new AssertionError(`checksum index ${crcIndex} is not reserved`)
     }
-    const d = this.#descriptor(OP_READ, file, tag, row)
+    const d = this.#fileDescriptor(OP_READ, file, tag, row)
     this.#range(d, page, deltaBytes, lengthBytes)
     this.#offset(d, offsetBytes)
     this.#descriptors[d + CRC_INDEX] = crcIndex
@@ -264,7 +297,7 @@ export class NativeIoQueue implements IoQueue {
     this.#check(file, KIND_FILE)
     this.#checkRange(page, deltaBytes, lengthBytes)
     this.#checkOffset(file, offsetBytes, deltaBytes, lengthBytes)
-    const d = this.#descriptor(OP_WRITE, file, tag, row)
+    const d = this.#fileDescriptor(OP_WRITE, file, tag, row)
     this.#range(d, page, deltaBytes, lengthBytes)
     this.#offset(d, offsetBytes)
   }
@@ -281,14 +314,14 @@ export class NativeIoQueue implements IoQueue {
         if (((delta | length) & (align - 1)) !== 0) throw new AssertionError(`a segment of ${length} bytes at delta ${delta}: not multiples of ${align}`)
       }
     }
-    const d = this.#descriptor(OP_WRITE_SEGMENTS, file, tag, row)
+    const d = this.#fileDescriptor(OP_WRITE_SEGMENTS, file, tag, row)
     this.#gathered(d)
     this.#offset(d, offsetBytes)
   }
 
   fdatasync(file: Handle, tag: Tag, row: number): void {
     this.#check(file, KIND_FILE)
-    this.#descriptor(OP_FDATASYNC, file, tag, row)
+    this.#fileDescriptor(OP_FDATASYNC, file, tag, row)
   }
 
   reserveCrcs(count: number): number {
@@ -336,9 +369,15 @@ export class NativeIoQueue implements IoQueue {
     if (this.#completionNext === this.#completionCount) {
       this.#completionNext = 0
       this.#completionCount = 0
+      if (this.#filesPrepared > 0) this.#countSubmitted()
       const prepared = this.#takeDescriptors()
       this.#completionCount = this.#addon.queueTurn(this.#id, prepared, timeoutMs)
       this.#keepSegments()
+      const nowMs = this.#clock[0]!
+      this.fileIo.waitMs += this.#filesInFlight * (nowMs - this.#filesCountedMs)
+      this.#filesCountedMs = nowMs
+      this.flight.setTime(nowMs)
+      if (this.#completionCount > 0) this.flight.record(FlightEvent.TURN, this.#completionCount)
     }
     this.#inTurn = true
     try {
@@ -371,7 +410,15 @@ export class NativeIoQueue implements IoQueue {
       const c = this.#completionNext++ * COMPLETION_WORDS
       const extra = completions[c + 3]!
       if ((extra & MORE) === 0) this.inFlight--
-      handlers[completions[c]!]!(completions[c + 1]!, completions[c + 2]!, extra)
+      const tag = completions[c]!
+      const result = completions[c + 2]!
+      if (this.#isFileTag[tag] === 1) {
+        this.#filesInFlight--
+        this.fileIo.completed++
+        if (result < 0) this.fileIo.failed++
+      }
+      this.flight.record(FlightEvent.COMPLETION, tag, completions[c + 1]!, result)
+      handlers[tag]!(completions[c + 1]!, result, extra)
     }
     for (let i = 0; i < this.#turnEnd.length; i++) this.#turnEnd[i]!()
     return this.#completionCount - first
@@ -397,6 +444,26 @@ export class NativeIoQueue implements IoQueue {
     this.#descriptors[d + ROW] = row
     this.inFlight++
     return d
+  }
+
+  #fileDescriptor(op: number, file: number, tag: Tag, row: number): number {
+    const d = this.#descriptor(op, file, tag, row)
+    this.#isFileTag[tag] = 1
+    this.#filesPrepared++
+    return d
+  }
+
+  /** Just before the kernel gets what was prepared since the last turn. */
+  #countSubmitted(): void {
+    const { fileIo } = this
+    const preparedMs = this.#filesCountedMs
+    const nowMs = this.sampleClockMs()
+    fileIo.submitted += this.#filesPrepared
+    fileIo.enqueueMs += this.#filesPrepared * (nowMs - preparedMs)
+    fileIo.waitMs += this.#filesInFlight * (nowMs - preparedMs)
+    this.#filesInFlight += this.#filesPrepared
+    this.#filesPrepared = 0
+    this.#filesCountedMs = nowMs
   }
 
   #range(d: number, page: number, deltaBytes: number, lengthBytes: number): void {

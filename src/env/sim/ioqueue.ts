@@ -11,6 +11,8 @@
  * `runReactor` has a function called whenever completions are ready, and when nothing came for a while, as the real loop does.
  */
 import { assert } from '../../base/assert.ts'
+import { FlightRecorder } from '../../base/flight.ts'
+import { RequestWaits } from '../../base/latency.ts'
 import type { Prng } from '../../base/prng.ts'
 import { PAGE_BYTES } from '../../base/units.ts'
 import {
@@ -122,6 +124,8 @@ interface Entry {
 export class SimIoQueue implements IoQueue {
   readonly arena: SimArena
   readonly crcs = new Uint32Array(CRCS_MAX)
+  readonly flight = new FlightRecorder()
+  readonly waits = new RequestWaits()
   readonly process: SimProcess
   readonly name: string
   readonly faults: QueueFaults

@@ -15,6 +15,7 @@
  */
 import { columns, f64, i32, u32 } from '../../base/columns.ts'
 import { messageOf } from '../../base/errors.ts'
+import { FlightEvent } from '../../base/flight.ts'
 import type { VolumeNumber } from '../../base/ids.ts'
 import { type Done, WriteFlag } from '../../base/request.ts'
 import { Status } from '../../base/status.ts'
@@ -217,6 +218,7 @@ export class NbdServer {
     const t = this.#connections
     const tooMany = t.inUse - this.#refusing >= this.#connectionsMax
     const page = tooMany && this.#refusing >= REFUSALS_MAX ? NONE : this.#queue.arena.alloc((STREAM_PAGES + REPLY_PAGES) * PAGE_BYTES)
+    if (tooMany) this.#queue.flight.record(FlightEvent.NBD_REFUSED, t.inUse)
     if (tooMany && !this.#refusedLogged) {
       this.#refusedLogged = true
       this.#log.log('WARN', 'NBD connection refused: the limit network.max_connections is reached', { limit: this.#connectionsMax })
@@ -251,6 +253,7 @@ export class NbdServer {
       t.readOnly[c] = agreed.volume.readOnly ? 1 : 0
       t.structured[c] = agreed.structuredReplies ? 1 : 0
       t.state[c] = State.RUNNING
+      this.#queue.flight.record(FlightEvent.NBD_OPENED, c, agreed.volume.volume)
     } catch (error) {
       if (!(error instanceof NegotiationEnded)) throw error
       t.state[c] = State.CLOSING
@@ -361,6 +364,7 @@ export class NbdServer {
     q.basePage[r] = basePage
     q.status[r] = error
     q.startedMs[r] = this.#queue.nowMs
+    this.#queue.flight.record(FlightEvent.NBD_REQUEST, r, type, lengthBytes >>> 9)
     t.requests[c]!++
     t.start[c]! += NbdRequest.size
     if (error !== Status.SUCCESS) {
@@ -482,11 +486,13 @@ export class NbdServer {
     const t = this.#connections
     const q = this.#requests
     const c = q.connection[r]!
+    this.#queue.flight.record(FlightEvent.NBD_REPLY, r, q.status[r])
     if (t.state[c] !== State.RUNNING) {
       this.#freeRequest(r)
       this.#drop(c, '')
       return
     }
+    this.#queue.waits.reply.enter(this.#queue.nowMs)
     q.next[r] = NONE
     if (t.replyFirst[c] === NONE) t.replyFirst[c] = r
     else q.next[t.replyLast[c]!] = r
@@ -612,6 +618,7 @@ export class NbdServer {
   #freeList(first: number): void {
     for (let r = first; r !== NONE; ) {
       const next = this.#requests.next[r]!
+      this.#queue.waits.reply.leave(this.#queue.nowMs)
       this.#freeRequest(r)
       r = next
     }
@@ -648,6 +655,7 @@ export class NbdServer {
     if (t.state[c] !== State.CLOSING) {
       const wasRunning = t.state[c] === State.RUNNING
       t.state[c] = State.CLOSING
+      this.#queue.flight.record(FlightEvent.NBD_CLOSED, c, t.requests[c])
       t.blocked[c] = 0
       const waiting = t.replyFirst[c]!
       t.replyFirst[c] = t.replyLast[c] = NONE
@@ -676,6 +684,7 @@ export class NbdServer {
       dropped++
       this.#drop(c, '', lostMs)
     }
+    if (dropped > 0) this.#queue.flight.record(FlightEvent.NBD_STANDSTILL, standstillMs, dropped)
     if (dropped > 0)
       this.#log.log('WARN', 'NBD connections closed: this process stood still, and what they hold may be out of date', { standstillMs, connections: dropped })
   }
