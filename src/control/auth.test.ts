@@ -34,6 +34,19 @@ test('any change, another method, another key, no signature: refused', () => {
   refused(() => new Authenticator(hmac, new Uint8Array(32)).check('Renew', signed))
 })
 
+test('bytes cannot be moved from one byte array to its neighbour', () => {
+  const auth = new Authenticator(hmac, KEY)
+  const signed = auth.sign('RaftStep', { sender: { node: 2 }, messages: [Uint8Array.of(1, 2), Uint8Array.of(3)] })
+  auth.check('RaftStep', signed)
+  const moved = [
+    [Uint8Array.of(1), Uint8Array.of(2, 3)],
+    [Uint8Array.of(1, 2, 3)],
+    [Uint8Array.of(3), Uint8Array.of(1, 2)],
+    [Uint8Array.of(1, 2), Uint8Array.of(4)],
+  ]
+  for (const messages of moved) assert.throws(() => auth.check('RaftStep', { ...signed, messages }), { status: 'PERMISSION_DENIED' })
+})
+
 test('a join token goes round, and what is no token is refused with a reason', () => {
   const token = { clusterId: 'c', clusterUuid: 'u', addresses: ['a:1', 'b:2'], secret: 's' }
   const line = encodeToken(token)

@@ -35,22 +35,41 @@ export class Authenticator {
     }
   }
 
+  /** Over a text and, behind it, all its byte arrays: one mac per call, however many messages it carries. */
   #mac(method: string, request: Message): Uint8Array {
-    return this.#hmac(this.#key, encoder.encode(`${method}\n${this.#canonical(request)}`))
-  }
-
-  /** One text per message, whoever's object it is: fields in the order of their names, bytes by their own mac. */
-  #canonical(value: unknown): string {
-    if (value instanceof Uint8Array) return `x${toHex(this.#hmac(this.#key, value))}`
-    if (Array.isArray(value)) return `[${value.map((item) => this.#canonical(item)).join(',')}]`
-    if (typeof value === 'object' && value !== null) {
-      const fields = Object.entries(value)
-        .filter(([key, field]) => key !== 'auth' && !isDefault(field))
-        .sort(([a], [b]) => (a < b ? -1 : 1))
-      return `{${fields.map(([key, field]) => `${key}:${this.#canonical(field)}`).join(',')}}`
+    const blobs: Uint8Array[] = []
+    const text = encoder.encode(`${method}\n${canonical(request, blobs)}`)
+    if (blobs.length === 0) return this.#hmac(this.#key, text)
+    const all = new Uint8Array(blobs.reduce((sum, { length }) => sum + length, text.length))
+    all.set(text)
+    let at = text.length
+    for (const blob of blobs) {
+      all.set(blob, at)
+      at += blob.length
     }
-    return JSON.stringify(value)
+    return this.#hmac(this.#key, all)
   }
+}
+
+/**
+ * One text per message, whoever's object it is: fields in the order of their names. Byte arrays go to `blobs`, in order; the text has their lengths
+ * (it is self-delimiting: braces, brackets, and JSON for what may hold anything), so that no two messages are the same bytes.
+ */
+function canonical(value: unknown, blobs: Uint8Array[]): string {
+  if (value instanceof Uint8Array) {
+    blobs.push(value)
+    return `x${value.length}`
+  }
+  if (Array.isArray(value)) {
+    let text = '['
+    for (const item of value) text += `${canonical(item, blobs)},`
+    return `${text}]`
+  }
+  if (typeof value !== 'object' || value === null) return JSON.stringify(value)
+  const fields = value as Record<string, unknown>
+  let text = '{'
+  for (const key of Object.keys(fields).sort()) if (key !== 'auth' && !isDefault(fields[key])) text += `${key}:${canonical(fields[key], blobs)},`
+  return `${text}}`
 }
 
 /** Takes the same time wherever they differ. */

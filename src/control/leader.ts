@@ -23,8 +23,10 @@ import { booleanSetting, numberSetting, type OwnSettings } from './settings.ts'
 import type { ClusterState } from './state.ts'
 
 const DRIFT_BOUND = 0.01
-const TICK_MS = 50
-const PLAN_EVERY_MS = 250
+const RETRY_MS = 50
+/** Longest and shortest time between two looks at leases and plans: a lease is looked at when it ends. At most L/8 (see `#tick`). */
+const TICK_MS_MAX = 250
+const TICK_MS_MIN = 10
 const LOOK_EVERY_MS = 2000
 const ROUND_TIMEOUT_MS = 1000
 /** Quiet time after a loss before anything is moved. */
@@ -99,11 +101,11 @@ export class Coordinator {
   /** The views have news: every slot has to be looked at. */
   #lookAtAll = true
   #disksRevision = -1
+  #nodesRevision = -1
   #timer: TimerId | undefined
   #tickMs: number
   /** The newest evidence against anybody, or the election. */
   #doubtedMs: number
-  #planMs: number
   #seenRevision = -1
   #lookedMs = 0
   #unavailableSinceMs: number | undefined
@@ -115,7 +117,7 @@ export class Coordinator {
     this.#raft = options.raft
     this.#state = options.state
     this.#clock = options.clock
-    this.#electedMs = this.#doubtedMs = this.#tickMs = this.#planMs = options.clock.nowMs()
+    this.#electedMs = this.#doubtedMs = this.#tickMs = options.clock.nowMs()
     this.#members = new Members({
       raft: options.raft,
       state: options.state,
@@ -234,7 +236,9 @@ export class Coordinator {
         ofSlot = new Map()
         this.#lastIds.set(slot, ofSlot)
       }
-      ofSlot.set(disk, [disk, incarnation, version, hi, lo, powerLost ? 1 : 0])
+      // a process that ends and comes back finds a disk that was in use by this boot: what its predecessor said of it stays so
+      const wasLost = powerLost || ofSlot.get(disk)?.[5] === 1
+      ofSlot.set(disk, [disk, incarnation, version, hi, lo, wasLost ? 1 : 0])
     }
     if (ids.length > 0) this.wake()
   }
@@ -313,6 +317,10 @@ export class Coordinator {
       this.#leases.delete(node)
     }
     if (news) this.#doubted()
+    if (this.#state.nodesRevision !== this.#nodesRevision) {
+      this.#nodesRevision = this.#state.nodesRevision
+      this.#members.reconcile()
+    }
     if (this.#state.disksRevision !== this.#disksRevision) {
       this.#disksRevision = this.#state.disksRevision
       this.#lookAtAll = true
@@ -413,7 +421,14 @@ export class Coordinator {
   }
 
   #arm(): void {
-    this.#timer = this.#clock.setTimer(TICK_MS, () => {
+    const nowMs = this.#clock.nowMs()
+    let dueMs = nowMs + Math.min(TICK_MS_MAX, this.#options.leaseMs / 8)
+    for (const row of this.view.rows()) {
+      const lease = this.#lease(row.node)
+      if (row.view !== View.DOWN) dueMs = Math.min(dueMs, lease.endMs)
+      if (lease.holdUntilMs > nowMs) dueMs = Math.min(dueMs, lease.holdUntilMs)
+    }
+    this.#timer = this.#clock.setTimer(Math.max(TICK_MS_MIN, dueMs - nowMs), () => {
       if (this.#stopped) return
       this.#tick()
       if (!this.#stopped) this.#arm()
@@ -439,16 +454,13 @@ export class Coordinator {
       }
     }
     this.#tickMs = nowMs
-    if (nowMs - this.#planMs >= PLAN_EVERY_MS) {
-      this.#planMs = nowMs
-      this.#members.reconcile()
-      this.#lookForUnavailable(nowMs)
-      // between changes only the passing of time can call for something
-      if (this.#state.revision !== this.#seenRevision || nowMs - this.#lookedMs >= LOOK_EVERY_MS) {
-        this.#seenRevision = this.#state.revision
-        this.#lookedMs = nowMs
-        this.wake()
-      }
+    this.#members.reconcile()
+    this.#lookForUnavailable(nowMs)
+    // between changes only the passing of time can call for something
+    if (this.#state.revision !== this.#seenRevision || nowMs - this.#lookedMs >= LOOK_EVERY_MS) {
+      this.#seenRevision = this.#state.revision
+      this.#lookedMs = nowMs
+      this.wake()
     }
   }
 
@@ -482,7 +494,7 @@ export class Coordinator {
       } catch (error) {
         if (this.#stopped) break
         this.#options.log.log('WARN', 'a change of the chains failed, trying again', { error: messageOf(error) })
-        await this.#sleep(TICK_MS)
+        await this.#sleep(RETRY_MS)
         this.#lookAtAll = true
         this.#wanted = true
       }
@@ -605,7 +617,7 @@ export class Coordinator {
   /** Everything in the log now is applied, or this term is over. */
   async #fateKnown(): Promise<void> {
     const { lastIndex, term } = this.#raft.status()
-    while (!this.#stopped && this.#raft.term === term && this.#raft.applied < lastIndex) await this.#sleep(TICK_MS)
+    while (!this.#stopped && this.#raft.term === term && this.#raft.applied < lastIndex) await this.#sleep(RETRY_MS)
   }
 
   #sleep(delayMs: number): Promise<void> {

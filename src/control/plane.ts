@@ -42,7 +42,7 @@ export class ControlPlane {
     }
     const peerHandlers: Record<string, MethodHandler> = {}
     for (const method of PEER_METHOD_NAMES) {
-      peerHandlers[method] = (request, context) => {
+      peerHandlers[method] = async (request, context) => {
         const member = this.#member
         if (member === undefined) throw this.#noMember()
         return member.peer(method)(request, context)

@@ -94,7 +94,7 @@ export interface RaftNodeOptions {
   readonly electionTimeoutMs?: number
   /** Default 50. */
   readonly tickMs?: number
-  /** Default: every 2 ticks. */
+  /** Of the leader. Default: a fifth of the election timeout, whole ticks. Each one costs every node a wake-up. */
   readonly heartbeatMs?: number
   /** The log is cut when it holds more than this many applied entries (or 64 MiB of commands). Default 10000. */
   readonly compactAfterEntries?: number
@@ -305,7 +305,7 @@ export class RaftNode implements Raft {
     const state = store.state
     const tickMs = options.tickMs ?? TICK_MS
     const electionTicks = Math.max(3, Math.ceil((options.electionTimeoutMs ?? ELECTION_TIMEOUT_MS) / tickMs))
-    const heartbeatTicks = Math.min(electionTicks - 1, Math.max(1, Math.round((options.heartbeatMs ?? 2 * tickMs) / tickMs)))
+    const heartbeatTicks = Math.min(electionTicks - 1, Math.max(1, Math.floor((options.heartbeatMs ?? (electionTicks * tickMs) / 5) / tickMs)))
     let core: RaftCore
     try {
       core = options.createCore({
