@@ -53,6 +53,8 @@ export interface RemoteReplicas {
   /** Sends the operation as an update; the buffer is pinned until it is sent. NO_CREDIT, NO_BUFFER: try again later. */
   sendUpdate(peer: number, op: number): number
   sendRead(peer: number, op: number): number
+  /** Whether anything of the volume can be acknowledged and not durable. */
+  isFlushNeeded(volume: VolumeNumber): boolean
   flush(volume: VolumeNumber, deadlineMs: number, done: (status: number) => void): void
 }
 
@@ -244,15 +246,15 @@ export class Client implements BlockClient {
     if (this.stopping) this.#end(op, Status.STOPPING)
     else if (known === undefined && this.#table.revision > 0) this.#end(op, Status.VOLUME_NOT_FOUND)
     else if (this.readOnly && (kind === OpKind.WRITE || kind === OpKind.ZERO)) this.#end(op, Status.READ_ONLY)
-    else if (kind === OpKind.FLUSH) this.#startFlush(op, volume, known === undefined || known.syncWhenWrite)
+    else if (kind === OpKind.FLUSH) this.#startFlush(op, volume)
     else if (kind === OpKind.READ) this.#dispatch(op)
     else if (this.#freeChannelCount > 0) this.#openChannel(op)
     else this.#awaitChannel(op)
     this.#inCall = false
   }
 
-  #startFlush(op: number, volume: VolumeNumber, isAlwaysDurable: boolean): void {
-    if (isAlwaysDurable) {
+  #startFlush(op: number, volume: VolumeNumber): void {
+    if (!this.#remote.isFlushNeeded(volume)) {
       this.#end(op, Status.SUCCESS)
       return
     }

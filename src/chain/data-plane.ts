@@ -88,6 +88,7 @@ export class DataPlane {
   readonly #credits: Credits
   readonly #limits: DataPlaneLimits
   readonly #pool: PayloadPool
+  readonly #flushes: Flushes
   readonly #resync: Resync
   readonly #allocation: Allocation
   readonly #client: Client
@@ -235,7 +236,7 @@ export class DataPlane {
       creditFreed: (peer, hop, bytes) => this.forwarding.creditFreed(peer, hop, bytes),
     })
     this.#allocation = new Allocation({ queue, io: options.asyncIo, table, replicas })
-    const flushes = new Flushes({ io: options.asyncIo, table, replicas, peers, calls: this.#calls, counters })
+    this.#flushes = new Flushes({ io: options.asyncIo, table, replicas, peers, calls: this.#calls, counters, log })
     this.#resync = new Resync({
       io: options.asyncIo,
       table,
@@ -263,7 +264,8 @@ export class DataPlane {
         session: (peer) => peers.sessionOf(peer),
         sendUpdate: (peer, op) => this.#remote.sendUpdate(peer, op),
         sendRead: (peer, op) => this.#remote.sendRead(peer, op),
-        flush: (volume, deadlineMs, done) => flushes.flush(volume, deadlineMs, done),
+        isFlushNeeded: (volume) => this.#flushes.isNeeded(volume),
+        flush: (volume, deadlineMs, done) => this.#flushes.flush(volume, deadlineMs, done),
       },
     })
     stores.forEach(({ store, relay }, index) => {
@@ -466,6 +468,7 @@ export class DataPlane {
       this.peers.nodesChanged()
     }
     if (message.volumes) {
+      this.#flushes.volumesChanged()
       for (const { volume } of message.volumes) this.#newestVolume = Math.max(this.#newestVolume, volume)
       this.#sweepAtMs = SWEEP_AFTER_MS.map((afterMs) => this.#queue.nowMs + afterMs)
     }
@@ -511,13 +514,16 @@ export class DataPlane {
     const { table, replicas } = this
     replicas.stores.forEach((store, index) => {
       const ids: number[] = []
+      const idsAfterPowerLoss: number[] = []
       for (const slot of slots) {
         if (table.ownStore[slot] !== index || table.headNode[slot] !== 0) continue
         const state = table.ownState[slot]
         if (state !== ReplicaState.LASTSRV && state !== ReplicaState.WAITING) continue
-        ids.push(slot, table.version[slot]!, store.lastHigh[slot]! | 0, store.lastLow[slot]! | 0)
+        const list = store.lostPower && replicas.hasServed[slot] === 0 ? idsAfterPowerLoss : ids
+        list.push(slot, table.version[slot]!, store.lastHigh[slot]! | 0, store.lastLow[slot]! | 0)
       }
-      if (ids.length > 0) this.#port.send({ type: 'lastIds', disk: store.disk, ids: Int32Array.from(ids), lostPower: store.lostPower })
+      if (ids.length > 0) this.#port.send({ type: 'lastIds', disk: store.disk, ids: Int32Array.from(ids), lostPower: false })
+      if (idsAfterPowerLoss.length > 0) this.#port.send({ type: 'lastIds', disk: store.disk, ids: Int32Array.from(idsAfterPowerLoss), lostPower: true })
     })
   }
 

@@ -3,6 +3,18 @@
  * journal durable, and answers only if it knows the same table revision, hence the same version of every chain, before and after.
  *
  * One flush of a volume runs, and one waits for it, however many ask.
+ *
+ * Lost writes. A write acknowledged from memory is lost when every replica of its slot loses its host's memory before a flush. Rule 20 alone
+ * would let a later flush succeed: the members of that time hold nothing that is not durable. So, as a file system's fsync after a failed
+ * write back (Linux, errseq), the next flush of the volume fails once with WRITE_FAILED (EIO), in every process that exported the volume
+ * when the slot was recovered; whatever the client believed to be on the way to the disk has to be written again. The replicated state
+ * counts such losses per volume (`mayHaveLostUnflushed`), for a slot's recovery is known there, survives the processes, and comes with the
+ * same table as the members that a flush asks: a flush cannot succeed by members of which its exporter does not know how they came to serve.
+ * Which writes were lost is not known: a client that had flushed everything is told too. A process that starts after the recovery tells nobody:
+ * its clients' connections are new ones.
+ *
+ * From relaxed to sync. A volume that acknowledged from memory is flushed like before until one flush has succeeded that began with the
+ * table which says that it no longer does; heads that know this table order all its updates as durable ones, whatever their sender knew.
  */
 import type { VolumeNumber } from '../base/ids.ts'
 import { Status } from '../base/status.ts'
@@ -31,20 +43,53 @@ export class Flushes {
   readonly #peers: Peers
   readonly #calls: Calls
   readonly #counters: Counters
+  readonly #log: (level: 'ERROR' | 'WARN' | 'INFO' | 'DEBUG', message: string, fields: Readonly<Record<string, unknown>>) => void
+  /** Per volume: losses that this process' clients have been told of, or that were before any of them came. */
+  readonly #told = new Map<VolumeNumber, number>()
+  /** Volumes that this process has known to acknowledge from memory, and not flushed to the end since they do no more. */
+  readonly #unsettled = new Set<VolumeNumber>()
   /** Volumes whose flush runs, and who waits for the next one. */
   readonly #waiting = new Map<VolumeNumber, Waiter[]>()
 
-  constructor(options: { io: AsyncIo; table: ChainTable; replicas: Replicas; peers: Peers; calls: Calls; counters: Counters }) {
+  constructor(options: {
+    io: AsyncIo
+    table: ChainTable
+    replicas: Replicas
+    peers: Peers
+    calls: Calls
+    counters: Counters
+    log: (level: 'ERROR' | 'WARN' | 'INFO' | 'DEBUG', message: string, fields: Readonly<Record<string, unknown>>) => void
+  }) {
     this.#io = options.io
     this.#table = options.table
     this.#replicas = options.replicas
     this.#peers = options.peers
     this.#calls = options.calls
     this.#counters = options.counters
+    this.#log = options.log
     this.#calls.serve(CallKind.FLUSH, (_peer, args) => this.#serve(args))
   }
 
-  /** Everything of the volume acknowledged before this call, anywhere, is durable when `done` is called with SUCCESS. */
+  /** The table's volumes may have changed. */
+  volumesChanged(): void {
+    const { volumes } = this.#table
+    for (const volume of this.#told.keys()) if (!volumes.has(volume)) this.#told.delete(volume)
+    for (const volume of this.#unsettled) if (!volumes.has(volume)) this.#unsettled.delete(volume)
+    for (const { volume, losses, syncWhenWrite } of volumes.values()) {
+      if (!this.#told.has(volume)) this.#told.set(volume, losses ?? 0)
+      if (!syncWhenWrite) this.#unsettled.add(volume)
+    }
+  }
+
+  /** Whether there can be anything that is acknowledged and not durable. */
+  isNeeded(volume: VolumeNumber): boolean {
+    return this.#unsettled.has(volume)
+  }
+
+  /**
+   * Everything of the volume acknowledged before this call, anywhere, is durable when `done` is called with SUCCESS. WRITE_FAILED: writes
+   * acknowledged earlier may have been lost; said once.
+   */
   flush(volume: VolumeNumber, deadlineMs: number, done: (status: number) => void): void {
     const waiting = this.#waiting.get(volume)
     if (waiting !== undefined) {
@@ -70,10 +115,25 @@ export class Flushes {
   async #flushUntil(volume: VolumeNumber, deadlineMs: number): Promise<number> {
     for (let waitMs = RETRY_FIRST_MS; ; waitMs = Math.min(waitMs * 2, RETRY_MAX_MS)) {
       this.#counters.flushes++
-      if (this.#table.revision > 0 && (await this.#flushOnce(volume))) return Status.SUCCESS
+      const wasSync = this.#table.isSyncWhenWrite(volume)
+      if (this.#table.revision > 0 && (await this.#flushOnce(volume))) return this.#outcome(volume, wasSync)
       if (this.#io.queue.nowMs >= deadlineMs) return Status.VOLUME_UNAVAILABLE
       await this.#io.sleep(waitMs)
     }
+  }
+
+  /** Every member has answered for one table, and this is still it. */
+  #outcome(volume: VolumeNumber, wasSync: boolean): number {
+    // the heads knew the same table: from then on they ordered this volume's updates as durable ones
+    if (wasSync) this.#unsettled.delete(volume)
+    const losses = this.#table.volumes.get(volume)?.losses ?? 0
+    if (losses <= (this.#told.get(volume) ?? 0)) return Status.SUCCESS
+    this.#told.set(volume, losses)
+    this.#log('ERROR', 'a flush fails: all replicas of a slot had lost their memory, and with it writes that were acknowledged and not flushed', {
+      volume,
+      losses,
+    })
+    return Status.WRITE_FAILED
   }
 
   async #flushOnce(volume: VolumeNumber): Promise<boolean> {

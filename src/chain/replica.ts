@@ -73,6 +73,8 @@ export class Replicas {
   ready = new Float64Array(0)
   /** Since which version this replica serves, as far as it knows; 0: it does not. */
   #servingSince = new Int32Array(0)
+  /** This process has held everything acknowledged of the slot: what its disk lost before counts no more. */
+  hasServed = new Uint8Array(0)
   #first = new Int32Array(0)
   #last = new Int32Array(0)
   #readyNext = new Int32Array(0)
@@ -464,6 +466,7 @@ export class Replicas {
     this.eligible = new Float64Array(slotCount)
     this.ready = new Float64Array(slotCount)
     this.#servingSince = new Int32Array(slotCount)
+    this.hasServed = new Uint8Array(slotCount)
     this.#first = new Int32Array(slotCount).fill(NONE)
     this.#last = new Int32Array(slotCount).fill(NONE)
     this.#readyNext = new Int32Array(slotCount).fill(NONE)
@@ -500,6 +503,7 @@ export class Replicas {
     if (this.ready[slot]! < before) this.ready[slot] = before
     if (this.#servingSince[slot] !== since) {
       this.#servingSince[slot] = since
+      this.hasServed[slot] = 1
       this.committed[slot] = 0
       this.eligible[slot] = isTail ? lastSv : this.ready[slot]!
     } else this.eligible[slot] = isTail ? lastSv : this.committed[slot]!

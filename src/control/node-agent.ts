@@ -75,9 +75,8 @@ export class NodeAgent {
   /** Processes proven dead: told once to each leader, while it is news. */
   readonly #refused = new Map<NodeNumber, { incarnation: Incarnation; atMs: number; told: boolean }>()
   readonly #upToDate = new Map<SlotIndex, { since: ChainVersion; incarnation: Incarnation }>()
-  readonly #lastIds = new Map<DiskNumber, Map<SlotIndex, readonly [ChainVersion, number, number]>>()
-  /** Disks whose host lost power before this process. */
-  readonly #lostPower = new Set<DiskNumber>()
+  /** The last: its host lost power since the replica served. */
+  readonly #lastIds = new Map<DiskNumber, Map<SlotIndex, readonly [ChainVersion, number, number, boolean]>>()
   readonly #diskFailures = new Map<DiskNumber, string>()
   #reporting = false
   #reportAgain = false
@@ -311,12 +310,12 @@ export class NodeAgent {
         this.#report()
         return
       case 'lastIds': {
-        const ids = this.#lastIds.get(message.disk) ?? new Map<SlotIndex, readonly [ChainVersion, number, number]>()
+        const ids = this.#lastIds.get(message.disk) ?? new Map<SlotIndex, readonly [ChainVersion, number, number, boolean]>()
+        const powerLost = message.lostPower === true
         for (let i = 0; i + 3 < message.ids.length; i += 4) {
-          ids.set(message.ids[i] as SlotIndex, [message.ids[i + 1] as ChainVersion, message.ids[i + 2]! >>> 0, message.ids[i + 3]! >>> 0])
+          ids.set(message.ids[i] as SlotIndex, [message.ids[i + 1] as ChainVersion, message.ids[i + 2]! >>> 0, message.ids[i + 3]! >>> 0, powerLost])
         }
         this.#lastIds.set(message.disk, ids)
-        if (message.lostPower === true) this.#lostPower.add(message.disk)
         this.#report()
         return
       }
@@ -453,7 +452,10 @@ export class NodeAgent {
     }
     const requests: Message[] = [common]
     for (const [disk, ids] of this.#lastIds) {
-      requests.push({ disk, powerLost: this.#lostPower.has(disk), lastIds: [...ids].flatMap(([slot, [version, hi, lo]]) => [slot, version, hi, lo]) })
+      for (const powerLost of [false, true]) {
+        const lastIds = [...ids].flatMap(([slot, [version, hi, lo, lost]]) => (lost === powerLost ? [slot, version, hi, lo] : []))
+        if (lastIds.length > 0) requests.push({ disk, powerLost, lastIds })
+      }
     }
     for (const [disk, reason] of this.#diskFailures) requests.push({ disk, diskFailedReason: reason || 'failed' })
     return requests

@@ -85,6 +85,8 @@ export interface VolumeRecord {
   readonly syncWhenWrite: boolean
   readonly readOnly: boolean
   readonly createdAtMs: number
+  /** See TableVolume. */
+  readonly losses?: number
 }
 
 export interface TokenRecord {

@@ -34,5 +34,13 @@ function tableDisks(state: ClusterState): TableDisk[] {
 function tableVolumes(state: ClusterState): TableVolume[] {
   return [...state.volumes.values()]
     .sort((a, b) => a.volume - b.volume)
-    .map(({ volume, name, sizeBytes, replicas, syncWhenWrite, readOnly }) => ({ volume, name, sizeBytes, replicas, syncWhenWrite, readOnly }))
+    .map(({ volume, name, sizeBytes, replicas, syncWhenWrite, readOnly, losses }) => ({
+      volume,
+      name,
+      sizeBytes,
+      replicas,
+      syncWhenWrite,
+      readOnly,
+      ...(losses === undefined ? {} : { losses }),
+    }))
 }

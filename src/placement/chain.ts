@@ -413,6 +413,22 @@ export function invalidChain(chain: Chain): string | null {
   return null
 }
 
+/**
+ * Whether acknowledged writes that no flush covered may be missing in `after`: nobody who took part in writes in `before` goes on, and who serves
+ * instead is not known to have kept its host's memory. (A process that was only killed left everything it had staged in the kernel.)
+ */
+export function mayHaveLostUnflushed(before: Chain, after: Chain, lastIds: readonly LastId[] = []): boolean {
+  const server = after.entries.find((entry) => isMember(entry.state))
+  if (server === undefined) return false
+  for (const entry of after.entries) {
+    const was = isMember(entry.state) ? entryOf(before, entry.disk) : undefined
+    if (was !== undefined && inWritePath(was.state) && was.incarnation === entry.incarnation) return false
+  }
+  if (entryOf(before, server.disk)?.state === WAITING) return true
+  const id = lastIds.find(({ disk, incarnation }) => disk === server.disk && incarnation === server.incarnation)
+  return id === undefined || id.powerLost === true
+}
+
 // ---- questions --------------------------------------------------------------------------------------------------------
 
 /** SERVING or DRAINING: holds everything committed. */

@@ -29,6 +29,8 @@ export interface TableVolume {
   /** false: acknowledged from memory of all replicas, durable at FLUSH / FUA. */
   readonly syncWhenWrite: boolean
   readonly readOnly: boolean
+  /** How often acknowledged writes that no flush covered may have been lost with the memory of all replicas of a slot. Absent: 0. */
+  readonly losses?: number
 }
 
 export interface TableDisk {
@@ -77,7 +79,7 @@ export type ReactorToControl =
   | { readonly type: 'needTable'; readonly slot: SlotIndex; readonly version: ChainVersion }
   /** Rule 24 reports: triples slot, since, incarnation, packed. */
   | { readonly type: 'upToDate'; readonly reports: Int32Array }
-  /** For every slot whose entry here is LASTSRV: slot, chain version, id high, id low; packed. `lostPower`: see ReplicaStore. */
+  /** For every slot whose entry here is LASTSRV: slot, chain version, id high, id low; packed. `lostPower`: the host did since the replica served. */
   | { readonly type: 'lastIds'; readonly disk: DiskNumber; readonly ids: Int32Array; readonly lostPower?: boolean }
   /** Proof of death (design 4): established connections of that incarnation closed and a fresh connect was refused by its host. */
   | { readonly type: 'peerRefused'; readonly node: NodeNumber; readonly incarnation: Incarnation }

@@ -15,7 +15,7 @@ import { SimHost, type SimProcess } from '../../src/env/sim/host.ts'
 import { SimIoQueue, type SimIoQueueOptions } from '../../src/env/sim/ioqueue.ts'
 import { type NetworkOptions, SimNetwork } from '../../src/env/sim/network.ts'
 import { World } from '../../src/env/sim/world.ts'
-import { type Chain, type ChainEvent, DiskUse, firstChain, packChains, settle } from '../../src/placement/chain.ts'
+import { type Chain, type ChainEvent, DiskUse, firstChain, mayHaveLostUnflushed, packChains, settle } from '../../src/placement/chain.ts'
 import type { ControlToReactor, ReactorToControl, TableNode, TableVolume } from '../../src/placement/messages.ts'
 import { View } from '../../src/placement/view.ts'
 import { type MemoryImage, MemoryStore, type MemoryStoreOptions } from '../../src/store/memory-store.ts'
@@ -183,12 +183,16 @@ export class ChainCluster {
   /** Nodes that get neither leases nor tables. */
   readonly cutOff = new Set<number>()
   readonly failedDisks = new Set<number>()
+  /** Per volume that acknowledges from memory: times that unflushed writes may have been lost. */
+  losses = 0
+  volumes: readonly TableVolume[]
   /** Up-to-date reports are believed. */
   acceptReports = true
-  readonly #lastIds = new Map<number, Map<number, { hi: number; lo: number; version: number; incarnation: number }>>()
+  readonly #lastIds = new Map<number, Map<number, { hi: number; lo: number; version: number; incarnation: number; powerLost: boolean }>>()
 
   constructor(options: ChainClusterOptions) {
     this.options = options
+    this.volumes = options.volumes ?? VOLUMES
     this.world = new World({ seed: options.seed ?? 1, trace: options.trace })
     this.network = new SimNetwork(this.world, options.network ?? {})
     for (let n = 1; n <= options.nodes; n++) {
@@ -244,7 +248,7 @@ export class ChainCluster {
         }),
       ),
       disks: this.nodes.map((each) => ({ disk: each.disk, node: each.number })),
-      volumes: this.options.volumes ?? VOLUMES,
+      volumes: this.volumes.map((volume) => (volume.syncWhenWrite ? volume : { ...volume, losses: this.losses })),
     })
   }
 
@@ -265,6 +269,7 @@ export class ChainCluster {
     for (const slot of slots) {
       const next = settle(this.chains[slot]!, this.event({ lastIds: this.#idsOf(slot), ...more }))
       if (next === this.chains[slot]) continue
+      if (mayHaveLostUnflushed(this.chains[slot]!, next, this.#idsOf(slot))) this.losses++
       this.chains[slot] = next
       changed.push(slot)
     }
@@ -281,7 +286,8 @@ export class ChainCluster {
     return [...this.#lastIds].flatMap(([disk, ids]) => {
       const id = ids.get(slot)
       if (id === undefined) return []
-      return [{ disk: disk as DiskNumber, incarnation: id.incarnation as Incarnation, version: id.version as never, hi: id.hi, lo: id.lo }]
+      const { hi, lo, powerLost } = id
+      return [{ disk: disk as DiskNumber, incarnation: id.incarnation as Incarnation, version: id.version as never, hi, lo, powerLost }]
     })
   }
 
@@ -293,7 +299,7 @@ export class ChainCluster {
       this.#lastIds.set(message.disk, ids)
       for (let i = 0; i < message.ids.length; i += 4) {
         const [slot, version, hi, lo] = message.ids.subarray(i, i + 4)
-        ids.set(slot!, { version: version!, hi: hi! >>> 0, lo: lo! >>> 0, incarnation })
+        ids.set(slot!, { version: version!, hi: hi! >>> 0, lo: lo! >>> 0, incarnation, powerLost: message.lostPower === true })
       }
       this.step()
     } else if (message.type === 'upToDate' && this.acceptReports) {

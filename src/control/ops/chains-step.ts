@@ -7,7 +7,9 @@
  */
 import { XsanError } from '../../base/errors.ts'
 import type { ChainVersion, DiskNumber, Incarnation, NodeNumber, SlotIndex } from '../../base/ids.ts'
-import { type Chain, type ChainEvent, DiskUse, inWritePath, type LastId, settle } from '../../placement/chain.ts'
+import { BLOCK_BYTES } from '../../base/units.ts'
+import { type Chain, type ChainEvent, DiskUse, inWritePath, type LastId, mayHaveLostUnflushed, settle } from '../../placement/chain.ts'
+import { slotOf } from '../../placement/ring.ts'
 import { View, type ViewRow, viewsFromRows } from '../../placement/view.ts'
 import type { ClusterState } from '../state.ts'
 import type { Operation } from './operation.ts'
@@ -59,13 +61,30 @@ export const chainsStep: Operation<ChainsStepArgs, ChainsStepValue> = {
     const changes = chainChanges(state, args)
     const down = new Map(args.views.filter(({ view }) => view === View.DOWN).map((row) => [row.node, row]))
     const dropped = new Set<NodeNumber>()
+    const factsOf = new Map(args.facts.map((facts) => [facts.slot, facts]))
+    const lostSlots = new Set<SlotIndex>()
     for (const { slot, chain } of changes) {
+      if (mayHaveLostUnflushed(state.chains[slot]!, chain, lastIdsOf(factsOf.get(slot)))) lostSlots.add(slot)
       for (const { node, state: was } of state.chains[slot]!.entries) if (inWritePath(was) && down.has(node)) dropped.add(node)
       state.setChain(slot, chain)
     }
     for (const node of [...dropped].sort((a, b) => a - b)) state.noteDropped(node, down.get(node)!.incarnation)
+    if (lostSlots.size > 0) noteLosses(state, lostSlots)
     return { changed: changes.length }
   },
+}
+
+/** What volumes acknowledged from memory may be gone in these slots: flushes of those volumes will say so (src/chain/flush.ts). */
+function noteLosses(state: ClusterState, slots: ReadonlySet<SlotIndex>): void {
+  const { slotCount } = state.theCluster
+  for (const volume of [...state.volumes.values()]) {
+    if (volume.syncWhenWrite) continue
+    const blocks = Math.ceil(volume.sizeBytes / BLOCK_BYTES)
+    // a volume with many more blocks than there are slots has some in each
+    let isTouched = blocks > slotCount * 16
+    for (let index = 0; index < blocks && !isTouched; index++) isTouched = slots.has(slotOf(volume.volume, index, slotCount))
+    if (isTouched) state.putVolume({ ...volume, losses: (volume.losses ?? 0) + 1 })
+  }
 }
 
 /** The chains that change by the event, in slot order. */
@@ -121,8 +140,10 @@ function eventOf(base: ChainEvent, facts: SlotFacts): ChainEvent {
     drain: facts.drain,
     add: a && { disk: a[0], node: a[1] },
     remove: facts.remove,
-    lastIds: facts.lastIds?.map(
-      ([disk, incarnation, version, hi, lo, powerLost]): LastId => ({ disk, incarnation, version, hi, lo, powerLost: powerLost === 1 }),
-    ),
+    lastIds: lastIdsOf(facts),
   }
+}
+
+function lastIdsOf(facts: SlotFacts | undefined): LastId[] | undefined {
+  return facts?.lastIds?.map(([disk, incarnation, version, hi, lo, powerLost]): LastId => ({ disk, incarnation, version, hi, lo, powerLost: powerLost === 1 }))
 }

@@ -1,0 +1,92 @@
+import assert from 'node:assert/strict'
+import test from 'node:test'
+import { ChainCluster, pattern, RELAXED_VOLUME, TestClient, VOLUME } from '../../test/support/chain-cluster.ts'
+import { Status } from '../base/status.ts'
+
+/** Chains of nodes 1 and 2; node 3 has clients only. Nothing becomes durable by itself. */
+async function relaxed() {
+  const cluster = new ChainCluster({ nodes: 3, slots: 2, chainOf: () => [1, 2] })
+  await cluster.start()
+  const client = new TestClient(cluster.node(3))
+  const write = (tag: number) => cluster.world.settle(client.write(0, 0, pattern(tag), { volume: RELAXED_VOLUME }), 5000)
+  const flush = (by = client) => cluster.world.settle(by.flush(RELAXED_VOLUME), 10_000)
+  const read = async () => (await cluster.world.settle(client.read(0, 0, 1, RELAXED_VOLUME), 5000)).bytes
+  return { cluster, client, write, flush, read }
+}
+
+async function allDown(cluster: ChainCluster, power: boolean): Promise<void> {
+  for (const number of [1, 2]) {
+    if (power) cluster.node(number).losePower()
+    else cluster.node(number).kill()
+    cluster.views[number - 1] = 0
+  }
+  cluster.step()
+  for (const number of [1, 2]) cluster.restart(number)
+  await cluster.until('serving', () => cluster.allServing)
+}
+
+test('a flush after all replicas lost their memory fails once: what was acknowledged before may be gone', { timeout: 60_000 }, async () => {
+  const { cluster, client, write, flush, read } = await relaxed()
+  assert.equal(await write(1), Status.SUCCESS)
+  assert.equal(await flush(), Status.SUCCESS)
+  assert.equal(await write(2), Status.SUCCESS)
+  await allDown(cluster, true)
+  assert.deepEqual(await read(), pattern(1), 'the premise: the unflushed write is lost')
+  assert.equal(await flush(), Status.WRITE_FAILED)
+  assert.equal(await flush(), Status.SUCCESS)
+  assert.equal(await write(3), Status.SUCCESS)
+  assert.equal(await flush(), Status.SUCCESS)
+  assert.equal(await cluster.world.settle(client.flush(VOLUME), 5000), Status.SUCCESS)
+  // the processes that came up before the slots were recovered had no clients that could know; they tell theirs all the same
+  assert.equal(await flush(new TestClient(cluster.node(1))), Status.WRITE_FAILED)
+  await cluster.kill(1)
+  cluster.restart(1)
+  await cluster.until('serving', () => cluster.allServing)
+  assert.equal(await flush(new TestClient(cluster.node(1))), Status.SUCCESS, 'a process that starts later tells nobody')
+})
+
+test('a flush after all replicas were killed succeeds: the kernel kept what they had acknowledged', { timeout: 60_000 }, async () => {
+  const { cluster, write, flush, read } = await relaxed()
+  assert.equal(await write(1), Status.SUCCESS)
+  await allDown(cluster, false)
+  assert.equal(await flush(), Status.SUCCESS)
+  assert.deepEqual(await read(), pattern(1))
+})
+
+test('a flush that began before the loss, and ends after it, fails', { timeout: 60_000 }, async () => {
+  const { cluster, client, write } = await relaxed()
+  assert.equal(await write(1), Status.SUCCESS)
+  for (const number of [1, 2]) cluster.network.cut(cluster.node(3).host, cluster.node(number).host)
+  const flush = client.flush(RELAXED_VOLUME)
+  await cluster.world.runFor(50)
+  const recovered = allDown(cluster, true)
+  cluster.network.healAll()
+  await recovered
+  assert.equal(await cluster.world.settle(flush, 10_000), Status.WRITE_FAILED)
+})
+
+test('a volume that no longer acknowledges from memory is flushed until all of its past is durable', { timeout: 60_000 }, async () => {
+  const { cluster, write, flush, read, client } = await relaxed()
+  assert.equal(await write(1), Status.SUCCESS)
+  // node 3 hears of the change, and with it everybody; what it knew before it had written
+  cluster.volumes = cluster.volumes.map((volume) => ({ ...volume, syncWhenWrite: true }))
+  cluster.revision = ((cluster.revision as number) + 1) as never
+  for (const node of cluster.nodes) cluster.sendTable(node, [])
+  await cluster.world.runFor(10)
+  assert.equal(await flush(), Status.SUCCESS)
+  const { flushes } = cluster.node(3).plane.counters
+  assert.ok(flushes > 0, 'the replicas were asked')
+  assert.equal(await flush(), Status.SUCCESS)
+  assert.equal(cluster.node(3).plane.counters.flushes, flushes, 'once')
+  await allDown(cluster, true)
+  assert.deepEqual(await read(), pattern(1))
+  // a client whose node has not heard of it still gets durable writes
+  cluster.volumes = cluster.volumes.map((volume) => ({ ...volume, syncWhenWrite: false }))
+  cluster.revision = ((cluster.revision as number) + 1) as never
+  cluster.sendTable(cluster.node(3), [])
+  await cluster.world.runFor(10)
+  assert.equal(await cluster.world.settle(client.write(0, 0, pattern(2), { volume: RELAXED_VOLUME }), 5000), Status.SUCCESS)
+  cluster.volumes = cluster.volumes.map((volume) => ({ ...volume, syncWhenWrite: true }))
+  await allDown(cluster, true)
+  assert.deepEqual(await read(), pattern(2))
+})
