@@ -84,7 +84,7 @@ export function clusterStatusOutput(status: Message): Output {
 
 export function nodeTable(nodes: readonly Message[]): string {
   return table(
-    ['node', 'state', 'raft', 'disks', 'used', 'capacity', 'heads', 'serves', 'syncing', 'grpc', 'data', 'nbd'],
+    ['node', 'state', 'raft', 'disks', 'used', 'capacity', 'heads', 'serves', 'syncing', 'iops', 'bytes/s', 'depth', 'grpc', 'data', 'nbd'],
     nodes.map((node) => [
       String(node['id']),
       String(node['state']),
@@ -95,6 +95,9 @@ export function nodeTable(nodes: readonly Message[]): string {
       Number(node['chainsHeaded']),
       Number(node['chainsServing']),
       Number(node['chainsSyncing']),
+      Number(node['opsPerSecond'] ?? 0),
+      sizeCell(node['bytesPerSecond']),
+      Number(node['queueDepth'] ?? 0),
       String(node['grpc']),
       String(node['data']),
       String(node['nbd']),

@@ -25,6 +25,7 @@ export interface HeartbeatReport {
   readonly tableRevision: number
   readonly opsPerSecond: number
   readonly bytesPerSecond: number
+  readonly queueDepth: number
   readonly syncingSlots: number
   readonly behindBlocks: number
   readonly term: number
@@ -60,6 +61,8 @@ export class Heartbeats {
   readonly #options: HeartbeatOptions
   readonly heard = new Map<NodeNumber, HeardNode>()
   readonly refusals: Record<HeartbeatRefusal, number> = { malformed: 0, otherCluster: 0, unknownNode: 0, forged: 0, fenced: 0, replayed: 0, duplicate: 0 }
+  /** What this node said last. */
+  own: HeartbeatReport | undefined
   sent = 0
   received = 0
   readonly #counters = new Map<NodeNumber, { incarnation: number; counter: number }>()
@@ -117,6 +120,7 @@ export class Heartbeats {
     const key = this.#keyOf(node)
     if (state.cluster === undefined || key === undefined) return undefined
     const about = report()
+    this.own = about
     const disks = about.disks.slice(0, HEARTBEAT_DISKS_MAX)
     const bytes = new Uint8Array(HeartbeatHead.size + disks.length * HeartbeatDisk.size)
     const view = new DataView(bytes.buffer)
@@ -133,6 +137,7 @@ export class Heartbeats {
       tableRevision: about.tableRevision,
       opsPerSecond: clampU32(about.opsPerSecond),
       bytesPerSecond: clampU32(about.bytesPerSecond / 1024),
+      queueDepth: clampU32(about.queueDepth),
       syncingSlots: clampU32(about.syncingSlots),
       behindBlocks: clampU32(about.behindBlocks),
       raftTerm: about.term,
@@ -196,6 +201,7 @@ export class Heartbeats {
       tableRevision: head.tableRevision,
       opsPerSecond: head.opsPerSecond,
       bytesPerSecond: head.bytesPerSecond * 1024,
+      queueDepth: head.queueDepth,
       syncingSlots: head.syncingSlots,
       behindBlocks: head.behindBlocks,
       term: head.raftTerm,

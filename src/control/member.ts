@@ -18,6 +18,7 @@ import { Heartbeats } from './heartbeat.ts'
 import type { Identity } from './identity.ts'
 import { Coordinator } from './leader.ts'
 import { LeaderClient } from './leader-client.ts'
+import { LoadMeter } from './load.ts'
 import { ControlStateMachine } from './machine.ts'
 import { type AgentStats, NodeAgent } from './node-agent.ts'
 import { chainChanges } from './ops/chains-step.ts'
@@ -76,6 +77,7 @@ export class Member {
   #coordinatorTerm = -1
   #agent: NodeAgent | undefined
   #heartbeats: Heartbeats | undefined
+  readonly #load = new LoadMeter()
   #incarnation = 0 as Incarnation
   #stopped = false
   #fatal = false
@@ -581,8 +583,7 @@ export class Member {
     return {
       ready: this.ready,
       tableRevision: this.state.revision,
-      opsPerSecond: 0,
-      bytesPerSecond: 0,
+      ...this.#load.load(stats?.counters),
       syncingSlots: stats?.resync.slotsLeft ?? 0,
       behindBlocks: stats?.resync.blocksLeft ?? 0,
       term: this.#raft?.term ?? 0,

@@ -1,5 +1,6 @@
 /** Prometheus text of what a node counts. Names of ours; the documents' names stand in the HELP text. */
 import { Gauge, Registry } from 'prom-client'
+import { documentNamesOf, type Histogram, splitHistograms } from '../base/counter-names.ts'
 
 export interface MetricsSource {
   readonly version: string
@@ -20,7 +21,7 @@ export interface MetricsSource {
 
 const STATES = ['uninitialized', 'starting', 'ready', 'stopping', 'failed']
 /** What goes up and down; all else only rises. */
-const GAUGES = /(_in_flight|_in_use|_free|_used|_left_ms|_index|_term|_revision|_is_leader|^connections)$/
+const GAUGES = /(_in_flight|_in_use|_free|_used|_left_ms|_index|_term|_revision|_is_leader|connections)$/
 /** Ending of a name, and how many of it are a second. */
 const UNITS: ReadonlyArray<readonly [string, number]> = [
   ['_us', 1e6],
@@ -49,21 +50,48 @@ export async function metricsText(source: MetricsSource): Promise<string> {
   gauge('xsan_resync_blocks_left', 'Blocks still to be compared or copied to this node.').set(resync.blocksLeft)
   gauge('xsan_resync_moved_bytes', 'Payload moved by the present or last resync.').set(resync.bytesMoved)
   gauge('xsan_resync_needed_bytes', 'Of it, what really differed.').set(resync.bytesNeeded)
+  const { histograms, rest } = splitHistograms(source.counters())
   const text = await registry.metrics()
-  return text + Object.entries(source.counters()).sort(byName).map(counterText).join('')
+  return text + histograms.map(histogramText).join('') + families(rest).sort(byName).map(familyText).join('')
 }
 
-const byName = ([a]: readonly [string, number], [b]: readonly [string, number]) => (a < b ? -1 : a > b ? 1 : 0)
+const byName = ([a]: readonly [string, unknown], [b]: readonly [string, unknown]) => (a < b ? -1 : a > b ? 1 : 0)
 
-/** read_latency_us -> xsan_read_latency_seconds_total: base units, `_total` on what only rises. */
-function counterText([name, value]: readonly [string, number]): string {
-  const flat = name
+type Sample = readonly [labels: string, value: number]
+
+/** `name{label=value}` -> its samples by name. */
+function families(counters: Readonly<Record<string, number>>): Array<readonly [string, Sample[]]> {
+  const all = new Map<string, Sample[]>()
+  for (const [key, value] of Object.entries(counters)) {
+    const match = /^([^{]+)(?:\{([a-z_]+)=([^}]*)\})?$/.exec(key)
+    const name = match?.[1] ?? key
+    const labels = match?.[2] === undefined ? '' : `{${match[2]}="${match[3]!.replace(/["\\\n]/g, '_')}"}`
+    all.set(name, [...(all.get(name) ?? []), [labels, value]])
+  }
+  return [...all]
+}
+
+function flatName(name: string): string {
+  return name
     .replace(/([a-z0-9])([A-Z])/g, '$1_$2')
     .replace(/[^A-Za-z0-9]+/g, '_')
     .toLowerCase()
+}
+
+/** read_latency_us -> xsan_read_latency_seconds_total: base units, `_total` on what only rises. */
+function familyText([name, samples]: readonly [string, readonly Sample[]]): string {
+  const flat = flatName(name.replace(/\.count$/, ''))
   const unit = UNITS.find(([ending]) => flat.endsWith(ending))
-  const base = unit ? `${flat.slice(0, -unit[0].length)}_seconds` : flat
+  const base = unit ? `${flat.slice(0, -unit[0].length).replace(/_sum$/, '')}_seconds` : flat
   const isGauge = GAUGES.test(flat)
   const series = `xsan_${base}${isGauge || base.endsWith('_total') ? '' : '_total'}`
-  return `# HELP ${series} ${name}${unit ? ' (in seconds here)' : ''}\n# TYPE ${series} ${isGauge ? 'gauge' : 'counter'}\n${series} ${unit ? value / unit[1] : value}\n`
+  const help = [name, ...documentNamesOf(name)].join(', ')
+  const lines = samples.map(([labels, value]) => `${series}${labels} ${unit ? value / unit[1] : value}\n`)
+  return `# HELP ${series} ${help}${unit ? ' (in seconds here)' : ''}\n# TYPE ${series} ${isGauge ? 'gauge' : 'counter'}\n${lines.join('')}`
+}
+
+function histogramText({ name, buckets, count, sumUs }: Histogram): string {
+  const series = `xsan_${flatName(name)}_seconds`
+  const lines = buckets.map((bucket) => `${series}_bucket{le="${bucket.us / 1e6}"} ${bucket.count}`)
+  return `${[`# HELP ${series} ${name}`, `# TYPE ${series} histogram`, ...lines, `${series}_bucket{le="+Inf"} ${count}`, `${series}_sum ${sumUs / 1e6}`, `${series}_count ${count}`].join('\n')}\n`
 }

@@ -67,6 +67,26 @@ async function run(): Promise<void> {
   const volumes = new VolumeLayer(dataPlane.client, queue.arena)
   stage = 'opening the NBD export'
   const nbd = new NbdServer({ queue, asyncIo, volumes, log, ...config.nbd })
+  const waits = (): Record<string, number> => {
+    const counters: Record<string, number> = {}
+    const { readQueue, updateQueue, otherQueue, credit, batch, reply } = queue.waits
+    readQueue.addTo(counters, 'storage.read.queue_latency')
+    updateQueue.addTo(counters, 'storage.update.queue_latency')
+    otherQueue.addTo(counters, 'storage.default.queue_latency')
+    credit.addTo(counters, 'storage.wait_sem', queue.nowMs)
+    batch.addTo(counters, 'storage.wait_batch', queue.nowMs)
+    reply.addTo(counters, 'storage.wait_post', queue.nowMs)
+    const { submitted, completed, failed, enqueueMs, waitMs } = queue.fileIo
+    return {
+      ...counters,
+      'storage.aio_enqueue.count': submitted,
+      'storage.aio_enqueue.sum_us': Math.round(enqueueMs * 1000),
+      'storage.wait_aio.count': completed,
+      'storage.wait_aio.sum_us': Math.round(waitMs * 1000),
+      'storage.wait_aio.failed': failed,
+      'storage.wait_aio.in_flight': submitted - completed,
+    }
+  }
   const loopCount = (counter: number) => Atomics.load(loop.counters, counter) >>> 0
   dataPlane.exportCounters = () => ({
     ...volumes.stats.snapshot(),
@@ -74,6 +94,9 @@ async function run(): Promise<void> {
     requests_in_flight: nbd.requestCount,
     aio_completed: loopCount(ReactorCounter.COMPLETIONS),
     reactor_turns: loopCount(ReactorCounter.TURNS),
+    reactor_clock_ms: Math.round(queue.nowMs),
+    ...waits(),
+    ...nbd.connectionsByVolume(),
   })
   dataPlane.watchSettings((settings) => {
     const connectionsMax = settings['network.max_connections']

@@ -35,7 +35,8 @@ export const HeartbeatHead = struct(
     behindBlocks: note(u32, 'blocks it still has to copy'),
     raftTerm: u53,
     disks: u16,
-    reserved: zero(14),
+    queueDepth: note(u32, 'requests of clients under way'),
+    reserved: zero(10),
     mac: bytes(32),
   },
 )

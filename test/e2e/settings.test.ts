@@ -69,6 +69,17 @@ test("perf-stats and /metrics count what clients did, by the documents' names", 
   for (const name of counted) assert.ok(counters[name]! > 0, `${name} is ${counters[name]}`)
   const known = ['network_bytes_sent', 'network_bytes_recv', 'reliable_forward', 'syncing_read', 'update_remote', 'forward_write_bytes', 'wait_channel_lock']
   for (const name of known) assert.equal(typeof counters[name], 'number', name)
+  // checklist 0.14, 0.15, 0.16, 0.28, by the names of the documents
+  for (const queue of ['read', 'update', 'default']) {
+    assert.ok(counters[`storage.${queue}.queue_latency.count`]! > 0, queue)
+    assert.ok(counters[`storage.${queue}.queue_latency.le_4194304us`]! > 0, queue)
+  }
+  for (const name of ['aio_enqueue', 'wait_aio', 'wait_sem', 'wait_batch', 'wait_post'])
+    for (const part of ['count', 'sum_us']) assert.equal(typeof counters[`storage.${name}.${part}`], 'number', `${name}.${part}`)
+  for (const name of ['aio_enqueue', 'wait_aio', 'wait_batch', 'wait_post']) assert.ok(counters[`storage.${name}.count`]! > 0, name)
+  for (const name of ['read.count', 'read.bytes', 'req_write.bytes', 'reliable_forward', 'syncing_read', 'update_remote', 'forward.write_bytes'])
+    assert.equal(typeof counters[`storage.${name}`], 'number', name)
+  for (const name of ['forward.write_dist.to_4k', 'forward.syncing_bytes']) assert.equal(typeof counters[`storage.${name}`], 'number', name)
   const metrics = await (await fetch(`${cluster.node('node-1').admin}/metrics`)).text()
   assert.match(metrics, /^xsan_read_ops_total [1-9]/m)
   assert.match(metrics, /^xsan_write_latency_seconds_total 0?\.?\d/m)

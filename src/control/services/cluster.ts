@@ -170,6 +170,7 @@ export function nodeStatuses(context: ServiceContext, coordinator: Coordinator |
       const heard = context.heartbeats()?.heard.get(node.node)
       const disks = [...state.disks.values()].filter((disk) => disk.node === node.node && disk.role === 'capacity')
       const reported = stats.get(node.node)?.stats
+      const load = node.node === context.self ? context.heartbeats()?.own : heard
       const seenMs = Math.max(lease?.seenMs ?? 0, heard?.atMs ?? 0)
       const count = counts.get(node.node)!
       return {
@@ -203,6 +204,9 @@ export function nodeStatuses(context: ServiceContext, coordinator: Coordinator |
         zone: node.zone,
         rack: node.rack,
         dataDir: node.dataDir,
+        opsPerSecond: load?.opsPerSecond ?? 0,
+        bytesPerSecond: load?.bytesPerSecond ?? 0,
+        queueDepth: load?.queueDepth ?? 0,
       }
     })
 }

@@ -1,8 +1,8 @@
 /** xsan.v1.Debug: looks into the data planes of all nodes. */
+import { withDocumentNames } from '../../base/counter-names.ts'
 import { messageOf, XsanError } from '../../base/errors.ts'
 import type { NodeNumber } from '../../base/ids.ts'
 import { BLOCK_BYTES } from '../../base/units.ts'
-import type { Message } from '../../env/control.ts'
 import { isMember, REPLICA_STATE_NAMES } from '../../placement/chain.ts'
 import { slotOf } from '../../placement/ring.ts'
 import { type AdminService, atLeader, fresh, here, number, type ServiceContext, text } from './service.ts'
@@ -116,7 +116,7 @@ export const debugService: AdminService = {
     return {
       nodes: all.map(({ node, answer, error }) => ({
         nodeId: context.state.nodes.get(node)?.id ?? '',
-        counters: (answer as Message | undefined) ?? {},
+        counters: withDocumentNames((answer as Record<string, number> | undefined) ?? {}),
         error,
       })),
     }

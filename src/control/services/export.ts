@@ -19,7 +19,7 @@ export const exportService: AdminService = {
           ...(node.nbd === '' ? [] : [`nbd://${node.nbd}/${volume.name}`]),
           ...(node.nbdSocket === '' ? [] : [`nbd+unix:///${volume.name}?socket=${node.nbdSocket}`]),
         ]
-        const connections = stats.get(node.node)?.stats.counters[`nbd_connections{volume=${volume.name}}`] ?? 0
+        const connections = stats.get(node.node)?.stats.counters[`nbd_connections{volume=${volume.volume}}`] ?? 0
         return ways.map((uri) => ({ volume: volume.name, nodeId: node.id, protocol: 'nbd', uri, connections }))
       }),
     )

@@ -182,6 +182,18 @@ export class NbdServer {
     return this.#connections.inUse
   }
 
+  /** `nbd_connections{volume=NUMBER}` of each volume that has any. */
+  connectionsByVolume(): Record<string, number> {
+    const t = this.#connections
+    const counts: Record<string, number> = {}
+    for (let c = 0; c < t.rowsMax; c++) {
+      if (!t.isUsed(c) || t.state[c] !== State.RUNNING) continue
+      const key = `nbd_connections{volume=${t.volume[c]}}`
+      counts[key] = (counts[key] ?? 0) + 1
+    }
+    return counts
+  }
+
   get requestCount(): number {
     return this.#requests.inUse
   }
