@@ -4,7 +4,7 @@
  *
  * The caller has the memory before it asks, so a receiver never stops reading; the answerer holds its answer in place until it is sent.
  */
-import { columns, i32, u32 } from '../base/columns.ts'
+import { columns, f64, i32, u32 } from '../base/columns.ts'
 import { Status } from '../base/status.ts'
 import { PAGE_BYTES } from '../base/units.ts'
 import type { IoQueue } from '../env/ioqueue.ts'
@@ -16,6 +16,8 @@ import { NONE } from './records.ts'
 const CALLS_MAX = 256
 /** Calls of one peer being answered here. */
 const SERVED_MAX = 64
+/** A peer that has not answered a call for so long is stuck: its session is closed, as the buffer of the answer can be had back in no other way. */
+const CALL_MS_MAX = 30_000
 const PIECE_BYTES = 256 * 1024
 const GONE = -2
 export const CALL_ARGUMENT_BYTES_MAX = HEAD_BYTES_MAX - FRAME_BYTES - Call.size
@@ -50,7 +52,7 @@ export class Calls {
   readonly #queue: IoQueue
   readonly #peers: Peers
   readonly #handlers = new Map<number, CallHandler>()
-  readonly #calls = columns('call', CALLS_MAX, { peer: i32, page: i32, capacityBytes: u32 })
+  readonly #calls = columns('call', CALLS_MAX, { peer: i32, page: i32, capacityBytes: u32, startedMs: f64 })
   readonly #resolve: Array<((result: CallResult) => void) | undefined> = new Array(CALLS_MAX)
   readonly #answering: Array<Answering | undefined> = []
   readonly #freeAnswers: number[] = []
@@ -92,6 +94,7 @@ export class Calls {
     this.#calls.peer[row] = peer
     this.#calls.page[row] = page
     this.#calls.capacityBytes[row] = capacityBytes
+    this.#calls.startedMs[row] = this.#queue.nowMs
     const { view, bytes } = this.#queue.arena
     putFrame(view, at, PeerFrame.CALL, headBytes, 0)
     Call.encode(view, at + FRAME_BYTES, { requestRow: row, requestGeneration: this.#calls.generation[row]! >>> 0, kind, capacityBytes })
@@ -136,6 +139,17 @@ export class Calls {
     if (waiters.length === 0) return
     this.#queue.asyncPending = true
     for (const resolve of waiters.splice(0)) resolve()
+  }
+
+  /** Now and then: peers that do not answer. */
+  tick(): void {
+    if (this.#calls.inUse === 0) return
+    const { nowMs } = this.#queue
+    for (let row = 0; row < CALLS_MAX; row++) {
+      if (!this.#calls.isUsed(row) || this.#resolve[row] === undefined || nowMs - this.#calls.startedMs[row]! < CALL_MS_MAX) continue
+      const peer = this.#calls.peer[row]!
+      this.#peers.abort(peer, 'it does not answer a call')
+    }
   }
 
   down(peer: number): void {

@@ -20,6 +20,7 @@ import { CHANNELS_PER_CLIENT } from '../store/channel-rows.ts'
 import { RecordKind } from '../store/store.ts'
 import type { BlockClient } from './block-client.ts'
 import type { Counters } from './counters.ts'
+import { STANDSTILL_MS_MAX } from './peers.ts'
 import type { Reads } from './read.ts'
 import { NONE } from './records.ts'
 import type { ChainTable } from './table.ts'
@@ -56,6 +57,13 @@ export interface RemoteReplicas {
   /** Whether anything of the volume can be acknowledged and not durable. */
   isFlushNeeded(volume: VolumeNumber): boolean
   flush(volume: VolumeNumber, deadlineMs: number, done: (status: number) => void): void
+}
+
+/** Whoever waited for (done, row) has gone, at that time. */
+interface Orphan {
+  readonly done: Done
+  readonly row: number
+  readonly lostMs: number
 }
 
 const RETRYABLE: ReadonlySet<number> = new Set([
@@ -110,6 +118,12 @@ export class Client implements BlockClient {
   /** A BlockClient call is on the stack: outcomes wait for its return. */
   #inCall = false
   #ended: number[] = []
+  /** Not marked yet. Empty whenever an operation starts or is tried. */
+  #orphans: Orphan[] = []
+  /** Of the last turn's clock. */
+  #turnMs: number
+  /** After a standstill: ends of turns until what waits is asked for again. */
+  #turnsToWait = 0
 
   constructor(options: {
     queue: IoQueue
@@ -123,6 +137,7 @@ export class Client implements BlockClient {
     opsMax: number
   }) {
     this.#queue = options.queue
+    this.#turnMs = options.queue.nowMs
     this.#table = options.table
     this.#writes = options.writes
     this.#reads = options.reads
@@ -184,10 +199,23 @@ export class Client implements BlockClient {
   }
 
   orphan(done: Done, row: number, lostMs = this.#queue.nowMs): void {
+    this.#orphans.push({ done, row, lostMs })
+  }
+
+  /** All that were orphaned since the last time, in one look at the operations; before any of their rows can mean something else. */
+  #markOrphans(): void {
     const { ops } = this
+    const byRow = new Map<number, Orphan[]>()
+    for (const orphan of this.#orphans.splice(0)) {
+      const others = byRow.get(orphan.row)
+      if (others === undefined) byRow.set(orphan.row, [orphan])
+      else others.push(orphan)
+    }
     for (let op = 0; op < ops.rowsMax; op++) {
-      if (!ops.isUsed(op) || ops.callerRow[op] !== row || this.#done[op] !== done) continue
-      ops.deadlineMs[op] = Math.min(ops.deadlineMs[op]!, lostMs + this.settings.writeLifeMs)
+      if (!ops.isUsed(op)) continue
+      for (const { done, lostMs } of byRow.get(ops.callerRow[op]!) ?? []) {
+        if (this.#done[op] === done) ops.deadlineMs[op] = Math.min(ops.deadlineMs[op]!, lostMs + this.settings.writeLifeMs)
+      }
     }
   }
 
@@ -223,6 +251,7 @@ export class Client implements BlockClient {
     row: number,
   ): void {
     const { ops } = this
+    if (this.#orphans.length > 0) this.#markOrphans()
     const op = ops.alloc()
     if (op < 0) throw new Error(`more than ${ops.rowsMax} client operations`)
     const nowMs = this.#queue.nowMs
@@ -529,6 +558,9 @@ export class Client implements BlockClient {
   #retry(dueMs: number): void {
     const { ops } = this
     const nowMs = this.#queue.nowMs
+    // exports have not yet noticed that this process stood still, and that their clients may be gone
+    if (this.#turnsToWait > 0 || nowMs - this.#turnMs > STANDSTILL_MS_MAX) return
+    if (this.#orphans.length > 0) this.#markOrphans()
     let op = this.#parkedFirst
     this.#parkedFirst = NONE
     // in the order they were parked
@@ -605,6 +637,7 @@ export class Client implements BlockClient {
 
   /** Those whose time was over while they waited for a channel are not begun (protocol 16): their clients may have gone on elsewhere. */
   #openWaiting(): void {
+    if (this.#orphans.length > 0) this.#markOrphans()
     while (this.#waitingFirst !== NONE && this.#freeChannelCount > 0) {
       const op = this.#waitingFirst
       this.#unlinkWaiting()
@@ -626,9 +659,23 @@ export class Client implements BlockClient {
     done(row, status)
   }
 
-  /** Outcomes that were known before their call had returned. */
+  /** At the end of a turn. */
   settle(): void {
+    this.#lookAtClock()
+    if (this.#orphans.length > 0) this.#markOrphans()
+    // outcomes that were known before their call had returned
     while (this.#ended.length > 0) for (const op of this.#ended.splice(0)) this.#finish(op)
+  }
+
+  /**
+   * After a standstill the first turn asks no replica for what waited before it, not even one of this node, whose lease may have been renewed:
+   * clients may have gone on by another node meanwhile (protocol 16). Exports drop their connections in that turn; then it goes on.
+   */
+  #lookAtClock(): void {
+    const { nowMs } = this.#queue
+    if (nowMs - this.#turnMs > STANDSTILL_MS_MAX) this.#turnsToWait = 2
+    else if (this.#turnsToWait > 0 && --this.#turnsToWait === 0) this.wake()
+    this.#turnMs = nowMs
   }
 
   /** Operations of this node not yet done. */

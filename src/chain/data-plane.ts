@@ -56,6 +56,7 @@ export const DEFAULT_SETTINGS: ClientSettings = { retryTotalMs: 60_000, retryFir
 /** How often waiting things are looked at. */
 const TICK_MS = 50
 const STATS_MS = 1000
+const CLOCK_AGE_MS_MAX = 150
 /** After the volumes have changed: once soon, and once for writes that were under way when a volume went. */
 const SWEEP_AFTER_MS = [1000, 10_000] as const
 
@@ -84,7 +85,7 @@ export class DataPlane {
   readonly peers: Peers
   readonly forwarding: Forwarding
   readonly #remote: RemoteExchange
-  readonly #calls: Calls
+  readonly calls: Calls
   readonly #credits: Credits
   readonly #limits: DataPlaneLimits
   readonly #pool: PayloadPool
@@ -105,6 +106,8 @@ export class DataPlane {
   readonly #port: ReactorPort
   readonly #tickTag: Tag
   readonly #changed: number[] = []
+  /** Messages that wait for the end of a turn. */
+  readonly #deferred: ControlToReactor[] = []
   /** Rows have become free in this turn. */
   #hasRoom = false
   #stopping = false
@@ -210,7 +213,7 @@ export class DataPlane {
     const settings = { ...DEFAULT_SETTINGS, ...options.settings }
     this.peers = new Peers({ queue, table, authenticate: options.authenticate, counters, handlers: this.#peerHandlers(log) })
     const { peers, replicas, writes, reads } = this
-    this.#calls = new Calls({ queue, peers })
+    this.calls = new Calls({ queue, peers })
     this.forwarding = new Forwarding({
       queue,
       pool,
@@ -236,13 +239,13 @@ export class DataPlane {
       creditFreed: (peer, hop, bytes) => this.forwarding.creditFreed(peer, hop, bytes),
     })
     this.#allocation = new Allocation({ queue, io: options.asyncIo, table, replicas })
-    this.#flushes = new Flushes({ io: options.asyncIo, table, replicas, peers, calls: this.#calls, counters, log })
+    this.#flushes = new Flushes({ io: options.asyncIo, table, replicas, peers, calls: this.calls, counters, log })
     this.#resync = new Resync({
       io: options.asyncIo,
       table,
       replicas,
       peers,
-      calls: this.#calls,
+      calls: this.calls,
       counters,
       report: (slot, since) => {
         this.#reports.push(slot, since, identity.incarnation | 0)
@@ -303,7 +306,7 @@ export class DataPlane {
       down: (peer) => {
         this.forwarding.down(peer)
         this.#remote.down(peer)
-        this.#calls.down(peer)
+        this.calls.down(peer)
         this.#client.peerLost(peer)
       },
       place: (peer, type, at, headBytes, payloadBytes, placement) => {
@@ -315,7 +318,7 @@ export class DataPlane {
           case PeerFrame.READ_ANSWER:
             return this.#remote.placeReadAnswer(peer, at, payloadBytes, placement)
           case PeerFrame.CALL_DATA:
-            return this.#calls.place(peer, at, payloadBytes, placement)
+            return this.calls.place(peer, at, payloadBytes, placement)
           default:
             return Place.REFUSE
         }
@@ -339,9 +342,9 @@ export class DataPlane {
           case PeerFrame.READ_ANSWER:
             return this.#remote.onReadAnswer(peer, at, payloadBytes)
           case PeerFrame.CALL:
-            return this.#calls.onCall(peer, at, headBytes)
+            return this.calls.onCall(peer, at, headBytes)
           case PeerFrame.CALL_DATA:
-            return this.#calls.onData(peer, at, payloadBytes)
+            return this.calls.onData(peer, at, payloadBytes)
           default:
             return 'not expected here'
         }
@@ -354,7 +357,7 @@ export class DataPlane {
         if (kind === Owner.RECORD) this.replicas.sent(row)
         else if (kind === Owner.OPERATION) this.#client.unpin(row)
         else if (kind === Owner.READ) this.reads.release(row)
-        else if (kind === Owner.CALL_ANSWER) this.#calls.pieceSent(row)
+        else if (kind === Owner.CALL_ANSWER) this.calls.pieceSent(row)
       },
       gather: (peer, lane) => {
         if (lane !== Lane.ACK) return
@@ -367,7 +370,7 @@ export class DataPlane {
           this.#client.wake()
         } else if (lane === Lane.BULK) {
           this.#remote.laneRoom(peer)
-          this.#calls.laneRoom(peer)
+          this.calls.laneRoom(peer)
         }
       },
       refused: (node, incarnation) => this.#port.send({ type: 'peerRefused', node, incarnation }),
@@ -377,6 +380,7 @@ export class DataPlane {
 
   /** At the end of each turn, and after anything done outside of one: what has gathered goes on its way. */
   settle(): void {
+    if (this.#deferred.length > 0) for (const message of this.#deferred.splice(0)) this.#handle(message)
     if (this.#hasRoom) {
       this.#hasRoom = false
       this.writes.roomForRecords()
@@ -393,6 +397,9 @@ export class DataPlane {
     this.peers.tick()
     this.forwarding.tick()
     this.#client.tick()
+    this.writes.tick()
+    this.reads.tick()
+    this.calls.tick()
     this.reads.retryStalled()
     if (!this.#sweeping && this.#queue.nowMs >= (this.#sweepAtMs[0] ?? Number.POSITIVE_INFINITY)) {
       this.#sweepAtMs.shift()
@@ -426,7 +433,20 @@ export class DataPlane {
 
   // ---- the control plane's word ----------------------------------------------------------------------------------------------
 
+  /**
+   * Messages come between turns, when the queue's clock is that of the last turn. If that is long ago, they wait for the end of the next one: no
+   * lease is judged by an old clock.
+   */
   #onMessage(message: ControlToReactor): void {
+    const { nowMs } = this.#queue
+    if (this.#deferred.length > 0 || this.#queue.sampleClockMs() - nowMs > CLOCK_AGE_MS_MAX) this.#deferred.push(message)
+    else {
+      this.#handle(message)
+      this.settle()
+    }
+  }
+
+  #handle(message: ControlToReactor): void {
     switch (message.type) {
       case 'table':
         this.#onTable(message)
@@ -448,7 +468,6 @@ export class DataPlane {
         void this.#reply(message.queryId, message.query)
         break
     }
-    this.settle()
   }
 
   #onTable(message: TableMessage): void {

@@ -57,7 +57,7 @@ const DIAL_MAX_MS = 500
 const PROBES_MAX = 20
 const LOGGED_MAX = 256
 /** A reactor that stood still for this long closes its sessions before it sends on: what is queued names a life it no longer has (protocol 16). */
-const STANDSTILL_MS_MAX = 2000
+export const STANDSTILL_MS_MAX = 2000
 
 /** Proves to peers that this process belongs to the cluster. Given by the composition root, which has the cryptography and the key. */
 export interface Authenticator {
@@ -292,6 +292,14 @@ export class Peers {
   peerDown(node: number, incarnation: number): void {
     const peer = this.#byNode.get(node)
     if (peer !== undefined && peer.incarnation <= incarnation) this.#closeSession(peer)
+  }
+
+  /** Ends the session for a reason of this side; it is dialled again. */
+  abort(index: number, reason: string): void {
+    const peer = this.peers[index]!
+    if (!peer.up) return
+    this.#handlers.log('WARN', 'a session with a peer was closed', { node: peer.node, reason })
+    this.#closeSession(peer)
   }
 
   tick(): void {

@@ -12,6 +12,7 @@ import type { Arena, PageNumber } from '../env/arena.ts'
 import type { IoQueue } from '../env/ioqueue.ts'
 import { ReplicaState } from '../placement/chain.ts'
 import type { Counters } from './counters.ts'
+import { PEERS_MAX } from './peers.ts'
 import { NONE, svOf } from './records.ts'
 import type { Replicas } from './replica.ts'
 import type { ChainTable } from './table.ts'
@@ -25,6 +26,9 @@ export interface ReadHooks {
   repair(slot: number, volume: number, layer: number, index: number, page: number, done: (repaired: boolean) => void): void
 }
 
+/** A read waits so long here for a commit or a table, ms; its client asks again then, perhaps another replica. */
+const WAIT_MS_MAX = 1000
+
 /** Attempts to repair pages for one read before it fails. */
 const REPAIRS_MAX = 8
 
@@ -36,7 +40,11 @@ export class Reads {
   readonly #replicas: Replicas
   readonly #counters: Counters
   readonly #hooks: ReadHooks
+  /** Rows held by each peer's reads. */
+  readonly ofPeer = new Int32Array(PEERS_MAX)
   readonly #id = new Uint32Array(2)
+  /** Reads in the lists of `#waiting`. */
+  #waits = 0
   readonly #done: (row: number, status: number, extra: number) => void
   /** Per slot: first of the reads that wait for a commit. */
   #waiting = new Int32Array(0)
@@ -67,6 +75,7 @@ export class Reads {
       bufferPage: i32,
       owned: u8,
       repairs: u8,
+      waits: u8,
       next: i32,
       receivedMs: f64,
     })
@@ -79,8 +88,13 @@ export class Reads {
 
   /** Takes a filled row (all columns but repairs, next). The answer may come inside the call. */
   submit(r: number): void {
-    this.reads.repairs[r] = 0
+    this.reads.repairs[r] = this.reads.waits[r] = 0
     this.#attempt(r)
+  }
+
+  /** Whether a read of that peer may take a row: a peer holds at most as many as are free, so that there are always some left for others. */
+  admits(peer: number): boolean {
+    return this.ofPeer[peer]! < this.reads.rowsMax - this.reads.inUse
   }
 
   #attempt(r: number): void {
@@ -122,6 +136,8 @@ export class Reads {
 
   /** Until the next commit of the slot, or its next version. */
   #wait(r: number, slot: number): void {
+    this.reads.waits[r] = 1
+    this.#waits++
     this.reads.next[r] = this.#waiting[slot]!
     this.#waiting[slot] = r
   }
@@ -194,6 +210,7 @@ export class Reads {
     const { reads } = this
     if (reads.owned[r] === 1) this.#arena.free(reads.bufferPage[r] as PageNumber)
     reads.owned[r] = 0
+    this.ofPeer[reads.peer[r]!]!--
     reads.free(r)
   }
 
@@ -204,8 +221,29 @@ export class Reads {
     this.#waiting[slot] = NONE
     while (r !== NONE) {
       const next = this.reads.next[r]!
+      this.reads.waits[r] = 0
+      this.#waits--
       this.#attempt(r)
       r = next
+    }
+  }
+
+  /** Now and then: those that have waited for too long. */
+  tick(): void {
+    if (this.#waits === 0) return
+    const { reads } = this
+    const oldestMs = this.#queue.nowMs - WAIT_MS_MAX
+    for (let r = 0; r < reads.rowsMax; r++) {
+      if (!reads.isUsed(r) || reads.waits[r] === 0 || reads.receivedMs[r]! > oldestMs) continue
+      const slot = reads.slot[r]!
+      let before = NONE
+      for (let other = this.#waiting[slot]!; other !== r; other = reads.next[other]!) before = other
+      if (before === NONE) this.#waiting[slot] = reads.next[r]!
+      else reads.next[before] = reads.next[r]!
+      reads.waits[r] = 0
+      this.#waits--
+      this.#counters.readsRefused++
+      this.#answer(r, Status.BUSY, 0)
     }
   }
 

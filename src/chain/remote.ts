@@ -318,8 +318,9 @@ export class RemoteExchange {
     const reason = Read.invalid(view, body)
     if (reason !== null) return reason
     if (slot >= this.#table.slotCount || pageCount === 0 || pageCount > CHAIN_OP_PAGES_MAX || firstPage + pageCount > PAGES_PER_BLOCK) return 'a bad range'
-    const r = reads.alloc()
+    const r = this.#reads.admits(peer) ? reads.alloc() : NONE
     if (r < 0) return this.#refuseRead(peer, body) ? null : 'too many reads at one time'
+    this.#reads.ofPeer[peer]!++
     reads.peer[r] = peer
     reads.session[r] = this.#peers.sessionOf(peer)
     reads.requestRow[r] = get.requestRow(view, body)

@@ -470,6 +470,24 @@ export class Writes {
     if (this.#early.length > 0) for (const u of this.#early.splice(0)) this.#attempt(u)
   }
 
+  /** Now and then: an update whose table does not come is given back when its life is over, or its client's session. */
+  tick(): void {
+    const early = this.#early
+    if (early.length === 0) return
+    const { updates } = this
+    let kept = 0
+    for (const u of early) {
+      const peer = updates.peer[u]!
+      const isExpired = updates.deadlineMs[u]! < this.#queue.nowMs
+      if (!isExpired && (peer === NONE || this.#hooks.isPresent(peer, updates.session[u]!))) early[kept++] = u
+      else {
+        if (isExpired) this.#counters.updatesExpired++
+        this.#answer(u, isExpired ? Status.WRITE_EXPIRED : Status.CONNECTION_LOST)
+      }
+    }
+    early.length = kept
+  }
+
   /** A new version of the slot's chain: who ordered here and is no longer the head does not answer. */
   versionChanged(slot: number): void {
     if (this.#table.isHead(slot)) return

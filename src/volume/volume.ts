@@ -115,7 +115,7 @@ export class VolumeLayer {
 
   /** Whoever waited for (done, row) has gone, at `lostMs` or later: the write is given up soon (it still ends by `done`). */
   orphan(done: Done, row: number, lostMs?: number): void {
-    for (let request = 0; request < SPLIT_REQUESTS_MAX; request++) {
+    for (let request = 0; this.#requests.inUse > 0 && request < SPLIT_REQUESTS_MAX; request++) {
       if (this.#requests.isUsed(request) && this.#callers[request] === done && this.#requests.callerRow[request] === row) {
         this.#client.orphan(this.#pieceDone, request, lostMs)
         return

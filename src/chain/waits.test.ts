@@ -1,0 +1,145 @@
+import assert from 'node:assert/strict'
+import test from 'node:test'
+import { ChainCluster, pattern, TestClient } from '../../test/support/chain-cluster.ts'
+import { Status } from '../base/status.ts'
+import { CallKind } from '../wire/peer.ts'
+
+/** Chains of nodes 1 and 2; node 3 has clients only. */
+async function twoAndClient(options: Partial<ConstructorParameters<typeof ChainCluster>[0]> = {}) {
+  const cluster = new ChainCluster({ nodes: 3, slots: 1, chainOf: () => [1, 2], ...options })
+  await cluster.start()
+  const client = new TestClient(cluster.node(3))
+  assert.equal(await cluster.world.settle(client.write(0, 0, pattern(1)), 5000), Status.SUCCESS)
+  await cluster.until('quiet', () => cluster.quiet)
+  return { cluster, client }
+}
+
+/** Node 3 knows a newer version of the chain than nodes 1 and 2, which hear nothing. */
+function newerAt3(cluster: ChainCluster): void {
+  for (const number of [1, 2]) cluster.cutOff.add(number)
+  cluster.leaseMs = 3_600_000
+  cluster.chains[0] = { ...cluster.chains[0]!, version: (cluster.chains[0]!.version + 1) as never }
+  cluster.publish([0])
+}
+
+test('an update that waits for a newer table is given back when its life is over, a read after a while', { timeout: 60_000 }, async () => {
+  const { cluster, client } = await twoAndClient({ plane: { settings: { writeLifeMs: 400 } } })
+  for (const node of cluster.nodes) node.send({ type: 'lease', untilMs: node.host.bootMs() + 3_600_000, revision: 0 as never })
+  newerAt3(cluster)
+  await cluster.world.runFor(10)
+  const write = client.write(0, 4096, pattern(2))
+  const read = client.read(0, 0, 1)
+  await cluster.world.runFor(300)
+  const [head, tail] = [cluster.node(1).plane, cluster.node(2).plane]
+  assert.equal(head.writes.updates.inUse, 1)
+  assert.equal(head.reads.reads.inUse + tail.reads.reads.inUse, 1)
+  await cluster.world.runFor(150)
+  assert.equal(head.counters.updatesExpired, 1)
+  await cluster.world.runFor(2000)
+  assert.ok(head.counters.readsRefused + tail.counters.readsRefused >= 1)
+  assert.equal(client.pending, 2, 'both are tried again')
+  cluster.cutOff.clear()
+  for (const number of [1, 2]) cluster.sendTable(cluster.node(number))
+  assert.equal(await cluster.world.settle(write, 5000), Status.SUCCESS)
+  assert.deepEqual((await cluster.world.settle(read, 5000)).bytes, pattern(1))
+})
+
+test('a read whose page is never committed here is tried elsewhere, and ends with its time', { timeout: 60_000 }, async () => {
+  const { cluster } = await twoAndClient({ plane: { settings: { retryTotalMs: 3000 } } })
+  for (const node of cluster.nodes) node.send({ type: 'lease', untilMs: node.host.bootMs() + 3_600_000, revision: 0 as never })
+  cluster.node(2).process.freeze()
+  const client = new TestClient(cluster.node(1))
+  void client.write(0, 0, pattern(2))
+  await cluster.world.runFor(10)
+  const { status } = await cluster.world.settle(client.read(0, 0, 1), 10_000)
+  assert.equal(status, Status.VOLUME_UNAVAILABLE)
+})
+
+test('a call that a peer does not answer ends with its session', { timeout: 60_000 }, async () => {
+  const { cluster } = await twoAndClient()
+  for (const node of cluster.nodes) node.send({ type: 'lease', untilMs: node.host.bootMs() + 3_600_000, revision: 0 as never })
+  const { plane } = cluster.node(1)
+  cluster.node(2).plane.calls.serve(CallKind.FLUSH, () => new Promise(() => {}))
+  const peer = plane.peers.indexOf(2)
+  const { session } = plane.peers.peers[peer]!
+  let status = -1
+  void plane.calls.call(peer, CallKind.FLUSH, new Uint8Array(16), 0, 0).then((result) => {
+    status = result.status
+  })
+  await cluster.world.runFor(29_000)
+  assert.equal(status, -1)
+  assert.equal(plane.peers.peers[peer]!.session, session)
+  await cluster.world.runFor(2000)
+  assert.equal(status, Status.CONNECTION_LOST)
+  await cluster.until('a new session', () => plane.peers.isUp(peer) && plane.peers.peers[peer]!.session > session)
+})
+
+test('one peer cannot take all rows of reads', { timeout: 60_000 }, async () => {
+  const { cluster } = await twoAndClient({ plane: { limits: { readsMax: 64 } } })
+  const { plane, storeOptions } = cluster.node(1)
+  const local = new TestClient(cluster.node(1))
+  storeOptions.readMs = 200
+  cluster.node(2).storeOptions.readMs = 200
+  const greedy = new TestClient(cluster.node(3))
+  const reads = Array.from({ length: 300 }, () => greedy.read(0, 0, 1))
+  await cluster.world.runFor(20)
+  assert.equal(cluster.node(2).plane.reads.reads.inUse, 32, 'half of what there is')
+  assert.ok(cluster.node(2).plane.counters.readsRefused > 0)
+  await cluster.world.runFor(150)
+  assert.equal(plane.reads.reads.inUse, 32)
+  assert.equal((await cluster.world.settle(local.read(0, 0, 1), 250)).status, Status.SUCCESS)
+  for (const { status } of await cluster.world.settle(Promise.all(reads), 60_000)) assert.equal(status, Status.SUCCESS)
+})
+
+test('a row that is used again in the turn in which its earlier user went is not given up', { timeout: 60_000 }, async () => {
+  const { cluster } = await twoAndClient({ plane: { settings: { writeLifeMs: 400 } } })
+  const node = cluster.node(1)
+  const ends: Array<[number, number]> = []
+  const done = (row: number, status: number) => {
+    ends.push([row, status])
+  }
+  const page = node.queue.arena.alloc(2 * 4096)
+  const { client } = node
+  cluster.node(2).process.freeze()
+  node.process.schedule(0, 'calls', () => {
+    client.write(1 as never, 0, 0, 4096, page, 0, done, 7)
+    client.orphan(done, 7)
+    client.write(1 as never, 0, 4096, 4096, page + 1, 0, done, 7)
+    node.plane.settle()
+  })
+  await cluster.world.runFor(600)
+  const { counters } = node.plane
+  assert.equal(counters.cancels, 0, 'ordered writes are not given up while they are under way')
+  cluster.node(2).process.thaw()
+  await cluster.until('both end', () => ends.length === 2)
+  assert.deepEqual(
+    ends.map(([, status]) => status),
+    [Status.SUCCESS, Status.SUCCESS],
+  )
+})
+
+test('the first turn after a standstill asks no replica for what waited before it', { timeout: 60_000 }, async () => {
+  const { cluster } = await twoAndClient({ plane: { settings: { retryFirstMs: 5000, retryMaxMs: 5000 } } })
+  const node = cluster.node(1)
+  cluster.leaseMs = 0
+  await cluster.world.runFor(2500)
+  const client = new TestClient(node)
+  const write = client.orphanable(0, 0, pattern(9))
+  await cluster.world.runFor(100)
+  const tries = node.plane.counters.updatesRefused
+  assert.ok(tries > 0, 'its lease is over: it waits')
+  node.process.freeze()
+  // a lease is there before the first turn; as an export does, the test drops its connections at the end of that
+  node.send({ type: 'lease', untilMs: node.host.bootMs() + 60_000, revision: 0 as never })
+  await cluster.world.runFor(3000)
+  cluster.leaseMs = 60_000
+  for (const each of cluster.nodes) cluster.grant(each)
+  let isFirst = true
+  node.queue.onTurnEnd(() => {
+    if (isFirst) write.orphan(node.queue.nowMs - 10_000)
+    isFirst = false
+  })
+  node.process.thaw()
+  assert.notEqual(await cluster.world.settle(write.status, 20_000), Status.SUCCESS)
+  assert.deepEqual((await cluster.world.settle(new TestClient(cluster.node(3)).read(0, 0, 1), 5000)).bytes, pattern(1))
+})
