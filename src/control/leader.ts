@@ -13,7 +13,7 @@ import { messageOf, XsanError } from '../base/errors.ts'
 import type { ChainVersion, DiskNumber, Incarnation, NodeNumber, SlotIndex } from '../base/ids.ts'
 import type { Clock, Log, TimerId } from '../env/control.ts'
 import { entryOf, ReplicaState } from '../placement/chain.ts'
-import { CoordinatorView, View } from '../placement/view.ts'
+import { CoordinatorView, View, type ViewRow } from '../placement/view.ts'
 import type { Raft } from '../raft/driver.ts'
 import { type ArgsOf, encodeCommand, type OperationName, type ResultOf, resultValue } from './command.ts'
 import { Members } from './members.ts'
@@ -96,6 +96,8 @@ export class Coordinator {
   #generation = 0
   /** Nodes that the change under way drops. */
   #blocked: ReadonlySet<NodeNumber> = new Set()
+  /** Nodes that are DOWN and whose peers were told to close their connections, by this leader. */
+  readonly #told = new Set<NodeNumber>()
   #changing = false
   #wanted = false
   /** The views have news: every slot has to be looked at. */
@@ -521,10 +523,12 @@ export class Coordinator {
       const changing = new Set(chainChanges(this.#state, { ...known, factsOnly: true }).map(({ slot }) => slot))
       facts = facts.filter(({ slot }) => changing.has(slot)).slice(0, FACTS_MAX)
     }
-    const args = { ...known, facts }
-    if (!changesAny(this.#state, args)) return
+    const gone = this.#newlyGone(known.views)
+    const args = { ...known, facts, ...(gone.length > 0 ? { gone } : {}) }
+    if (gone.length === 0 && !changesAny(this.#state, args)) return
     const down = new Set(args.views.filter((row) => row.view === View.DOWN).map((row) => row.node))
     const { changed } = await this.#proposeBlocking('chains.step', args, down)
+    for (const node of gone) this.#told.add(node)
     for (const slot of this.#upToDate.keys()) this.#forgetDone(slot)
     const level = args.factsOnly ? 'DEBUG' : 'INFO'
     this.#options.log.log(level, 'chains changed', {
@@ -534,6 +538,12 @@ export class Coordinator {
     })
     // a step may make the next one possible
     this.#wanted = true
+  }
+
+  /** Processes found DOWN of which the others have not been told yet; one that has been UP since counts anew. */
+  #newlyGone(views: readonly ViewRow[]): NodeNumber[] {
+    for (const { node, view } of views) if (view !== View.DOWN) this.#told.delete(node)
+    return views.filter(({ node, view, incarnation }) => view === View.DOWN && incarnation !== 0 && !this.#told.has(node)).map(({ node }) => node)
   }
 
   #forgetDone(slot: SlotIndex): void {

@@ -155,6 +155,7 @@ class TestNode {
   fatal: unknown
   lastId: (slot: number) => number = () => 0
   clusterId = 'c1'
+  hasDisk = true
 
   constructor(cluster: TestCluster, number: number) {
     this.cluster = cluster
@@ -204,7 +205,7 @@ class TestNode {
         dataDir: '/data',
         bootId: 'boot',
         pid: 1,
-        disks: [{ uuid: `disk-${this.number}`, path: '/disk', type: 'ssd', role: 'capacity', capacityBytes: 4 * GiB }],
+        disks: this.hasDisk ? [{ uuid: `disk-${this.number}`, path: '/disk', type: 'ssd', role: 'capacity', capacityBytes: 4 * GiB }] : [],
         replicas: this.cluster.replicas,
         syncWhenWrite: true,
         slotCount: SLOTS,
@@ -265,8 +266,9 @@ class TestCluster {
   }
 
   /** All nodes started, the first one initialized, the others joined, every chain full. */
-  static async up(options: { seed: number; nodes: number; replicas?: number; volume?: boolean }): Promise<TestCluster> {
+  static async up(options: { seed: number; nodes: number; replicas?: number; volume?: boolean; diskless?: number }): Promise<TestCluster> {
     const cluster = new TestCluster(options)
+    if (options.diskless !== undefined) cluster.node(options.diskless).hasDisk = false
     for (const node of cluster.nodes) await node.start()
     await cluster.node(1).call('Cluster/Init')
     for (const node of cluster.nodes.slice(1)) await cluster.join(node)
@@ -462,6 +464,24 @@ test('a frozen node costs one lease, serves nothing past it, and comes back', as
   frozen.process.thaw()
   assert.equal(frozen.data!.serves, false, 'its lease is over when it wakes')
   await cluster.until(() => cluster.full(3), 10_000, 'three replicas again')
+})
+
+test('a node that holds no replica and whose lease is over: its peers close its connections, once', async () => {
+  const cluster = await TestCluster.up({ seed: 21, nodes: 4, diskless: 4 })
+  const frozen = cluster.node(4)
+  const others = cluster.nodes.slice(0, 3)
+  frozen.process.freeze()
+  const isTold = () => others.every((node) => node.data!.peersDown.includes('4.1'))
+  const tookMs = await cluster.until(isTold, 5000, 'its peers are told')
+  assert.ok(tookMs <= LEASE_MS * 1.1 + 200, `took ${tookMs} ms`)
+  assert.ok(cluster.full(3), 'nobody else lost anything')
+  await cluster.world.runFor(3000)
+  for (const node of others) assert.equal(node.data!.peersDown.length, 1)
+  frozen.process.thaw()
+  await cluster.until(() => frozen.data!.serves, 5000, 'it has a lease again')
+  // and the next time as well
+  frozen.process.freeze()
+  await cluster.until(() => others.every((node) => node.data!.peersDown.length === 2), 5000, 'its peers are told again')
 })
 
 test('a frozen leader costs an election and a lease', async () => {

@@ -40,6 +40,8 @@ export interface ChainsStepArgs {
   readonly factsOnly: boolean
   readonly recoverWithoutAll?: boolean
   readonly acceptDataLoss?: boolean
+  /** Nodes that are DOWN and were not before, with replicas or without: their peers close their connections (protocol 16). */
+  readonly gone?: readonly NodeNumber[]
 }
 
 export interface ChainsStepValue {
@@ -60,7 +62,7 @@ export const chainsStep: Operation<ChainsStepArgs, ChainsStepValue> = {
     }
     const changes = chainChanges(state, args)
     const down = new Map(args.views.filter(({ view }) => view === View.DOWN).map((row) => [row.node, row]))
-    const dropped = new Set<NodeNumber>()
+    const dropped = new Set(args.gone?.filter((node) => down.has(node)))
     const factsOf = new Map(args.facts.map((facts) => [facts.slot, facts]))
     const lostSlots = new Set<SlotIndex>()
     for (const { slot, chain } of changes) {
