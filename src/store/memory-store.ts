@@ -127,6 +127,8 @@ export interface MemoryStoreOptions {
   /** No medium: staged is durable (tmpfs). */
   readonly volatile?: boolean
   readonly wallMs?: () => number
+  /** Given, a sync of this disk ends soon after `end` was called, and not after `durableMs`. */
+  readonly onSync?: (disk: DiskNumber, end: () => void) => void
 }
 
 const keyOf = (volume: number, layer: number, index: number): string => `${volume}/${layer}/${index}`
@@ -616,12 +618,15 @@ export class MemoryStore implements ReplicaStore {
     if (this.#syncing || this.stagedSeq === this.durableSeq) return
     this.#syncing = true
     const upTo = this.stagedSeq
-    this.#later(this.#options.durableMs ?? 0.5, () => {
+    const { onSync, durableMs } = this.#options
+    const end = () => {
       this.#syncing = false
       if (this.failed) return
       this.#makeDurable(upTo)
       if (this.#flushes.length > 0 || this.#entries.some((entry) => entry.durable && entry.seq <= this.stagedSeq)) this.#syncSoon()
-    })
+    }
+    if (onSync === undefined) this.#later(durableMs ?? 0.5, end)
+    else onSync(this.disk, () => this.#later(0, end))
   }
 
   #makeDurable(upTo: number): void {
