@@ -42,8 +42,8 @@ export class AsyncIo {
   }
 
   /** Takes the segments listed on the queue just before this call. */
-  writeSegments(file: Handle, offsetBytes: number): Promise<number> {
-    return this.#start((row) => this.queue.writeSegments(file, offsetBytes, this.#fileTag, row))
+  writeSegments(file: Handle, offsetBytes: number, sync = false): Promise<number> {
+    return this.#start((row) => this.queue.writeSegments(file, offsetBytes, sync, this.#fileTag, row))
   }
 
   fdatasync(file: Handle): Promise<number> {

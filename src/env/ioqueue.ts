@@ -139,8 +139,8 @@ export interface IoQueue {
   /** `crcIndex` >= 0: when the read completes in full, the CRC-32C of each 4 KiB page is stored in `crcs` from that index on. */
   read(file: Handle, offsetBytes: number, page: number, deltaBytes: number, lengthBytes: number, crcIndex: number, tag: Tag, row: number): void
   write(file: Handle, offsetBytes: number, page: number, deltaBytes: number, lengthBytes: number, tag: Tag, row: number): void
-  /** One gathered write of the segments listed since the last gathered operation. */
-  writeSegments(file: Handle, offsetBytes: number, tag: Tag, row: number): void
+  /** One gathered write of the segments listed since the last gathered operation. `sync`: what it wrote is on stable storage when it completes. */
+  writeSegments(file: Handle, offsetBytes: number, sync: boolean, tag: Tag, row: number): void
   /** Everything whose completion was dispatched before this call is on stable storage when it completes with 0. */
   fdatasync(file: Handle, tag: Tag, row: number): void
   /** Results of `read` with a crcIndex. The owner of an index range is whoever allocated the request row it belongs to. */

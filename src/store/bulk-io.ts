@@ -114,7 +114,7 @@ export class BulkIo {
         this.#queue.segment(from, 0, length * PAGE_BYTES)
         i += length
       }
-      this.#queue.writeSegments(this.#file, offset, this.#tag, row)
+      this.#queue.writeSegments(this.#file, offset, false, this.#tag, row)
     }
   }
 

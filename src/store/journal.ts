@@ -8,6 +8,8 @@
  * - A batch's place is fixed when it opens, in order, within one segment. Each segment starts with a checkpoint of `last` and the channel rows
  *   exactly as they were before the segment's first record.
  * - Staged and durable are told in order: batch n counts only when all before it have completed.
+ * - A batch with a record that wants to be durable, and the start of a segment, are written with RWF_DSYNC: one request instead of two one after
+ *   the other. Batches without wait for an fdatasync, which only a flush, the background work or a synced batch behind them asks for.
  * - A batch names the CRC of the one before, its generation and its number, so that a stale valid batch behind a torn one is never replayed.
  * - A segment is used again only after `freeUpTo`, which the destage calls when nothing in it is needed any more.
  */
@@ -53,6 +55,8 @@ class Batch {
   runFirst = 0
   runEnd = 0
   wantsDurable = false
+  /** Written so that its completion means stable storage. */
+  synced = false
   /** Journal page of the first descriptor page. */
   position = 0
   /** Pages to the end of the segment. */
@@ -172,6 +176,10 @@ export class Journal {
 
   #syncing = false
   #syncTarget = 0
+  /** As ring numbers: what is below is durable; what will be with the sync under way; from where on all that completed were synced writes. */
+  #durableBatches = 0
+  #syncTargetBatches = 0
+  #syncedFrom = 0
   #syncStartedTick = 0
   /** Something up to here wants to be durable. */
   #wanted = 0
@@ -500,6 +508,7 @@ export class Journal {
       this.#seal(batch)
       this.#inFlight++
       this.batchCount++
+      batch.synced = !this.#o.volatile && (batch.wantsDurable || batch.kind === BatchKind.SEGMENT_START)
       this.#queue.waits.batch.leave(this.#queue.nowMs, batch.recordCount)
       this.#queue.flight.record(FlightEvent.JOURNAL_BATCH, number, batch.recordCount, batch.payloadPages)
       this.#write(number, batch)
@@ -552,7 +561,7 @@ export class Journal {
     }
     batch.inFlight = true
     batch.startedTick = this.tick
-    queue.writeSegments(this.#o.file, offset, this.#writeTag, number & (BATCHES_MAX - 1))
+    queue.writeSegments(this.#o.file, offset, batch.synced, this.#writeTag, number & (BATCHES_MAX - 1))
     this.#o.onBusy()
   }
 
@@ -584,6 +593,7 @@ export class Journal {
       const oldest = this.#ring[this.#first++ & (BATCHES_MAX - 1)]!
       this.#settle(oldest)
       staged = oldest.firstSeq + oldest.recordCount - 1
+      if (!oldest.synced) this.#syncedFrom = this.#first
       if (oldest.wantsDurable) this.#wanted = Math.max(this.#wanted, staged)
       this.#recycle(oldest)
     }
@@ -592,8 +602,8 @@ export class Journal {
     if (staged > this.stagedSeq) {
       this.stagedSeq = staged
       this.#o.onStaged(staged)
-      if (this.#o.volatile) this.#becomeDurable(staged)
     }
+    this.#becomeDurable(this.#o.volatile ? staged : this.#durableBySyncedWrites())
     this.#syncIfWanted()
     this.#o.onRoom()
     this.#wakeIdle()
@@ -629,6 +639,7 @@ export class Journal {
     if (this.#syncing || this.failed || this.#wanted <= this.durableSeq || this.stagedSeq === this.durableSeq) return
     this.#syncing = true
     this.#syncTarget = this.stagedSeq
+    this.#syncTargetBatches = this.#first
     this.#syncStartedTick = this.tick
     this.#queue.fdatasync(this.#o.file, this.#syncTag, 0)
     this.#o.onBusy()
@@ -639,10 +650,18 @@ export class Journal {
     if (this.failed) this.#wakeIdle()
     else if (result < 0) this.fail(`journal fdatasync: ${errnoName(result)}`)
     else {
-      this.#becomeDurable(this.#syncTarget)
+      this.#durableBatches = Math.max(this.#durableBatches, this.#syncTargetBatches)
+      this.#becomeDurable(Math.max(this.#syncTarget, this.#durableBySyncedWrites()))
       this.#syncIfWanted()
       this.#wakeIdle()
     }
+  }
+
+  /** With no unsynced batch behind what is durable, all that has been staged is. */
+  #durableBySyncedWrites(): number {
+    if (this.#durableBatches < this.#syncedFrom) return this.durableSeq
+    this.#durableBatches = this.#first
+    return this.stagedSeq
   }
 
   #becomeDurable(upTo: number): void {

@@ -615,7 +615,7 @@ export function ioQueueConformance(name: string, create: () => Promise<IoQueueFi
     whole(3 * 4096, (r) => {
       b.queue.segment(from + 4, 0, 4096)
       b.queue.segment(from, 0, 8192)
-      b.queue.writeSegments(file, 5 * 4096, b.tag, r)
+      b.queue.writeSegments(file, 5 * 4096, false, b.tag, r)
     })
     b.queue.fdatasync(file, b.tag, 900)
     assert.equal(b.result(900), 0)
@@ -666,7 +666,7 @@ export function ioQueueConformance(name: string, create: () => Promise<IoQueueFi
       assert.throws(() => {
         b.queue.segment(page, 0, 4096)
         b.queue.segment(page, 4096, 100)
-        b.queue.writeSegments(opened.handle, 0, b.tag, 1)
+        b.queue.writeSegments(opened.handle, 0, true, b.tag, 1)
       })
     }
     b.close(opened.handle)

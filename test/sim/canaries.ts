@@ -50,7 +50,12 @@ export const CANARIES: readonly Canary[] = [
     bug: 'the disk says that it flushed and did not: acknowledged writes vanish with the power',
     seedsMax: 10,
     profile: 'brutal',
-    plant: () => replace(SimFile.prototype, 'flushed', () => () => undefined),
+    plant: () => {
+      const undo = [replace(SimFile.prototype, 'flushed', () => () => undefined), replace(SimFile.prototype, 'persisted', () => () => undefined)]
+      return () => {
+        for (const remove of undo) remove()
+      }
+    },
   },
   {
     name: 'checkpoint-without-flush',

@@ -505,7 +505,8 @@ impl Engine {
                     self.ready_now(d, slot, result);
                     return Ok(());
                 }
-                let entry = opcode::Writev::new(Fd(fd), list, count as u32).offset(offset).build();
+                let rw_flags = if d[FLAGS] & FLAG_SYNC != 0 { libc::RWF_DSYNC } else { 0 };
+                let entry = opcode::Writev::new(Fd(fd), list, count as u32).offset(offset).rw_flags(rw_flags).build();
                 self.start(d, slot, 0, length, entry)
             }
             op::FDATASYNC => {

@@ -40,6 +40,8 @@ pub const SEGMENT_COUNT: usize = 12;
 
 /// FLAGS of RECV: complete only when full, closed or failed.
 pub const FLAG_WAIT_ALL: i32 = 1;
+/// WRITE_SEGMENTS: on stable storage when it completes (RWF_DSYNC).
+pub const FLAG_SYNC: i32 = 2;
 
 pub mod op {
     pub const RECV: i32 = 1;

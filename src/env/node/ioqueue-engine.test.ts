@@ -137,7 +137,7 @@ test('more descriptors or segments than their arrays hold are taken early', () =
       for (let i = 0; i < 512; i++) queue.arena.bytes[(page + i) * PAGE_BYTES] = i
       for (let i = 0; i < 30; i++) {
         for (let s = 0; s < 512; s++) queue.segment(page + s, 0, PAGE_BYTES)
-        queue.writeSegments(handle, i * 512 * PAGE_BYTES, tag, i)
+        queue.writeSegments(handle, i * 512 * PAGE_BYTES, i % 2 === 0, tag, i)
       }
       until(queue, () => done === 30)
       for (let i = 0; i < 5000; i++) queue.read(handle, (i % 512) * PAGE_BYTES, page + (i % 512), 0, PAGE_BYTES, -1, tag, i)
@@ -651,7 +651,7 @@ test('a million operations leave no memory, handle or operation behind', { timeo
     // 21 operations, and the piece that the multishot receive brings
     for (let i = 0; i < 12; i++) queue.read(file, i * PAGE_BYTES, page + i, 0, PAGE_BYTES, i & 1 ? crc + i : -1, tag, 2)
     for (let i = 0; i < 3; i++) queue.segment(page + 20 + i, 0, PAGE_BYTES)
-    queue.writeSegments(file, 0, tag, 3)
+    queue.writeSegments(file, 0, false, tag, 3)
     queue.fdatasync(file, tag, 4)
     queue.timeout(0, tag, 5)
     queue.timeout(1e6, tag, 6)

@@ -39,6 +39,7 @@ const SEGMENT = 11
 const SEGMENT_COUNT = 12
 
 const FLAG_WAIT_ALL = 1
+const FLAG_SYNC = 2
 
 const OP_RECV = 1
 const OP_RECV_MULTISHOT = 2
@@ -302,7 +303,7 @@ export class NativeIoQueue implements IoQueue {
     this.#offset(d, offsetBytes)
   }
 
-  writeSegments(file: Handle, offsetBytes: number, tag: Tag, row: number): void {
+  writeSegments(file: Handle, offsetBytes: number, sync: boolean, tag: Tag, row: number): void {
     this.#check(file, KIND_FILE)
     this.#checkGathered()
     this.#checkOffset(file, offsetBytes, 0, this.#segmentBytes)
@@ -315,6 +316,7 @@ export class NativeIoQueue implements IoQueue {
       }
     }
     const d = this.#fileDescriptor(OP_WRITE_SEGMENTS, file, tag, row)
+    this.#descriptors[d + FLAGS] = sync ? FLAG_SYNC : 0
     this.#gathered(d)
     this.#offset(d, offsetBytes)
   }

@@ -234,6 +234,12 @@ export class SimFile {
     this.#epochs = this.#epochs.filter((epoch) => epoch.serial > serial)
   }
 
+  /** A write that asked for it is on stable storage: whole pages of it keep their present content, whatever else is lost. */
+  persisted(offsetBytes: number, lengthBytes: number): void {
+    const end = Math.floor((offsetBytes + lengthBytes) / PAGE_BYTES)
+    for (let page = Math.ceil(offsetBytes / PAGE_BYTES); page < end; page++) for (const epoch of this.#epochs) epoch.before.delete(page)
+  }
+
   /** Pages whose present content a power loss may take away. */
   get unflushedPages(): number {
     const pages = new Set<number>()

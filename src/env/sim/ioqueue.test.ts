@@ -198,6 +198,11 @@ test('what was flushed survives the loss of power, what was not may be lost or t
       assert.equal(await a.io.fdatasync(handle), 0)
       await put(1, 2)
       await put(2, 2)
+      // A synced write makes itself durable, and nothing else
+      for (let written = 0; written < PAGE_BYTES; ) {
+        a.queue.segment(page, 0, PAGE_BYTES)
+        written = await a.io.writeSegments(handle, 3 * PAGE_BYTES, true)
+      }
     }
     await m.world.settle(work(), 5000)
     const power = seed % 3 !== 0
@@ -207,6 +212,7 @@ test('what was flushed survives the loss of power, what was not may be lost or t
     const file = m.hosts[0]!.files.get('/data/disk')!
     const sectors = (index: number) => [...Array(8).keys()].map((s) => file.pages.get(index)?.[s * 512] ?? 0).join('')
     assert.equal(sectors(0), '11111111')
+    assert.equal(sectors(3), '22222222')
     if (!power) assert.deepEqual([sectors(1), sectors(2)], ['22222222', '22222222'])
     else {
       assert.match(sectors(1), /^[12]{8}$/)

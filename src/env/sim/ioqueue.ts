@@ -60,6 +60,8 @@ export interface SimIoQueueOptions {
 }
 
 const CRCS_MAX = 1 << 18
+/** A flush takes the disk as long as a write of so many bytes. */
+const FLUSH_COST_BYTES = 64 * 1024
 const HANDLE_INDEX_BITS = 16
 const IDLE_TURN_MS = 100
 /** Sends and writes above this are held against their sum only now and then: it would be most of a simulation's time. */
@@ -690,14 +692,14 @@ export class SimIoQueue implements IoQueue {
   }
 
   write(handle: Handle, offsetBytes: number, page: number, deltaBytes: number, lengthBytes: number, tag: Tag, row: number): void {
-    this.#write(handle, offsetBytes, [{ page, deltaBytes, lengthBytes }], tag, row)
+    this.#write(handle, offsetBytes, [{ page, deltaBytes, lengthBytes }], false, tag, row)
   }
 
-  writeSegments(handle: Handle, offsetBytes: number, tag: Tag, row: number): void {
-    this.#write(handle, offsetBytes, this.#takeSegments(), tag, row)
+  writeSegments(handle: Handle, offsetBytes: number, sync: boolean, tag: Tag, row: number): void {
+    this.#write(handle, offsetBytes, this.#takeSegments(), sync, tag, row)
   }
 
-  #write(handle: Handle, offsetBytes: number, ranges: readonly Range[], tag: Tag, row: number): void {
+  #write(handle: Handle, offsetBytes: number, ranges: readonly Range[], sync: boolean, tag: Tag, row: number): void {
     const entry = this.#entry(handle, 'file')
     assert(entry.openOptions!.readOnly !== true, 'write to a file opened for reading')
     assert(Number.isSafeInteger(offsetBytes) && offsetBytes >= 0, `write at ${offsetBytes}`)
@@ -708,8 +710,8 @@ export class SimIoQueue implements IoQueue {
     let total = 0
     for (const range of ranges) total += range.lengthBytes
     op.sum = this.#sumNow(ranges)
+    let at = offsetBytes
     const apply = (limitBytes: number): number => {
-      let at = offsetBytes
       if (disk.faults.misdirect > 0 && this.#random.chance(disk.faults.misdirect)) {
         at = Math.max(0, Math.min(file.sizeBytes - total, this.#random.below(Math.ceil(file.sizeBytes / PAGE_BYTES)) * PAGE_BYTES))
         this.#world.note('misdirected write', () => `${file.path} ${offsetBytes} -> ${at}`)
@@ -728,7 +730,7 @@ export class SimIoQueue implements IoQueue {
     disk.request(
       this.process,
       'write',
-      total,
+      total + (sync ? FLUSH_COST_BYTES : 0),
       () => {
         if (this.process.alive) this.#assertUnchanged(op)
         if (disk.gone || this.#random.chance(disk.faults.writeEio)) {
@@ -737,7 +739,15 @@ export class SimIoQueue implements IoQueue {
           this.#complete(op, -Errno.EIO)
           return
         }
-        this.#complete(op, apply(this.#partial(file, total)))
+        const result = apply(this.#partial(file, total))
+        if (sync && result > 0) {
+          if (this.#random.chance(disk.faults.flushEio)) {
+            this.#complete(op, -Errno.EIO)
+            return
+          }
+          file.persisted(at, result)
+        }
+        this.#complete(op, result)
       },
       () => {
         apply(this.#aligned(file, this.#random.below(total + 1)))
@@ -755,7 +765,7 @@ export class SimIoQueue implements IoQueue {
       return
     }
     const serial = file.beginFlush()
-    disk.request(this.process, 'flush', 64 * 1024, () => {
+    disk.request(this.process, 'flush', FLUSH_COST_BYTES, () => {
       if (disk.gone || this.#random.chance(disk.faults.flushEio)) {
         this.#complete(op, -Errno.EIO)
         return
