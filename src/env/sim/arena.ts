@@ -28,6 +28,8 @@ export class SimArena implements Arena {
   readonly #owned: Int16Array
   /** Set it to learn from `owners` who allocated what is alive: call stacks, costly. */
   owners: Map<number, string> | undefined
+  /** So much of a freed range is poisoned at most. */
+  poisonBytesMax = Number.POSITIVE_INFINITY
 
   constructor(totalBytes: number) {
     this.totalPages = Math.floor(totalBytes / PAGE_BYTES)
@@ -54,7 +56,7 @@ export class SimArena implements Arena {
     this.#allocator.free(page)
     this.owners?.delete(page)
     this.#used.fill(0, page, end)
-    this.bytes.fill(POISON, page * PAGE_BYTES, end * PAGE_BYTES)
+    this.bytes.fill(POISON, page * PAGE_BYTES, Math.min(end * PAGE_BYTES, page * PAGE_BYTES + this.poisonBytesMax))
   }
 
   crc32c(page: number, deltaBytes: number, lengthBytes: number): number {
