@@ -1,5 +1,7 @@
 import { Option } from 'commander'
+import type { Message } from '../env/control.ts'
 import { confirmed, yesOption } from './confirm.ts'
+import { table } from './output.ts'
 import { command } from './program.ts'
 
 export const clusterRecover = command<{ acceptDataLoss?: boolean; dryRun?: boolean; yes?: boolean }>({
@@ -29,7 +31,15 @@ export const clusterRecover = command<{ acceptDataLoss?: boolean; dryRun?: boole
         if (slots === 0) return 'all data can be used: there is nothing to recover'
         const names = (made['waitsFor'] as string[]).join(', ')
         const missing = `${slots} of ${Number(made['slotsTotal'])} parts of the data cannot be used; ${names ? `their last copies are on ${names}` : 'no missing node holds them'}`
-        return dryRun ? missing : `${missing}; the cluster goes on without them. See: xsan cluster status --wait healthy`
+        const volumes = made['volumes'] as Message[]
+        const list =
+          volumes.length === 0
+            ? ''
+            : `\n\n${table(
+                ['volume', 'blocks', 'of them not usable'],
+                volumes.map((volume) => [String(volume['name']), Number(volume['blocks']), Number(volume['blocksMissing'])]),
+              )}`
+        return dryRun ? `${missing}${list}` : `${missing}; the cluster goes on without them. See: xsan cluster status --wait healthy`
       },
     }
   },

@@ -6,12 +6,10 @@ import { type Output, properties, sizeCell, table } from './output.ts'
 import { command, parseDuration, sleep } from './program.ts'
 
 const POLL_MS = 300
-const WATCH_MS = 1000
 
 interface Options {
   wait?: 'healthy'
   timeout: number
-  watch?: boolean
 }
 
 export const clusterStatus = command<Options>({
@@ -20,14 +18,10 @@ export const clusterStatus = command<Options>({
   options: [
     new Option('--wait <state>', 'return when the cluster is healthy').choices(['healthy']),
     new Option('--timeout <time>', 'how long to wait').argParser(parseDuration).default(60_000, '60s'),
-    new Option('--watch', 'print again every second until interrupted'),
   ],
+  watchable: true,
   async run({ client, options, progress }) {
     if (options.wait === 'healthy') return clusterStatusOutput(await waitHealthy(client, options.timeout, progress))
-    while (options.watch) {
-      process.stdout.write(`\x1b[H\x1b[2J${clusterStatusOutput(await client.call('Cluster/Status')).table()}\n`)
-      await sleep(WATCH_MS)
-    }
     return clusterStatusOutput(await client.call('Cluster/Status'))
   },
 })
@@ -37,12 +31,14 @@ export async function waitHealthy(client: AdminClient, timeoutMs: number, progre
   const endMs = performance.now() + timeoutMs
   let why = 'no answer yet'
   let told = ''
+  const eta = new Eta()
   for (;;) {
     const leftMs = endMs - performance.now()
     try {
       const status = await client.call('Cluster/Status', {}, Math.max(100, Math.min(5000, leftMs)))
       if (status['health'] === 'safe') return status
-      why = `${String(status['health'])}: ${(status['reasons'] as string[]).join('; ')}`
+      const left = Number((status['resync'] as Message | undefined)?.['blocksLeft'] ?? 0)
+      why = `${String(status['health'])}: ${(status['reasons'] as string[]).join('; ')}${eta.text(left, performance.now())}`
     } catch (error) {
       if (!(error instanceof XsanError)) throw error
       why = error.message
@@ -53,6 +49,23 @@ export async function waitHealthy(client: AdminClient, timeoutMs: number, progre
     if (why !== told) progress(why)
     told = why
     await sleep(POLL_MS)
+  }
+}
+
+/** How long it takes at the pace of the last seconds. */
+export class Eta {
+  #first: { readonly left: number; readonly atMs: number } | undefined
+
+  /** '' while nothing is left; without an estimate until something has moved. */
+  text(left: number, nowMs: number): string {
+    if (left === 0) {
+      this.#first = undefined
+      return ''
+    }
+    if (this.#first === undefined || left > this.#first.left) this.#first = { left, atMs: nowMs }
+    const done = this.#first.left - left
+    const seconds = done === 0 ? undefined : Math.ceil((left * (nowMs - this.#first.atMs)) / done / 1000)
+    return `; ${left} blocks left to compare or copy${seconds === undefined ? '' : `, about ${seconds} s`}`
   }
 }
 

@@ -1,14 +1,19 @@
 import type { Message } from '../env/control.ts'
 import { describeKey, parseValue } from '../node/config.ts'
+import { asDryRun, dryRunOption } from './dry-run.ts'
 import { command } from './program.ts'
 
-export const configSet = command({
+export const configSet = command<{ dryRun?: boolean }>({
   usage: 'set <key> <value>',
   description: 'change a key that may change at run time',
-  async run({ client, args }) {
+  options: [dryRunOption()],
+  async run({ client, options, args }) {
     const [key, text] = args
     const value = describeKey(key!).parse(parseValue(text!))
-    const { item } = await client.call('Config/Set', { key, valueJson: JSON.stringify(value) })
-    return { data: { key, value }, table: () => `${key} is ${String((item as Message | null)?.['valueJson'] ?? JSON.stringify(value))}` }
+    const { item } = await client.call('Config/Set', { key, valueJson: JSON.stringify(value), dryRun: options.dryRun ?? false })
+    return asDryRun(options.dryRun, {
+      data: { key, value },
+      table: () => `${key} is ${String((item as Message | null)?.['valueJson'] ?? JSON.stringify(value))}`,
+    })
   },
 })

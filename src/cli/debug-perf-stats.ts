@@ -13,6 +13,7 @@ interface NodeCounters {
 export const debugPerfStats = command<{ node?: string }>({
   usage: 'perf-stats',
   description: "counters of operations, bytes, latencies and queues; the documents' names are those with dots",
+  watchable: true,
   options: [new Option('--node <id>', 'only of this node')],
   async run({ client, options }) {
     const { nodes } = (await client.call('Debug/PerfStats', { nodeId: options.node ?? '' })) as Message & { nodes: NodeCounters[] }

@@ -2,12 +2,13 @@ import { Option } from 'commander'
 import { sizeCell, table } from './output.ts'
 import { command } from './program.ts'
 
-export const diskList = command<{ node?: string }>({
+export const diskList = command<{ node?: string; all?: boolean }>({
   usage: 'list',
   description: 'the disks of the cluster',
-  options: [new Option('--node <id>', 'only of this node')],
+  watchable: true,
+  options: [new Option('--node <id>', 'only of this node'), new Option('--all', 'also those that were taken out for good')],
   async run({ client, options }) {
-    const disks = await client.list('Disk/List', 'disks', { nodeId: options.node ?? '' })
+    const disks = await client.list('Disk/List', 'disks', { nodeId: options.node ?? '', all: options.all ?? false })
     return {
       data: { disks },
       table: () =>

@@ -5,6 +5,7 @@ import { command } from './program.ts'
 export const exportList = command<{ node?: string; volume?: string }>({
   usage: 'list',
   description: 'the ways to reach the volumes',
+  watchable: true,
   options: [new Option('--node <id>', 'only of this node'), new Option('--volume <name>', 'only of this volume')],
   async run({ client, options }) {
     const exports = await client.list('Export/List', 'exports', { nodeId: options.node ?? '', volume: options.volume ?? '' })

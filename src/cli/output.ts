@@ -18,10 +18,10 @@ export interface Output {
   table(): string
 }
 
-export function render(output: Output, format: OutputFormat, options: { versioned: boolean } = { versioned: true }): string {
+export function render(output: Output, format: OutputFormat, options: { versioned: boolean; oneLine?: boolean } = { versioned: true }): string {
   if (format === 'table') return output.table()
   const data = options.versioned ? { format_version: FORMAT_VERSION, ...(snakeCase(output.data) as object) } : snakeCase(output.data)
-  return format === 'json' ? JSON.stringify(data, null, 2) : stringify(data).trimEnd()
+  return format === 'json' ? JSON.stringify(data, null, options.oneLine ? 0 : 2) : `${options.oneLine ? '---\n' : ''}${stringify(data).trimEnd()}`
 }
 
 export function table(head: readonly string[], rows: ReadonlyArray<readonly Cell[]>): string {
@@ -30,15 +30,31 @@ export function table(head: readonly string[], rows: ReadonlyArray<readonly Cell
     style: { head: [], border: [], 'padding-left': 0, 'padding-right': 2 },
     chars: NO_LINES,
   })
-  for (const row of rows) plain.push(row.map((cell) => (cell === undefined || cell === '' ? '-' : String(cell))))
+  for (const row of rows) plain.push(row.map((cell) => paint(cell === undefined || cell === '' ? '-' : String(cell))))
   return trimLines(plain.toString())
 }
 
 /** One thing: its properties, one per line. */
 export function properties(rows: ReadonlyArray<readonly [string, Cell]>): string {
   const plain = new Table({ style: { head: [], border: [], 'padding-left': 0, 'padding-right': 2 }, chars: NO_LINES })
-  for (const [name, value] of rows) plain.push([name, value === undefined || value === '' ? '-' : String(value)])
+  for (const [name, value] of rows) plain.push([name, paint(value === undefined || value === '' ? '-' : String(value))])
   return trimLines(plain.toString())
+}
+
+const WORDS: Readonly<Record<string, number>> = Object.fromEntries([
+  ...['safe', 'ready', 'ok'].map((word) => [word, 32]),
+  ...['at-risk', 'starting', 'draining', 'full', 'unknown', 'frozen', 'uninitialized', 'stopping'].map((word) => [word, 33]),
+  ...['unavailable', 'down', 'failed', 'offline', 'dead', 'unresponsive'].map((word) => [word, 31]),
+])
+
+/** States in colour, for people at a terminal (https://no-color.org). */
+function paint(cell: string): string {
+  const colour = Object.hasOwn(WORDS, cell) ? WORDS[cell] : undefined
+  return colour === undefined || !usesColour(process.stdout.isTTY, process.env) ? cell : `\x1b[${colour}m${cell}\x1b[39m`
+}
+
+export function usesColour(isTerminal: boolean | undefined, env: Readonly<Record<string, string | undefined>>): boolean {
+  return isTerminal === true && (env['NO_COLOR'] ?? '') === '' && env['TERM'] !== 'dumb'
 }
 
 export function sizeCell(bytes: unknown): string {

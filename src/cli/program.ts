@@ -1,4 +1,5 @@
 /** What all commands share: options, the connection, output, errors and exit codes. A command is one file that gives `Command`s to `commander`. */
+import { spawnSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { Command, CommanderError, Option } from 'commander'
 import { formatError, messageOf, XsanError } from '../base/errors.ts'
@@ -9,6 +10,8 @@ import { OUTPUT_FORMATS, type Output, type OutputFormat, render } from './output
 
 export const VERSION = '0.1.0'
 const DEFAULT_SERVER = '127.0.0.1:8080'
+const WATCH_MS = 1000
+const CLEAR_SCREEN = '\x1b[H\x1b[2J'
 
 export interface Context<O> {
   readonly options: O
@@ -26,6 +29,8 @@ export interface CommandSpec<O> {
   readonly examples?: readonly string[]
   /** false: JSON without `format_version` (the form of `xsan dev` is fixed). */
   readonly versioned?: boolean
+  /** Adds --watch: printed again every second until interrupted. */
+  readonly watchable?: boolean
   run(context: Context<O>): Promise<Output | undefined>
 }
 
@@ -33,7 +38,9 @@ export function command<O = Record<string, never>>(spec: CommandSpec<O>): Comman
   const made = configure(new Command(spec.usage.split(' ')[0])).description(spec.description)
   for (const argument of spec.usage.split(' ').slice(1)) made.argument(argument)
   for (const option of spec.options ?? []) made.addOption(option)
-  for (const option of commonOptions()) made.addOption(option)
+  const hasOwnTimeout = made.options.some(({ long }) => long === '--timeout')
+  if (spec.watchable) made.addOption(new Option('--watch', 'print again every second until interrupted'))
+  for (const option of commonOptions()) if (!made.options.some(({ long }) => long === option.long)) made.addOption(option)
   if (spec.examples) made.addHelpText('after', `\nExamples:\n${spec.examples.map((example) => `  ${example}`).join('\n')}`)
   made.action(async () => {
     let client: AdminClient | undefined
@@ -42,18 +49,41 @@ export function command<O = Record<string, never>>(spec: CommandSpec<O>): Comman
         options: made.opts() as O,
         args: made.processedArgs.flat() as string[],
         get client() {
-          client ??= new AdminClient(given(made, 'server') ?? process.env['XSAN_SERVER'] ?? serverOfThisHost())
+          client ??= new AdminClient(given(made, 'server') ?? process.env['XSAN_SERVER'] ?? serverOfThisHost(), hasOwnTimeout ? undefined : callTimeoutMs(made))
           return client
         },
         progress: (line) => void process.stderr.write(`${line}\n`),
       }
+      const format = (given(made, 'output') ?? 'table') as OutputFormat
+      const versioned = spec.versioned ?? true
+      while (spec.watchable && made.getOptionValue('watch') === true) {
+        print(`${format === 'table' && process.stdout.isTTY ? CLEAR_SCREEN : ''}${render((await spec.run(context))!, format, { versioned, oneLine: true })}`)
+        await sleep(WATCH_MS)
+      }
       const output = await spec.run(context)
-      if (output) process.stdout.write(`${render(output, (given(made, 'output') ?? 'table') as OutputFormat, { versioned: spec.versioned ?? true })}\n`)
+      if (output) page(render(output, format, { versioned }))
     } finally {
       await client?.close()
     }
   })
   return made
+}
+
+function print(text: string): void {
+  process.stdout.write(`${text}\n`)
+}
+
+/** Through the pager of XSAN_PAGER or PAGER when a terminal is too small for it; a script gets it as it is. */
+function page(text: string): void {
+  const pager = process.env['XSAN_PAGER'] ?? process.env['PAGER'] ?? ''
+  const isTooLong = process.stdout.isTTY && text.split('\n').length >= process.stdout.rows
+  const isPaged = isTooLong && pager !== '' && pager !== 'cat'
+  if (!isPaged || !runPager(pager, text)) print(text)
+}
+
+function runPager(pager: string, text: string): boolean {
+  const env = { LESS: 'FRSX', ...process.env }
+  return spawnSync('/bin/sh', ['-c', pager], { input: `${text}\n`, stdio: ['pipe', 'inherit', 'inherit'], env }).error === undefined
 }
 
 /** A noun: `xsan volume`, with its verbs. */
@@ -135,6 +165,7 @@ function configure(made: Command): Command {
 
 function commonOptions(): Option[] {
   return [
+    new Option('--timeout <time>', 'give up waiting for an answer after this long; default: 15s, more for what takes longer').argParser(parseDuration),
     new Option('-o, --output <format>', 'how to print').choices([...OUTPUT_FORMATS]),
     new Option('--server <host:port>', `node to ask; default: XSAN_SERVER, the node of ${DEFAULT_CONFIG_PATH}, ${DEFAULT_SERVER}`),
   ]
@@ -145,6 +176,14 @@ function given(from: Command, name: string): string | undefined {
   for (let at: Command | null = from; at !== null; at = at.parent) {
     const value: unknown = at.getOptionValue(name)
     if (typeof value === 'string') return value
+  }
+  return undefined
+}
+
+/** Of the --timeout nearest to the command. */
+function callTimeoutMs(from: Command): number | undefined {
+  for (let at: Command | null = from; at !== null; at = at.parent) {
+    if (at.getOptionValueSource('timeout') === 'cli') return at.getOptionValue('timeout') as number
   }
   return undefined
 }

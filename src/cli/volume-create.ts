@@ -1,5 +1,6 @@
 import { Option } from 'commander'
 import { parseSize } from '../base/units.ts'
+import { asDryRun, dryRunOption } from './dry-run.ts'
 import { command, parseCount } from './program.ts'
 import { volumeOutput } from './volume-output.ts'
 
@@ -7,6 +8,7 @@ interface Options {
   replicas?: number
   minCopies?: number
   sync?: 'on' | 'off'
+  dryRun?: boolean
 }
 
 export const volumeCreate = command<Options>({
@@ -16,6 +18,7 @@ export const volumeCreate = command<Options>({
     new Option('--replicas <n>', 'copies; default: storage.default_replica_count').argParser(parseCount),
     new Option('--min-copies <n>', 'copies that must be there for a write to be accepted').argParser(parseCount),
     new Option('--sync <mode>', 'acknowledge a write when it is on stable storage (on) or in memory of all copies (off)').choices(['on', 'off']),
+    dryRunOption(),
   ],
   examples: ['xsan volume create db1 100G --replicas 3'],
   async run({ client, options, args }) {
@@ -25,8 +28,9 @@ export const volumeCreate = command<Options>({
       sizeBytes: parseSize(size!),
       replicas: options.replicas ?? 0,
       minCopies: options.minCopies ?? 0,
+      dryRun: options.dryRun ?? false,
       ...(options.sync === undefined ? {} : { syncWhenWrite: options.sync === 'on' }),
     })
-    return volumeOutput(volume)
+    return asDryRun(options.dryRun, volumeOutput(volume))
   },
 })

@@ -1,20 +1,15 @@
 /** `xsand`: the daemon of a node. Runs in the foreground; logs to stderr. */
-import { Command, Option } from 'commander'
 import { XsanError } from '../base/errors.ts'
-import { DEFAULT_CONFIG_PATH, loadConfig } from '../node/config.ts'
+import { loadConfig } from '../node/config.ts'
 import { type RunningNode, startNode, writeFlight } from '../node/daemon.ts'
 import { ExitCode } from './exit-codes.ts'
-import { report, VERSION } from './program.ts'
+import { report } from './program.ts'
+import { xsandProgram } from './xsand-options.ts'
 
 /** A stop that takes longer than this ends the process all the same. */
 const STOP_MS_MAX = 25_000
 
-const program = new Command('xsand')
-  .description('the daemon of a node')
-  .version(VERSION)
-  .addOption(new Option('--config <file>', 'configuration').default(DEFAULT_CONFIG_PATH))
-  .exitOverride()
-  .configureOutput({ writeErr: (text) => void (text.startsWith('error:') ? '' : process.stderr.write(text)) })
+const program = xsandProgram()
 
 try {
   program.parse()

@@ -562,7 +562,7 @@ test('a last server that never returns is given up when the operator says so', a
     'the last set is known',
   )
   const dry = await cluster.node(1).call('Cluster/Recover', { dryRun: true })
-  assert.deepEqual(dry, { waitsFor: ['node-3'], slots: SLOTS, slotsTotal: SLOTS })
+  assert.deepEqual(dry, { waitsFor: ['node-3'], slots: SLOTS, slotsTotal: SLOTS, volumes: [{ id: 1, name: 'v1', blocks: 256, blocksMissing: 256 }] })
   await cluster.world.runFor(3000)
   assert.equal((await cluster.node(1).call('Cluster/Status'))['health'], 'unavailable')
   await cluster.node(2).call('Cluster/Recover', {})

@@ -12,15 +12,19 @@ export class AdminClient {
   readonly address: string
   readonly #rpc = new GrpcRpc({ log: new NodeLog({ level: 'FATAL' }) })
 
-  constructor(address: string) {
+  readonly #timeoutMs: number | undefined
+
+  /** `timeoutMs`: of every call, whatever the caller thinks right. */
+  constructor(address: string, timeoutMs?: number) {
     if (!/^[^:\s]+:\d+$/.test(address))
       throw new XsanError('INVALID_PARAM', `"${address}" is not an address of the form HOST:PORT`, 'For example: --server 127.0.0.1:8080')
     this.address = address
+    this.#timeoutMs = timeoutMs
   }
 
   /** `method` as in "Volume/Create", of the admin services. */
   call(method: string, request: Message = {}, timeoutMs = DEFAULT_TIMEOUT_MS): Promise<Message> {
-    return this.#rpc.call(this.address, `xsan.v1.${method}`, request, { timeoutMs })
+    return this.#rpc.call(this.address, `xsan.v1.${method}`, request, { timeoutMs: this.#timeoutMs ?? timeoutMs })
   }
 
   /** All rows of a paged listing. */

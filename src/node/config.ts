@@ -213,6 +213,16 @@ interface Leaf {
   readonly description: string
 }
 
+/** For the manual: every key, with its default (undefined: it must be given). Devices are shown by the keys of one. */
+export function configKeys(): ReadonlyArray<{ readonly key: string; readonly description: string; readonly byDefault: unknown; readonly hot: boolean }> {
+  const shown = (of: readonly Leaf[], prefix = '') =>
+    of.map(({ key, schema, description, hot: isHot }) => {
+      const missing = schema.safeParse(undefined)
+      return { key: `${prefix}${key}`, description, byDefault: missing.success ? (missing.data ?? null) : undefined, hot: isHot }
+    })
+  return shown(LEAVES).flatMap((item) => (item.key === 'storage.devices' ? [item, ...shown(leavesOf(device, []), 'storage.devices[].')] : [item]))
+}
+
 function hot<T extends z.ZodType>(schema: T): T {
   return schema.meta({ hot: true })
 }

@@ -31,6 +31,7 @@ import { FlightRecorders } from './flight-file.ts'
 import { createHmacSha256 } from './hmac.ts'
 import { metricsText } from './metrics.ts'
 import { type ReactorHost, startReactor } from './reactor-host.ts'
+import { ServiceManager } from './service-manager.ts'
 
 export const VERSION = '0.1.0'
 /** Slots of a new cluster. */
@@ -104,9 +105,7 @@ export async function startNode({ loaded, onFatal }: StartOptions): Promise<Runn
       host: config.network.admin_ip ?? config.cluster.bind_ip,
       port: config.network.admin_port,
       notReady() {
-        const { state, stage: at, detail } = control.status
-        if (control.isReady) return undefined
-        return [state, at, detail].filter(Boolean).join(': ')
+        return control.isReady ? undefined : statusLine(control)
       },
       metrics: () =>
         metricsText({
@@ -121,16 +120,27 @@ export async function startNode({ loaded, onFatal }: StartOptions): Promise<Runn
   )
   await stage('control plane', () => control.start())
   const stopWatching = watchTurns(log, clock, flight)
+  const manager = new ServiceManager({
+    env: process.env,
+    pid: process.pid,
+    send: (socket, message) => addon.notifyService(socket, message),
+    log,
+    isAlive: () => reactor?.turning() ?? true,
+    status: () => statusLine(control),
+  })
+  manager.ready()
   log.log('INFO', 'answering calls', { grpc: `${config.cluster.bind_ip}:${config.cluster.bind_port}`, state: control.status.state })
 
   let stopping: Promise<void> | undefined
   const stop = async () => {
     log.log('INFO', 'stopping')
+    manager.stopping()
     stopWatching()
     await control.stop()
     await admin.close()
     await reactor?.end()
     await kv.close()
+    manager.end()
     log.log('INFO', 'stopped')
   }
   return {
@@ -156,6 +166,11 @@ export function writeFlight(flight: FlightRecorders, log: NodeLog, reason: strin
     next: `xsan-debug flight-recorder show ${dumped.path}`,
   })
   return dumped.path
+}
+
+function statusLine(control: ControlPlane): string {
+  const { state, stage, detail } = control.status
+  return [state, stage, detail].filter(Boolean).join(': ')
 }
 
 function stages(log: NodeLog) {

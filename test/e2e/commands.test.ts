@@ -1,7 +1,8 @@
 /** The commands against a real cluster: the JSON that scripts read, exit codes, and what errors say. */
 import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
 import test, { after, before } from 'node:test'
-import { bin, must, type Ran, run } from '../support/commands.ts'
+import { bin, endChild, must, type Ran, run, until } from '../support/commands.ts'
 import { DevCluster } from '../support/dev-cluster.ts'
 
 const TEST_MS = 60_000
@@ -89,6 +90,35 @@ test('what cannot be is refused with code, name, cause, next step and exit code'
   await refused(64, /creat/, 'volume', 'creat', 'x', '1G')
   await refused(5, /XSAN-105 NODE_NOT_FOUND: .*node-9/, 'cluster', 'remove', 'node-9', '--yes')
   await refused(2, /XSAN-100 NODE_UNREACHABLE: .*127\.0\.0\.1:1/, '--server', '127.0.0.1:1', 'volume', 'list')
+})
+
+test('--dry-run says what would happen, refuses what would be refused, and changes nothing', { timeout: TEST_MS }, async () => {
+  const volumes = async () => (await json<{ volumes: Array<{ name: string; size_bytes: number }> }>('xsan', 'volume', 'list')).volumes
+  await json('xsan', 'volume', 'create', 'dry', '64M')
+  const before = await volumes()
+  const made = await json<Record<string, unknown>>('xsan', 'volume', 'create', 'other', '1G', '--dry-run')
+  assert.deepEqual([made['dry_run'], made['name'], made['size_bytes'], made['id']], [true, 'other', GiB, 0])
+  await refused(3, /VOLUME_EXISTS/, 'volume', 'create', 'dry', '64M', '--dry-run')
+  assert.equal((await json<Record<string, unknown>>('xsan', 'volume', 'resize', 'dry', '1G', '--dry-run'))['size_bytes'], GiB)
+  await refused(1, /cannot become smaller/, 'volume', 'resize', 'dry', '4M', '--dry-run')
+  assert.equal((await json<Record<string, unknown>>('xsan', 'volume', 'delete', 'dry', '--dry-run'))['name'], 'dry')
+  assert.equal((await json<Record<string, unknown>>('xsan', 'config', 'set', 'log.level', 'DEBUG', '--dry-run'))['value'], 'DEBUG')
+  await refused(1, /restart required/, 'config', 'set', 'cluster.bind_port', '1', '--dry-run')
+  assert.equal((await json<Record<string, unknown>>('xsan', 'cluster', 'remove', 'node-3', '--force', '--dry-run'))['chains'], 4096)
+  assert.deepEqual((await json<{ volumes: unknown[] }>('xsan', 'cluster', 'recover', '--dry-run')).volumes, [])
+  assert.deepEqual(await volumes(), before)
+  const { items } = await json<{ items: Array<{ key: string; value: unknown }> }>('xsan', 'config', 'show')
+  assert.equal(items.find(({ key }) => key === 'log.level')?.value, 'INFO')
+  assert.equal((await json<{ health: string }>('xsan', 'cluster', 'status')).health, 'safe')
+})
+
+test('--watch prints one JSON object per line until it is interrupted', { timeout: TEST_MS }, async () => {
+  const child = spawn(bin('xsan'), ['--server', cluster.nodes[0]!.grpc, 'node', 'list', '--watch', '-o', 'json'], { stdio: ['ignore', 'pipe', 'ignore'] })
+  let stdout = ''
+  child.stdout.on('data', (chunk: Buffer) => (stdout += chunk.toString()))
+  await until('three lines', 30_000, () => stdout.split('\n').length > 3)
+  await endChild(child)
+  for (const line of stdout.trimEnd().split('\n').slice(0, 3)) assert.equal((JSON.parse(line) as { nodes: unknown[] }).nodes.length, 3)
 })
 
 test('xsan-debug: blocks of a volume, and version, state and checksum of every copy', { timeout: TEST_MS }, async () => {

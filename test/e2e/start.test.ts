@@ -52,8 +52,8 @@ class Node {
     })
   }
 
-  start(config = this.config): void {
-    const child = spawn(bin('xsand'), ['--config', config], { stdio: ['ignore', 'ignore', 'pipe'] })
+  start(config = this.config, env: Readonly<Record<string, string>> = {}): void {
+    const child = spawn(bin('xsand'), ['--config', config], { stdio: ['ignore', 'ignore', 'pipe'], env: { ...process.env, ...env } })
     child.stderr.on('data', (chunk: Buffer) => {
       this.#stderr += chunk.toString()
     })
@@ -257,4 +257,29 @@ test('a configuration with errors names all of them and starts nothing', { timeo
   assert.ok(!existsSync(join(node.dir, 'data')))
   const missing = await run(bin('xsand'), ['--config', join(node.dir, 'none.json')])
   assert.match(missing.stderr, /XSAN-003 NOT_FOUND: there is no configuration file .*none\.json/)
+})
+
+const NOTIFY_LISTENER = `
+import os, socket, sys
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+s.bind(sys.argv[1])
+print('listening', flush=True)
+while True:
+    print(s.recv(4096).decode().replace(chr(10), ' '), flush=True)
+`
+
+test('the service manager hears of start, state, watchdog and stop', { timeout: TIMEOUT_MS }, async (t) => {
+  const node = new Node(t)
+  const socket = join(node.dir, 'notify.sock')
+  const listener = spawn('python3', ['-c', NOTIFY_LISTENER, socket], { stdio: ['ignore', 'pipe', 'inherit'] })
+  t.after(() => endChild(listener))
+  let heard = ''
+  listener.stdout.on('data', (chunk: Buffer) => (heard += chunk.toString()))
+  await until('the listener is there', 10_000, () => heard.includes('listening'))
+  node.start(node.config, { NOTIFY_SOCKET: socket, WATCHDOG_USEC: '900000' })
+  await node.init()
+  await until(`ready and watched\n${heard}`, 20_000, () => /STATUS=ready/.test(heard) && heard.split('WATCHDOG=1').length > 3)
+  assert.match(heard, /READY=1 STATUS=uninitialized: .* MAINPID=\d+/)
+  assert.equal(await node.end('SIGTERM'), 0)
+  await until(`stopping\n${heard}`, 5000, () => heard.includes('STOPPING=1'))
 })

@@ -4,4 +4,5 @@
 #![cfg_attr(test, allow(dead_code))]
 
 mod io;
+mod notify;
 mod raft;

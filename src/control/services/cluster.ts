@@ -1,16 +1,18 @@
 /** xsan.v1.Cluster, of a member (Init and Join of a node that is none are in plane.ts). */
 import { XsanError } from '../../base/errors.ts'
 import type { NodeNumber } from '../../base/ids.ts'
+import { BLOCK_BYTES } from '../../base/units.ts'
 import type { Message } from '../../env/control.ts'
 import { ReplicaState } from '../../placement/chain.ts'
+import { slotOf } from '../../placement/ring.ts'
 import { View } from '../../placement/view.ts'
 import { toHex } from '../auth.ts'
 import { healthOf } from '../health.ts'
 import type { Coordinator } from '../leader.ts'
 import { replicaCount } from '../settings.ts'
-import type { NodeRecord } from '../state.ts'
+import type { ClusterState, NodeRecord } from '../state.ts'
 import { encodeToken, hashSecret } from '../token.ts'
-import { type AdminService, atLeader, flag, fresh, here, number, type ServiceContext, text } from './service.ts'
+import { type AdminService, atLeader, flag, fresh, here, number, type ServiceContext, text, tryOut } from './service.ts'
 
 /** A heartbeat of a process that died may still arrive for so long after its death is known. */
 const BEAT_LATE_MS = 250
@@ -62,7 +64,7 @@ export const clusterService: AdminService = {
       })
       coordinator.recover({ loss: flag(request, 'acceptDataLoss') })
     }
-    return { slots, slotsTotal: context.state.chains.length, waitsFor }
+    return { slots, slotsTotal: context.state.chains.length, waitsFor, volumes: slots === 0 ? [] : volumesIn(context, coordinator) }
   }),
 
   RemoveNode: atLeader(async (context, request, call) => {
@@ -80,8 +82,10 @@ export const clusterService: AdminService = {
         throw new XsanError('BUSY', `without ${nodeId} there are ${left.size} nodes with disks for ${wanted} copies`, 'Add a node first, or say --force.')
       }
     }
-    await coordinator.propose('node.leave', { node: node.node }, call.requestId)
-    return { nodeId }
+    const chains = state.chains.filter(({ entries }) => entries.some((entry) => entry.node === node.node)).length
+    if (flag(request, 'dryRun')) tryOut(state, 'node.leave', { node: node.node })
+    else await coordinator.propose('node.leave', { node: node.node }, call.requestId)
+    return { nodeId, chains }
   }),
 }
 
@@ -95,11 +99,34 @@ function missing({ state }: ServiceContext, coordinator: Coordinator): Missing {
   const nodes = new Set<NodeNumber>()
   let slots = 0
   for (const { entries } of state.chains) {
-    if (entries.some((entry) => entry.state === ReplicaState.SERVING && coordinator.view.view(entry.node) !== View.DOWN)) continue
+    if (isServed(entries, coordinator)) continue
     slots++
     for (const entry of entries) if (entry.state <= ReplicaState.LASTSRV && coordinator.view.view(entry.node) !== View.UP) nodes.add(entry.node)
   }
   return { slots, waitsFor: [...nodes].sort((a, b) => a - b).map((node) => state.nodes.get(node)?.id ?? String(node)) }
+}
+
+function isServed(entries: ClusterState['chains'][number]['entries'], coordinator: Coordinator): boolean {
+  return entries.some((entry) => entry.state === ReplicaState.SERVING && coordinator.view.view(entry.node) !== View.DOWN)
+}
+
+/** Blocks of a volume that are looked at, spread over it, before their number is estimated. */
+const LOOKED_AT_MAX = 65_536
+
+/** What of each volume lies in slots that cannot be used; whether anything was written there, only the missing copies know. */
+function volumesIn({ state }: ServiceContext, coordinator: Coordinator): Message[] {
+  const { slotCount } = state.theCluster
+  const unserved = state.chains.map(({ entries }) => !isServed(entries, coordinator))
+  return [...state.volumes.values()]
+    .sort((a, b) => a.volume - b.volume)
+    .map(({ volume, name, sizeBytes }) => {
+      const blocks = Math.ceil(sizeBytes / BLOCK_BYTES)
+      const step = Math.max(1, Math.ceil(blocks / LOOKED_AT_MAX))
+      let missing = 0
+      for (let index = 0; index < blocks; index += step) if (unserved[slotOf(volume, index, slotCount)]) missing += Math.min(step, blocks - index)
+      return { id: volume, name, blocks, blocksMissing: missing }
+    })
+    .filter(({ blocksMissing }) => blocksMissing > 0)
 }
 
 /** `coordinator` undefined: what a node without a leader can say. */

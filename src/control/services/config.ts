@@ -3,7 +3,7 @@ import { XsanError } from '../../base/errors.ts'
 import type { Message } from '../../env/control.ts'
 import { CLUSTER_KEYS } from '../settings.ts'
 import type { SettingValue } from '../state.ts'
-import { type AdminService, atLeader, fresh, here, type ServiceContext, text } from './service.ts'
+import { type AdminService, atLeader, flag, fresh, here, type ServiceContext, text, tryOut } from './service.ts'
 
 const ASK_TIMEOUT_MS = 3000
 
@@ -30,6 +30,10 @@ export const configService: AdminService = {
     const value = parse(jsonOrText(text(request, 'valueJson')))
     if (typeof value !== 'number' && typeof value !== 'boolean' && typeof value !== 'string')
       throw new XsanError('INVALID_PARAM', `${key} cannot be set by itself`)
+    if (flag(request, 'dryRun')) {
+      tryOut(context.state, 'settings.set', { key, value })
+      return { item: { key, valueJson: JSON.stringify(value), origin: 'cluster', hot: true, description: '' } }
+    }
     await coordinator.propose('settings.set', { key, value }, call.requestId)
     return {
       item: configItems(context).find((item) => item['key'] === key) ?? { key, valueJson: JSON.stringify(value), origin: 'cluster', hot, description: '' },

@@ -2,8 +2,10 @@
 import { XsanError } from '../../base/errors.ts'
 import type { DiskNumber } from '../../base/ids.ts'
 import { View } from '../../placement/view.ts'
+import { DISK_GONE } from '../ops/node-register.ts'
+import type { DiskRecord } from '../state.ts'
 import { page } from './pages.ts'
-import { type AdminService, atLeader, fresh, text } from './service.ts'
+import { type AdminService, atLeader, flag, fresh, text } from './service.ts'
 
 export const diskService: AdminService = {
   List: atLeader(async (context, request) => {
@@ -13,7 +15,9 @@ export const diskService: AdminService = {
     if (nodeId !== '' && state.nodeById(nodeId) === undefined) throw new XsanError('NODE_NOT_FOUND', `there is no node ${nodeId}`, 'See `xsan node list`.')
     const replicas = new Map<DiskNumber, number>()
     for (const chain of state.chains) for (const { disk } of chain.entries) replicas.set(disk, (replicas.get(disk) ?? 0) + 1)
-    const disks = [...state.disks.values()].filter((disk) => nodeId === '' || state.nodes.get(disk.node)?.id === nodeId).sort((a, b) => a.disk - b.disk)
+    const isRemoved = (disk: DiskRecord) => disk.state === 'failed' && disk.reason === DISK_GONE && !replicas.has(disk.disk)
+    const wanted = flag(request, 'all') ? [...state.disks.values()] : [...state.disks.values()].filter((disk) => !isRemoved(disk))
+    const disks = wanted.filter((disk) => nodeId === '' || state.nodes.get(disk.node)?.id === nodeId).sort((a, b) => a.disk - b.disk)
     const { items, nextPageToken } = page(disks, (disk) => disk.disk, request)
     return {
       disks: items.map((disk) => {
@@ -27,7 +31,17 @@ export const diskService: AdminService = {
           path: disk.path,
           type: disk.type,
           role: disk.role,
-          state: disk.state === 'failed' ? 'failed' : !up ? 'offline' : leaving ? 'draining' : reported?.rejectCreate === true ? 'full' : 'ok',
+          state: isRemoved(disk)
+            ? 'removed'
+            : disk.state === 'failed'
+              ? 'failed'
+              : !up
+                ? 'offline'
+                : leaving
+                  ? 'draining'
+                  : reported?.rejectCreate === true
+                    ? 'full'
+                    : 'ok',
           reason: disk.reason,
           capacityBytes: disk.capacityBytes,
           usedBytes: reported?.usedBytes ?? 0,

@@ -111,8 +111,8 @@ export const LEADER_PEER_METHODS: Readonly<Record<string, PeerHandler>> = {
 
   async Renew(context, request, { sender }) {
     const coordinator = await context.coordinator()
-    const { granted, reason, leaseMs, tableRevision } = await coordinator.renew(sender.node, sender.incarnation, number(request, 'tableRevision'))
-    return { granted, reason, leaseMs, tableRevision, leader: context.config.nodeId }
+    const { granted, reason, leaseMs, tableRevision, renewInMs } = await coordinator.renew(sender.node, sender.incarnation, number(request, 'tableRevision'))
+    return { granted, reason, leaseMs, tableRevision, renewInMs, leader: context.config.nodeId }
   },
 
   async Report(context, request, { sender }) {

@@ -3,11 +3,13 @@ import type { Incarnation, NodeNumber } from '../../base/ids.ts'
 import type { ControlEnv, Message } from '../../env/control.ts'
 import type { ReactorQuery } from '../../placement/messages.ts'
 import type { Raft } from '../../raft/driver.ts'
+import { type ArgsOf, OPERATIONS, type OperationName, type ResultOf } from '../command.ts'
 import type { Heartbeats } from '../heartbeat.ts'
 import type { Coordinator } from '../leader.ts'
 import type { AgentStats } from '../node-agent.ts'
+import type { Operation } from '../ops/operation.ts'
 import type { ControlConfig, Hmac } from '../options.ts'
-import type { ClusterState } from '../state.ts'
+import { ClusterState } from '../state.ts'
 
 /** Questions a node answers: to its data plane, or to its control plane. */
 export type NodeQuery = ReactorQuery | { readonly kind: 'config' } | { readonly kind: 'perf' } | { readonly kind: 'flight' }
@@ -53,6 +55,14 @@ export async function fresh(context: ServiceContext): Promise<Coordinator> {
   const coordinator = await context.coordinator()
   await context.raft.readIndex({ asLeader: true, timeoutMs: 2000 })
   return coordinator
+}
+
+/** Says what a command would do, or throws what it would be refused with: applied to a copy of the state, and nothing is kept. */
+export function tryOut<N extends OperationName>(state: ClusterState, op: N, args: ArgsOf<N>): ResultOf<N> {
+  const copy = new ClusterState()
+  copy.load(state.pairs())
+  copy.begin(Number.MAX_SAFE_INTEGER)
+  return (OPERATIONS[op] as Operation<ArgsOf<N>, ResultOf<N>>).apply(copy, args)
 }
 
 export const text = (request: Message, field: string): string => {

@@ -8,7 +8,7 @@ import type { Coordinator } from '../leader.ts'
 import { booleanSetting, defaultReplicas, NO_OWN, replicaCount } from '../settings.ts'
 import type { VolumeRecord } from '../state.ts'
 import { page } from './pages.ts'
-import { type AdminService, atLeader, fresh, number, type ServiceContext, text } from './service.ts'
+import { type AdminService, atLeader, flag, fresh, number, type ServiceContext, text, tryOut } from './service.ts'
 
 const COUNT_TIMEOUT_MS = 1500
 
@@ -17,20 +17,17 @@ export const volumeService: AdminService = {
     const { state, env, config } = context
     const coordinator = await fresh(context)
     const syncWhenWrite = request['syncWhenWrite']
-    const record = await coordinator.propose(
-      'volume.create',
-      {
-        name: text(request, 'name'),
-        sizeBytes: number(request, 'sizeBytes'),
-        replicas: number(request, 'replicas') || fewer(defaultReplicas(state), nodesWithDisks(context)),
-        minCopies: number(request, 'minCopies') || 1,
-        syncWhenWrite: typeof syncWhenWrite === 'boolean' ? syncWhenWrite : booleanSetting(state, NO_OWN, 'storage.sync_when_write', config.syncWhenWrite),
-        readOnly: false,
-        createdAtMs: env.clock.wallMs(),
-      },
-      call.requestId,
-    )
-    return volumeInfo(context, coordinator, record, new Map())
+    const args = {
+      name: text(request, 'name'),
+      sizeBytes: number(request, 'sizeBytes'),
+      replicas: number(request, 'replicas') || fewer(defaultReplicas(state), nodesWithDisks(context)),
+      minCopies: number(request, 'minCopies') || 1,
+      syncWhenWrite: typeof syncWhenWrite === 'boolean' ? syncWhenWrite : booleanSetting(state, NO_OWN, 'storage.sync_when_write', config.syncWhenWrite),
+      readOnly: false,
+      createdAtMs: env.clock.wallMs(),
+    }
+    if (flag(request, 'dryRun')) return { ...volumeInfo(context, coordinator, tryOut(state, 'volume.create', args), new Map()), id: 0 }
+    return volumeInfo(context, coordinator, await coordinator.propose('volume.create', args, call.requestId), new Map())
   }),
 
   List: atLeader(async (context, request) => {
@@ -51,13 +48,18 @@ export const volumeService: AdminService = {
     const coordinator = await fresh(context)
     const { volume } = theVolume(context, text(request, 'volume'))
     const args = { volume, sizeBytes: number(request, 'sizeBytes') }
-    const record = await coordinator.propose('volume.resize', args, call.requestId)
+    const record = flag(request, 'dryRun') ? tryOut(context.state, 'volume.resize', args) : await coordinator.propose('volume.resize', args, call.requestId)
     return volumeInfo(context, coordinator, record, await allocatedBlocks(context, coordinator))
   }),
 
   Delete: atLeader(async (context, request, call) => {
     const coordinator = await fresh(context)
     const name = text(request, 'volume')
+    if (flag(request, 'dryRun')) {
+      const { volume } = tryOut(context.state, 'volume.delete', { volume: theVolume(context, name).volume })
+      const allocated = await allocatedBlocks(context, coordinator)
+      return { id: volume, name: theVolume(context, name).name, allocatedBytes: (allocated.get(volume) ?? 0) * BLOCK_BYTES }
+    }
     // repeated after its answer was lost: the volume is gone, the result is not
     const repeated = context.state.recentResult(call.requestId)?.value as VolumeRecord | undefined
     const record = repeated ?? (await coordinator.propose('volume.delete', { volume: theVolume(context, name).volume }, call.requestId))

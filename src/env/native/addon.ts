@@ -67,6 +67,8 @@ export interface NativeAddon {
   bootTimeMs(): number
   /** From any thread; false when the queue with this wake id is gone. */
   wakeQueue(wakeId: number): boolean
+  /** A datagram to the service manager's socket (sd_notify); throws when it cannot be sent. */
+  notifyService(socket: string, message: string): void
   /** CRC-32C of JavaScript memory. */
   crc32c(bytes: Uint8Array): number
 }
