@@ -28,6 +28,8 @@ const RETRY_MS = 50
 const TICK_MS_MAX = 250
 const TICK_MS_MIN = 10
 const LOOK_EVERY_MS = 2000
+/** While nobody is in doubt, a renewal waits so long for those of other nodes: one read-index round confirms them all. */
+const GATHER_MS = 4
 const ROUND_TIMEOUT_MS = 1000
 /** Quiet time after a loss before anything is moved. */
 const CALM_AFTER_MS = 2000
@@ -46,6 +48,8 @@ export interface Grant {
   readonly reason: string
   readonly leaseMs: number
   readonly tableRevision: number
+  /** When the next renewal is wanted, from the sending of this answer. */
+  readonly renewInMs: number
 }
 
 export interface CoordinatorOptions {
@@ -111,6 +115,8 @@ export class Coordinator {
   #seenRevision = -1
   #lookedMs = 0
   #unavailableSinceMs: number | undefined
+  /** The renewals that are being gathered: resolves when their round may start. */
+  #gathering: Promise<void> | undefined
   #acceptDataLoss = false
   #recoverNow = false
 
@@ -184,6 +190,7 @@ export class Coordinator {
     const arrivedMs = this.#clock.nowMs()
     const generation = this.#generation
     this.#checkSender(node, incarnation)
+    if (this.ready && this.view.rows().every((row) => row.view === View.UP)) await this.#gather()
     await this.#confirmLeadership()
     if (this.#stopped) throw notLeader()
     this.#checkSender(node, incarnation)
@@ -191,7 +198,7 @@ export class Coordinator {
     lease.seenMs = arrivedMs
     this.#confirm(lease, incarnation, tableRevision)
     const { leaseMs } = this.#options
-    const refuse = (reason: string): Grant => ({ granted: false, reason, leaseMs, tableRevision: this.#state.revision })
+    const refuse = (reason: string): Grant => ({ granted: false, reason, leaseMs, tableRevision: this.#state.revision, renewInMs: this.#renewInMs() })
     if (this.#blocked.has(node)) return refuse('a change of the chains without this node is under way')
     const oldest = lease.told[0]
     if (tableRevision < this.#state.revision && oldest !== undefined && arrivedMs - oldest.sinceMs > leaseMs / 2) {
@@ -204,7 +211,7 @@ export class Coordinator {
     if (generation !== this.#generation && this.view.view(node) === View.DOWN) return refuse('it was found to be down meanwhile')
     lease.endMs = Math.max(lease.endMs, arrivedMs + leaseMs * (1 + DRIFT_BOUND))
     if (generation === this.#generation && this.view.view(node) !== View.UP && this.view.renewal(node, incarnation)) this.#cameUp(node, lease)
-    return { granted: true, reason: '', leaseMs, tableRevision: this.#state.revision }
+    return { granted: true, reason: '', leaseMs, tableRevision: this.#state.revision, renewInMs: this.#renewInMs() }
   }
 
   /** Proofs of death, bound to incarnations (design 4). */
@@ -309,6 +316,8 @@ export class Coordinator {
       if (node.incarnation > this.view.incarnation(node.node)) {
         const isFirst = this.view.incarnation(node.node) === 0
         this.view.registered(node.node, node.incarnation)
+        // DOWN until its first renewal; it is the older process whose connections have to go, and its peers know that by themselves
+        this.#told.add(node.node)
         if (!isFirst) this.#wentDown(node.node)
         news = true
       }
@@ -369,6 +378,20 @@ export class Coordinator {
   #hasDraining(): boolean {
     for (const chain of this.#state.distinctChains) if (chain.entries.some((entry) => entry.state === ReplicaState.DRAINING)) return true
     return false
+  }
+
+  #gather(): Promise<void> {
+    this.#gathering ??= this.#sleep(GATHER_MS).then(() => {
+      this.#gathering = undefined
+    })
+    return this.#gathering
+  }
+
+  /** To the next multiple of L/4 on this node's clock, the same moment for all nodes. */
+  #renewInMs(): number {
+    const everyMs = this.#options.leaseMs / 4
+    const leftMs = everyMs - (this.#clock.nowMs() % everyMs)
+    return Math.ceil(leftMs < everyMs / 4 ? leftMs + everyMs : leftMs)
   }
 
   /** A read-index round that starts after this call (calls of the same turn share one), never behind an older round: a loss must not wait for that. */

@@ -100,7 +100,7 @@ export class Member {
     this.#authenticator = new Authenticator(hmac, fromHex(identity.clusterKey))
     this.#grpcOf = new Map(identity.members.map(({ node, grpc }) => [node, grpc]))
     this.#transport = new RpcRaftTransport({
-      step: (to, request, timeoutMs) => this.#callPeer(to, 'RaftStep', request, timeoutMs),
+      step: (to, request, timeoutMs) => this.#callPeer(to, 'RaftStep', request, timeoutMs, true),
       onUnreachable: (node) => {
         this.#raft?.reportUnreachable(node)
       },
@@ -502,7 +502,7 @@ export class Member {
     return handler(this.#context, request, { sender, timeoutMs })
   }
 
-  async #callPeer(to: NodeNumber, method: string, request: Message, timeoutMs: number): Promise<Message> {
+  async #callPeer(to: NodeNumber, method: string, request: Message, timeoutMs: number, oneWay = false): Promise<Message> {
     const { env, config } = this.#options
     if (this.state.nodesRevision !== this.#nodesRevision) {
       this.#nodesRevision = this.state.nodesRevision
@@ -512,12 +512,12 @@ export class Member {
     if (address === undefined) throw new XsanError('NODE_UNREACHABLE', `the address of node ${to} is not known`)
     if (method === 'Admit') return env.rpc.call(address, `${PEER}/${method}`, request, { timeoutMs })
     const sender = { clusterUuid: this.identity.clusterUuid, node: this.node, incarnation: this.#incarnation, nodeId: config.nodeId }
-    return env.rpc.call(address, `${PEER}/${method}`, this.#authenticator.sign(method, { ...request, sender }), { timeoutMs })
+    return env.rpc.call(address, `${PEER}/${method}`, this.#authenticator.sign(method, { ...request, sender }), { timeoutMs, oneWay })
   }
 
   #nudge(node: NodeNumber): void {
     if (node === this.node) this.#agent?.renewNow()
-    else this.#callPeer(node, 'Nudge', { term: this.#openRaft().term }, NUDGE_TIMEOUT_MS).catch(() => undefined)
+    else this.#callPeer(node, 'Nudge', { term: this.#openRaft().term }, NUDGE_TIMEOUT_MS, true).catch(() => undefined)
   }
 
   async #ask(node: NodeNumber, query: NodeQuery, timeoutMs: number): Promise<unknown> {

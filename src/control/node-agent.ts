@@ -227,9 +227,9 @@ export class NodeAgent {
 
   // ---- renewals -----------------------------------------------------------------------------------------------------------
 
-  #armRenewal(): void {
+  #armRenewal(delayMs = this.#options.leaseMs / 4): void {
     if (this.#renewTimer !== undefined) this.#clock.clearTimer(this.#renewTimer)
-    this.#renewTimer = this.#clock.setTimer(this.#options.leaseMs / 4, () => {
+    this.#renewTimer = this.#clock.setTimer(delayMs, () => {
       this.#renewTimer = undefined
       this.renewNow()
       this.#armRenewal()
@@ -263,6 +263,9 @@ export class NodeAgent {
       }
       if (this.#refusalLogged !== '') log.log('INFO', 'the lease is renewed again')
       this.#refusalLogged = ''
+      // all nodes at the same moment, as the leader wishes; without its wish, or until its answer, every L/4
+      const renewInMs = Number(answer['renewInMs'])
+      if (this.#renewTimer !== undefined && renewInMs > 0 && renewInMs <= (leaseMs * 5) / 16 + 1) this.#armRenewal(renewInMs)
       const untilMs = sentMs + Number(answer['leaseMs'])
       const revision = Number(answer['tableRevision'])
       if (this.#grant === undefined || untilMs > this.#grant.untilMs) this.#grant = { untilMs, revision }

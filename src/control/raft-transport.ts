@@ -1,5 +1,5 @@
 /**
- * Messages of the Raft core as calls of Peer/RaftStep: per node one call under way, what comes meanwhile goes with the next one.
+ * Messages of the Raft core as one-way calls of Peer/RaftStep, in order per node; what comes while there is no room goes with the next one.
  * Best effort: what cannot be delivered is dropped (the core sends again) and the driver is told.
  */
 import { messageOf } from '../base/errors.ts'

@@ -18,13 +18,23 @@ export interface CallContext {
 /** Throws XsanError; anything else that is thrown is a bug and reaches the caller as INTERNAL. */
 export type MethodHandler = (request: Message, context: CallContext) => Promise<Message>
 
+export interface CallOptions {
+  readonly timeoutMs: number
+  readonly metadata?: Readonly<Record<string, string>>
+  /**
+   * Nobody waits for the answer: resolves with {} when the request is on its way, in order with others of its kind to the same address, and not before
+   * there is room for it. What becomes of it is not told; a rejection may be about an earlier one.
+   */
+  readonly oneWay?: boolean
+}
+
 export interface Rpc {
   /** `service` as in proto/, e.g. "xsan.v1.Volume"; `methods` by their proto names. Call before `listen`. */
   serve(service: string, methods: Readonly<Record<string, MethodHandler>>): void
   /** Serves on host:port; resolves when bound. Rejects with XsanError (BUSY, naming the port and its holder when known). */
   listen(options: { host: string; port: number }): Promise<{ port: number }>
   /** `method` as "xsan.v1.Volume/Create". Rejects with XsanError: the server's own, NODE_UNREACHABLE, or NETWORK_TIMEOUT. */
-  call(address: string, method: string, request: Message, options: { timeoutMs: number; metadata?: Readonly<Record<string, string>> }): Promise<Message>
+  call(address: string, method: string, request: Message, options: CallOptions): Promise<Message>
   close(): Promise<void>
 }
 

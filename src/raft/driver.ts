@@ -92,9 +92,9 @@ export interface RaftNodeOptions {
   readonly start: { readonly voters: readonly NodeNumber[] } | 'join'
   /** Election timeouts are drawn from [t, 2t); a leader without a quorum's answers for t steps down. Default 1000. */
   readonly electionTimeoutMs?: number
-  /** Default 50. */
+  /** Default: a tenth of the election timeout, from 10 to 100. An idle node wakes up for each. */
   readonly tickMs?: number
-  /** Of the leader. Default: a fifth of the election timeout, whole ticks. Each one costs every node a wake-up. */
+  /** Of the leader. Default: a fifth of the election timeout, whole ticks. */
   readonly heartbeatMs?: number
   /** The log is cut when it holds more than this many applied entries (or 64 MiB of commands). Default 10000. */
   readonly compactAfterEntries?: number
@@ -192,7 +192,8 @@ export class NotLeaderError extends XsanError {
 }
 
 const ELECTION_TIMEOUT_MS = 1000
-const TICK_MS = 50
+const TICK_MS_MIN = 10
+const TICK_MS_MAX = 100
 const COMPACT_AFTER_ENTRIES = 10_000
 const KEEP_ENTRIES = 1000
 const SNAPSHOT_TIMEOUT_MS = 10_000
@@ -210,7 +211,7 @@ const LOG_BYTES_MAX = 64 * MiB
 const CUT_ENTRIES_MAX = 2000
 const GATHERED_OPS_MAX = 4096
 /** A round without an answer (a lost message, a leader that has committed nothing in its term yet) is asked again after this. */
-const ROUND_RETRY_TICKS = 3
+const ROUND_RETRY_TICKS = 2
 const RANK_DELAY_MS = 50
 /** After a leader was proven dead: campaign again while no leader is known. */
 const CAMPAIGN_RETRY_MS = 150
@@ -303,7 +304,7 @@ export class RaftNode implements Raft {
     assert(!stateMachine.prefix.startsWith('raft/') && stateMachine.prefix.length > 0, 'the state machine needs a prefix of its own')
     const { store, records, isNew } = await LogStore.open(kv, initialState(options), stateMachine.prefix)
     const state = store.state
-    const tickMs = options.tickMs ?? TICK_MS
+    const tickMs = tickOf(options)
     const electionTicks = Math.max(3, Math.ceil((options.electionTimeoutMs ?? ELECTION_TIMEOUT_MS) / tickMs))
     const heartbeatTicks = Math.min(electionTicks - 1, Math.max(1, Math.floor((options.heartbeatMs ?? (electionTicks * tickMs) / 5) / tickMs)))
     let core: RaftCore
@@ -351,7 +352,7 @@ export class RaftNode implements Raft {
     this.#transport = options.transport
     this.#machine = options.stateMachine
     this.#events = options.events
-    this.#tickMs = options.tickMs ?? TICK_MS
+    this.#tickMs = tickOf(options)
     this.#electionTimeoutMs = options.electionTimeoutMs ?? ELECTION_TIMEOUT_MS
     this.#compactAfterEntries = options.compactAfterEntries ?? COMPACT_AFTER_ENTRIES
     this.#keepEntries = options.keepEntries ?? KEEP_ENTRIES
@@ -922,6 +923,10 @@ export class RaftNode implements Raft {
         fail(reader, new NotLeaderError(this.isLeader ? this.id : this.#leader))
     }
   }
+}
+
+function tickOf({ tickMs, electionTimeoutMs = ELECTION_TIMEOUT_MS }: RaftNodeOptions): number {
+  return tickMs ?? Math.max(TICK_MS_MIN, Math.min(TICK_MS_MAX, Math.floor(electionTimeoutMs / 10)))
 }
 
 function initialState({ id, start }: RaftNodeOptions): StoredState {

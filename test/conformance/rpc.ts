@@ -156,6 +156,63 @@ export function rpcConformance(name: string, makeFixture: MakeFixture<Rpc>): voi
     )
   })
 
+  scenario('one-way calls arrive and are not waited for', async (fixture) => {
+    const seen: number[] = []
+    const { address } = await serving(fixture, 'xsan.v1.Peer', {
+      Nudge: (request) => {
+        seen.push(Number(request['term']))
+        return new Promise<Message>(() => {})
+      },
+      Query: async () => ({}),
+    })
+    const caller = await client(fixture)
+    for (let term = 1; term <= 50; term++) {
+      assert.deepEqual(await fixture.run(caller.call(address, 'xsan.v1.Peer/Nudge', { term }, { timeoutMs: TIMEOUT_MS, oneWay: true })), {})
+    }
+    for (let i = 0; i < 100 && seen.length < 50; i++) await fixture.run(caller.call(address, 'xsan.v1.Peer/Query', {}, { timeoutMs: TIMEOUT_MS }))
+    assert.deepEqual(
+      seen.toSorted((a, b) => a - b),
+      Array.from({ length: 50 }, (_, i) => i + 1),
+    )
+  })
+
+  scenario('one-way calls to where nobody listens are lost, or rejected; later ones arrive when somebody does', async (fixture) => {
+    const first = await serving(fixture, 'xsan.v1.Peer', { Nudge: async () => ({}) })
+    await fixture.run(first.server.close())
+    const caller = await client(fixture)
+    const nudge = () => caller.call(first.address, 'xsan.v1.Peer/Nudge', { term: 1 }, { timeoutMs: 1000, oneWay: true })
+    const outcomes = new Set<string>()
+    for (let i = 0; i < 5; i++) {
+      outcomes.add(
+        await fixture.run(
+          nudge().then(
+            () => 'lost',
+            (error: XsanError) => error.status,
+          ),
+        ),
+      )
+    }
+    assert.deepEqual(
+      [...outcomes].filter((outcome) => outcome !== 'lost' && outcome !== 'NODE_UNREACHABLE'),
+      [],
+    )
+    let arrived = false
+    const { subject: second } = await fixture.create()
+    second.serve('xsan.v1.Peer', {
+      Nudge: async () => {
+        arrived = true
+        return {}
+      },
+      Query: async () => ({}),
+    })
+    await fixture.run(second.listen({ host: first.host, port: first.port }))
+    for (let i = 0; i < 200 && !arrived; i++) {
+      await fixture.run(nudge().catch(() => undefined))
+      await fixture.run(caller.call(first.address, 'xsan.v1.Peer/Query', {}, { timeoutMs: 100 }).catch(() => undefined))
+    }
+    assert.ok(arrived)
+  })
+
   scenario('closing twice is harmless', async (fixture) => {
     const { server } = await serving(fixture, 'xsan.v1.Cluster', { Status: async () => ({}) })
     await fixture.run(server.close())

@@ -76,15 +76,16 @@ test('when the other side goes away, what waits is NODE_UNREACHABLE; when it is 
 })
 
 test('a side that closes answers what is under way, and does not wait for the stream to end by itself', BOUND, async (t) => {
-  let release = (): void => undefined
-  const { ask, server } = await pair(t, (request, context) =>
-    request['queryJson'] === 'x' ? echo(request, context) : new Promise((resolve) => (release = () => resolve({ answerJson: 'late' }))),
-  )
-  await ask('x')
+  const arrived = Promise.withResolvers<void>()
+  const released = Promise.withResolvers<{ answerJson: string }>()
+  const { ask, server } = await pair(t, () => {
+    arrived.resolve()
+    return released.promise
+  })
   const answer = ask('slow')
-  await new Promise((resolve) => setTimeout(resolve, 100))
+  await arrived.promise
   const closing = server.close()
-  release()
+  released.resolve({ answerJson: 'late' })
   assert.equal((await answer)['answerJson'], 'late')
   await closing
 })
@@ -94,6 +95,25 @@ test('the caller that closes gives up what waits as STOPPING', BOUND, async (t) 
   const waiting = assert.rejects(ask('x'), { status: 'STOPPING' })
   await caller.close()
   await waiting
+})
+
+test('one-way calls arrive in order; a reader that does not read holds them back instead of filling memory', BOUND, async (t) => {
+  const seen: number[] = []
+  const { caller, address } = await pair(t, async (request) => {
+    seen.push(String(request['queryJson']).length)
+    return {}
+  })
+  const tell = (bytes: number) => caller.call(address, QUERY, { queryJson: 'x'.repeat(bytes) }, { timeoutMs: 10_000, oneWay: true })
+  for (let i = 1; i <= 200; i++) await tell(i)
+  while (seen.length < 200) await new Promise((resolve) => setTimeout(resolve, 5))
+  assert.deepEqual(
+    seen,
+    Array.from({ length: 200 }, (_, i) => i + 1),
+  )
+  // 30 MB through a stream of some KiB
+  for (let i = 0; i < 500; i++) await tell(60_000)
+  while (seen.length < 700) await new Promise((resolve) => setTimeout(resolve, 5))
+  assert.ok(seen.slice(200).every((bytes) => bytes === 60_000))
 })
 
 test('more calls than a link takes are refused as BUSY', BOUND, async (t) => {

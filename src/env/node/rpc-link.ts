@@ -5,6 +5,8 @@
  *   caller   { id, method, timeoutMs, body } ... gathered, one message per turn of the event loop ─────> handler
  *   caller <───── one message per turn, gathered { id, body | status, message, nextStep } ...           handler
  *
+ * A call with the id 0 is one-way: it is not answered.
+ *
  * Invariants:
  * - An id is answered at most once; an answer that comes after its call's deadline is dropped.
  * - When the stream ends, every call on it that waits is rejected; the next call opens a new stream.
@@ -19,6 +21,7 @@ import {
   type ServerDuplexStream,
   type ServiceError,
 } from '@grpc/grpc-js'
+import { assert } from '../../base/assert.ts'
 import { XsanError } from '../../base/errors.ts'
 import { Status, type StatusName } from '../../base/status.ts'
 import { fromServiceError, knownError } from './grpc-errors.ts'
@@ -60,7 +63,7 @@ interface Waiting {
   readonly reject: (error: XsanError) => void
 }
 
-/** The caller's side: one stream to one address. Over once `isOver`; then make another. */
+/** The caller's side: one stream to one address. Over once it has an `error`; then make another. */
 export class LinkClient {
   readonly #address: string
   readonly #stream: ClientDuplexStream<LinkCalls, LinkAnswers>
@@ -69,7 +72,10 @@ export class LinkClient {
   #nextId = 1
   #timer: NodeJS.Timeout | undefined
   #timerDueMs = 0
-  #isOver = false
+  /** One-way calls that wait for room in the stream. */
+  #stalled: Array<() => void> = []
+  #isFull = false
+  #error: ServiceError | undefined
 
   constructor(client: Client, definition: LinkDefinition, address: string) {
     this.#address = address
@@ -79,10 +85,15 @@ export class LinkClient {
     })
     this.#stream.on('error', (error: ServiceError) => this.#end(error))
     this.#stream.on('end', () => this.#end(closed('the other side closed the connection')))
+    this.#stream.on('drain', () => {
+      this.#isFull = false
+      for (const resume of this.#stalled.splice(0)) resume()
+    })
   }
 
-  get isOver(): boolean {
-    return this.#isOver
+  /** Why it is over. */
+  get error(): ServiceError | undefined {
+    return this.#error
   }
 
   /** Resolves with the encoded answer. Rejects with the handler's XsanError, NODE_UNREACHABLE, NETWORK_TIMEOUT, BUSY. */
@@ -92,12 +103,29 @@ export class LinkClient {
         throw new XsanError('BUSY', `${LINK_CALLS_MAX} calls to ${this.#address} wait for their answers`, 'See whether that node is overloaded.')
       const id = this.#nextId
       this.#nextId = id === 0xffff_ffff ? 1 : id + 1
+      assert(!this.#waiting.has(id), 'four thousand million calls were made while one waited')
       const deadlineMs = performance.now() + timeoutMs
       this.#waiting.set(id, { method, timeoutMs, deadlineMs, resolve, reject })
       this.#watch(deadlineMs)
-      if (this.#gathered.length === 0) setImmediate(() => this.#flush())
-      this.#gathered.push({ id, method, timeoutMs: Math.max(1, Math.ceil(timeoutMs)), body })
+      this.#gather({ id, method, timeoutMs: Math.max(1, Math.ceil(timeoutMs)), body })
     })
+  }
+
+  /** One-way. Resolves when it is on its way; a stream that is full is waited for, at most `timeoutMs` (then, or when the stream ends: rejects). */
+  async tell(method: string, body: Buffer, timeoutMs: number): Promise<void> {
+    if (this.#isFull) {
+      await new Promise<void>((resolve) => {
+        const timer = setTimeout(resolve, timeoutMs)
+        this.#stalled.push(() => {
+          clearTimeout(timer)
+          resolve()
+        })
+      })
+      const late: ServiceError | undefined = this.#isFull ? { ...closed('too late'), code: GrpcStatus.DEADLINE_EXCEEDED } : undefined
+      const error = this.#error ?? late
+      if (error !== undefined) throw fromServiceError(error, { address: this.#address, method, timeoutMs })
+    }
+    this.#gather({ id: 0, method, timeoutMs: Math.max(1, Math.ceil(timeoutMs)), body })
   }
 
   /** Rejects what waits with STOPPING. */
@@ -106,10 +134,15 @@ export class LinkClient {
     this.#stream.cancel()
   }
 
+  #gather(call: LinkCall): void {
+    if (this.#gathered.length === 0) setImmediate(() => this.#flush())
+    this.#gathered.push(call)
+  }
+
   #flush(): void {
     const calls = this.#gathered
     this.#gathered = []
-    if (!this.#isOver && calls.length > 0) this.#stream.write({ calls })
+    if (this.#error === undefined && calls.length > 0) this.#isFull = !this.#stream.write({ calls })
   }
 
   #take({ id, body, status, message, nextStep }: LinkAnswer): void {
@@ -145,9 +178,10 @@ export class LinkClient {
   }
 
   #end(error: ServiceError): void {
-    if (this.#isOver) return
-    this.#isOver = true
+    if (this.#error !== undefined) return
+    this.#error = error
     clearTimeout(this.#timer)
+    for (const resume of this.#stalled.splice(0)) resume()
     for (const { method, timeoutMs, reject } of this.#waiting.values()) reject(fromServiceError(error, { address: this.#address, method, timeoutMs }))
     this.#waiting.clear()
   }
@@ -217,6 +251,7 @@ export class LinkServer {
   }
 
   #send(answer: LinkAnswer): void {
+    if (answer.id === 0) return
     if (this.#gathered.length === 0) setImmediate(() => this.#flush())
     this.#gathered.push(answer)
   }

@@ -28,7 +28,7 @@ import { loadSync, type MessageTypeDefinition, type PackageDefinition } from '@g
 import { assert } from '../../base/assert.ts'
 import { messageOf, XsanError } from '../../base/errors.ts'
 import { MiB } from '../../base/units.ts'
-import type { CallContext, Log, Message, MethodHandler, Rpc } from '../control.ts'
+import type { CallContext, CallOptions, Log, Message, MethodHandler, Rpc } from '../control.ts'
 import { fromServiceError, toGrpcStatus } from './grpc-errors.ts'
 import { portHolder } from './port-holder.ts'
 import { LINK_BODY_BYTES_MAX, type LinkAnswers, type LinkCalls, LinkClient, type LinkDefinition, LinkServer } from './rpc-link.ts'
@@ -125,12 +125,7 @@ export class GrpcRpc implements Rpc {
     })
   }
 
-  async call(
-    address: string,
-    method: string,
-    request: Message,
-    { timeoutMs, metadata = {} }: { timeoutMs: number; metadata?: Readonly<Record<string, string>> },
-  ): Promise<Message> {
+  async call(address: string, method: string, request: Message, { timeoutMs, metadata = {}, oneWay = false }: CallOptions): Promise<Message> {
     if (this.#closed) throw new XsanError('STOPPING', `${method}: this process is stopping`)
     const [service = '', name = ''] = method.split('/')
     const definition = this.#service(service)[name] as unknown as Definition | undefined
@@ -138,6 +133,12 @@ export class GrpcRpc implements Rpc {
     this.#assertFields(definition, 'requestType', method, request)
     if (service === LINKED_SERVICE) {
       const body = definition.requestSerialize(request)
+      if (body.length <= LINK_BODY_BYTES_MAX && oneWay) {
+        const over = this.#connection(address).link?.error
+        await this.#link(address).tell(method, body, timeoutMs)
+        if (over !== undefined) throw fromServiceError(over, { address, method, timeoutMs })
+        return {}
+      }
       if (body.length <= LINK_BODY_BYTES_MAX) return decoded(definition.responseDeserialize, await this.#link(address).call(method, body, timeoutMs), method)
     }
     const sent = new Metadata()
@@ -234,7 +235,8 @@ export class GrpcRpc implements Rpc {
 
   #link(address: string): LinkClient {
     const connection = this.#connection(address)
-    if (connection.link === undefined || connection.link.isOver) connection.link = new LinkClient(connection.client, this.#linkDefinition().definition, address)
+    if (connection.link === undefined || connection.link.error !== undefined)
+      connection.link = new LinkClient(connection.client, this.#linkDefinition().definition, address)
     return connection.link
   }
 

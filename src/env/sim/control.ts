@@ -7,7 +7,22 @@
 import { assert } from '../../base/assert.ts'
 import { messageOf, XsanError } from '../../base/errors.ts'
 import type { Prng } from '../../base/prng.ts'
-import type { CallContext, Clock, ControlEnv, Datagram, Entropy, Kv, KvOp, Log, LogLevelName, Message, MethodHandler, Rpc, TimerId } from '../control.ts'
+import type {
+  CallContext,
+  CallOptions,
+  Clock,
+  ControlEnv,
+  Datagram,
+  Entropy,
+  Kv,
+  KvOp,
+  Log,
+  LogLevelName,
+  Message,
+  MethodHandler,
+  Rpc,
+  TimerId,
+} from '../control.ts'
 import type { SimHost, SimProcess } from './host.ts'
 import type { SimIoQueue } from './ioqueue.ts'
 import type { SimListener, SimNetwork } from './network.ts'
@@ -127,12 +142,7 @@ export class SimRpc implements Rpc {
     return { port }
   }
 
-  call(
-    address: string,
-    method: string,
-    request: Message,
-    { timeoutMs, metadata = {} }: { timeoutMs: number; metadata?: Readonly<Record<string, string>> },
-  ): Promise<Message> {
+  call(address: string, method: string, request: Message, { timeoutMs, metadata = {}, oneWay = false }: CallOptions): Promise<Message> {
     const process = this.#process
     const world = this.#world
     const { network } = this.#shared
@@ -199,6 +209,8 @@ export class SimRpc implements Rpc {
       if (atMs < lastMs && !this.#random.chance(RPC_REORDER)) atMs = lastMs
       this.#lastArrivalMs.set(key, Math.max(lastMs, atMs))
       world.scheduleAt(atMs, 'rpc', arrive)
+      // what meets a partition from now on is lost: nobody waits for it
+      if (oneWay) process.schedule(0, 'rpc sent', () => finish({ response: {} }))
     })
   }
 
