@@ -116,7 +116,7 @@ export class DataPlane {
   /** When blocks of deleted volumes are looked for, ascending. */
   #sweepAtMs: number[] = []
   #sweeping = false
-  /** Highest volume number of any table so far: numbers rise and are never used again, so what is below and absent is deleted. */
+  /** Highest volume number ever given, as far as the tables so far tell: numbers rise and are never used again, so what is below and absent is deleted. */
   #newestVolume = 0
 
   constructor(options: DataPlaneOptions) {
@@ -488,6 +488,7 @@ export class DataPlane {
     }
     if (message.volumes) {
       this.#flushes.volumesChanged()
+      this.#newestVolume = Math.max(this.#newestVolume, (message.nextVolume ?? 1) - 1)
       for (const { volume } of message.volumes) this.#newestVolume = Math.max(this.#newestVolume, volume)
       this.#sweepAtMs = SWEEP_AFTER_MS.map((afterMs) => this.#queue.nowMs + afterMs)
     }

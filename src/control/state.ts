@@ -302,6 +302,10 @@ export class ClusterState {
     return this.#meta.nextDisk++ as DiskNumber
   }
 
+  get nextVolume(): number {
+    return this.#meta.nextVolume
+  }
+
   takeVolumeNumber(): VolumeNumber {
     this.#dirty.add('meta')
     return this.#meta.nextVolume++ as VolumeNumber

@@ -19,7 +19,7 @@ export function tableSince(state: ClusterState, since: number): TableMessage | u
     chains: packChains(changed),
     ...(since === 0 || state.nodesRevision > since ? { nodes: tableNodes(state) } : {}),
     ...(since === 0 || state.disksRevision > since ? { disks: tableDisks(state) } : {}),
-    ...(since === 0 || state.volumesRevision > since ? { volumes: tableVolumes(state) } : {}),
+    ...(since === 0 || state.volumesRevision > since ? { volumes: tableVolumes(state), nextVolume: state.nextVolume } : {}),
   }
 }
 

@@ -49,6 +49,8 @@ export interface TableMessage {
   readonly nodes?: readonly TableNode[]
   readonly disks?: readonly TableDisk[]
   readonly volumes?: readonly TableVolume[]
+  /** With `volumes`: the number the next one will get. What is below and not among them was deleted. */
+  readonly nextVolume?: number
 }
 
 export type ControlToReactor =

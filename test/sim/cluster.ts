@@ -9,15 +9,17 @@
  *   await t.healthy()
  */
 import { assert } from '../../src/base/assert.ts'
+import { crc32c } from '../../src/base/crc32c.ts'
 import { messageOf, XsanError } from '../../src/base/errors.ts'
 import type { VolumeNumber } from '../../src/base/ids.ts'
-import { MiB } from '../../src/base/units.ts'
+import { MiB, PAGE_BYTES } from '../../src/base/units.ts'
 import { DataPlane } from '../../src/chain/data-plane.ts'
 import { type MountedStore, StoreRelay } from '../../src/chain/store-relay.ts'
 import type { ControlConfig, Registration } from '../../src/control/options.ts'
 import { ControlPlane } from '../../src/control/plane.ts'
 import { AsyncIo } from '../../src/env/async-io.ts'
 import type { Message } from '../../src/env/control.ts'
+import { IoError } from '../../src/env/ioqueue.ts'
 import { createRaftCore } from '../../src/env/native/raft.ts'
 import { portPair, type SimControlEnv, SimControlNetwork, type SimLogLine, textOf } from '../../src/env/sim/control.ts'
 import type { SimDisk } from '../../src/env/sim/disk.ts'
@@ -25,9 +27,10 @@ import { SimHost, type SimProcess } from '../../src/env/sim/host.ts'
 import { SimIoQueue } from '../../src/env/sim/ioqueue.ts'
 import { type NetworkOptions, SimNetwork } from '../../src/env/sim/network.ts'
 import { type Seed, World } from '../../src/env/sim/world.ts'
+import { describeKey } from '../../src/node/config.ts'
 import { ReplicaState } from '../../src/placement/chain.ts'
 import type { ControlPort, ControlToReactor, ReactorPort, ReactorToControl } from '../../src/placement/messages.ts'
-import { planGeometry } from '../../src/store/layout.ts'
+import { planGeometry, Superblock } from '../../src/store/layout.ts'
 import { formatStore, mountStore } from '../../src/store/mount.ts'
 import type { ReplicaStore } from '../../src/store/store.ts'
 import { VolumeLayer } from '../../src/volume/volume.ts'
@@ -48,6 +51,11 @@ const JOURNAL = { journalBytes: 16 * MiB, segmentBytes: 4 * MiB }
 /** Small tables: quickly made, and sometimes full. */
 const LIMITS = { recordsMax: 1024, updatesMax: 256, readsMax: 256, clientOpsMax: 512 }
 const LOG_LINES_KEPT = 400
+const REPLACE_EVERY_MS = 2000
+/** A process that ended by itself is started again after so long. */
+const SUPERVISOR_MS = 1000
+/** Of healthy timers. */
+const TIMER_LATE_MS = 1
 
 export interface SimClusterOptions {
   readonly seed: Seed
@@ -66,9 +74,15 @@ export interface SimClusterOptions {
 export interface SimVolume {
   readonly volume: VolumeNumber
   readonly name: string
-  readonly sizeBytes: number
+  sizeBytes: number
   readonly syncWhenWrite: boolean
 }
+
+/** An operator's command is tried again at another node for so long. */
+const INSIST_MS = 60_000
+const INSIST_PAUSE_MS = 500
+/** What another node, or the same one later, may answer better. */
+const TRANSIENT: ReadonlySet<string> = new Set(['NODE_UNREACHABLE', 'NETWORK_TIMEOUT', 'CLUSTER_NOT_READY', 'STOPPING', 'NOT_LEADER', 'CONSENSUS_FAILED'])
 
 /** One node: its host, and the process that runs on it, if any. */
 export class SimNode {
@@ -85,10 +99,20 @@ export class SimNode {
   stores: readonly ReplicaStore[] = []
   volumes: VolumeLayer | undefined
   /** Why its process ended by itself. */
-  fatal: unknown
+  fatal: Error | undefined
+  /** It was removed from the cluster: nobody starts it again. */
+  removed = false
+  /** Its disk was made to fail: it may have to be replaced. */
+  diskSuffered = false
+  /** Of the binary it starts with. */
+  version = 1
+  /** Until then (true time) its clock is, or was a moment ago, off by more than the bound: what it says is no promise. */
+  untrustedUntilMs = 0
   /** Its disk has been formatted to the end. */
   #formatted = false
   #starts = 0
+  /** Disks that have stood in its place. */
+  #disks = 1
 
   constructor(cluster: SimCluster, index: number) {
     this.cluster = cluster
@@ -111,13 +135,15 @@ export class SimNode {
   }
 
   get seat(): ClientSeat | undefined {
-    return this.running && this.volumes && this.queue && this.process ? { process: this.process, queue: this.queue, volumes: this.volumes } : undefined
+    if (!this.running || !this.volumes || !this.queue || !this.process) return undefined
+    const trusted = () => this.cluster.world.nowMs >= this.untrustedUntilMs
+    return { process: this.process, queue: this.queue, volumes: this.volumes, trusted }
   }
 
   // ---- what happens to it ----------------------------------------------------------------------------------------------
   /** Starts its process (a no-op when one runs or the host has no power). */
   start(): void {
-    if (this.running || !this.host.up) return
+    if (this.running || this.removed || !this.host.up) return
     this.#starts++
     const process = this.host.start('xsand')
     this.process = process
@@ -143,6 +169,56 @@ export class SimNode {
   restart(): void {
     this.host.powerOn()
     this.start()
+  }
+
+  /** SIGTERM: it drains, hands over, and ends by itself. */
+  stop(): void {
+    const { process, control } = this
+    if (!process?.alive) return
+    process.schedule(0, 'SIGTERM', () => {
+      this.cluster.world.asyncPending = true
+      const ended = control ? control.stop() : Promise.resolve()
+      ended.then(
+        () => process.kill(),
+        (error: unknown) => this.#die(process, error),
+      )
+    })
+  }
+
+  /** An empty disk stands where the old one was; its process is ended first, if it has not by itself. */
+  replaceDisk(): void {
+    this.process?.kill()
+    this.disk.resume()
+    this.disk.replace()
+    Object.assign(this.disk.faults, { readEio: 0, writeEio: 0, flushEio: 0 })
+    this.#disks++
+    this.#formatted = false
+    this.diskSuffered = false
+  }
+
+  /** Its disk says that it is of a format with a feature this version does not know; returns what undoes it. */
+  formatOfTheFuture(): () => void {
+    const file = this.disk.files.find(({ path }) => path === DISK_PATH)
+    assert(file !== undefined, 'a disk that was never mounted')
+    const pages = [0, file.sizeBytes / PAGE_BYTES - 1]
+    const before = pages.map((page) => file.pages.get(page))
+    for (const page of pages) {
+      const bytes = file.pages.get(page)!.slice()
+      const view = new DataView(bytes.buffer)
+      Superblock.set.incompat(view, 0, 0x8000_0000)
+      Superblock.set.crc(view, 0, 0)
+      Superblock.set.crc(view, 0, crc32c(bytes))
+      file.pages.set(page, bytes)
+    }
+    return () => {
+      for (const [i, page] of pages.entries()) file.pages.set(page, before[i]!)
+    }
+  }
+
+  /** What its processes took for a failure of its disk: only another disk heals it. */
+  get diskFailed(): boolean {
+    const { state } = this.cluster
+    return this.disk.gone || (state !== undefined && [...state.disks.values()].some((disk) => disk.uuid === this.#diskUuid && disk.state === 'failed'))
   }
 
   freeze(): void {
@@ -223,7 +299,7 @@ export class SimNode {
       addresses: { grpc: this.grpc, data: `${address}:${DATA_PORT}`, nbd: '', nbdSocket: '', admin: '' },
       zone: '',
       rack: '',
-      version: '0.0.0-sim',
+      version: `0.0.${this.version}-sim`,
       dataDir: '/metadata',
       bootId: `${this.id} boot ${this.host.boots}`,
       pid: this.#starts,
@@ -234,14 +310,12 @@ export class SimNode {
       ...(options.leaseMs === undefined ? {} : { leaseMs: options.leaseMs }),
       heartbeat: { host: address, port: HEARTBEAT_PORT, multicastGroup: HEARTBEAT_GROUP, multicastPort: HEARTBEAT_PORT, intervalMs: 500 },
       entries: [],
-      describeKey: (key) => {
-        throw new XsanError('NOT_FOUND', `no key ${key}`)
-      },
+      describeKey,
     }
   }
 
   get #diskUuid(): string {
-    return `d15c0000-0000-4000-8000-00000000000${this.index + 1}`
+    return `d15c0000-0000-4000-8000-${String(this.#disks).padStart(6, '0')}${String(this.index + 1).padStart(6, '0')}`
   }
 
   #openDataPlane(process: SimProcess, registration: Registration): ControlPort {
@@ -255,8 +329,8 @@ export class SimNode {
     process.schedule(0.5, 'reactor starts', () => {
       this.cluster.world.asyncPending = true
       this.#runReactor(process, queue, reactor, registration).catch((error: unknown) => {
-        if (!(error instanceof XsanError)) this.#die(process, error)
-        else reactor.send({ type: 'failed', message: messageOf(error), nextStep: error.nextStep })
+        if (!(error instanceof XsanError) && !(error instanceof IoError)) this.#die(process, error)
+        else reactor.send({ type: 'failed', message: messageOf(error), nextStep: error instanceof XsanError ? error.nextStep : '' })
       })
     })
     return control
@@ -326,6 +400,11 @@ export class SimNode {
     this.fatal = error
     this.cluster.world.note('process ends', () => `${this.id}: ${error.status} ${error.message}`)
     process.kill()
+    // As a supervisor does; the host may have gone meanwhile, or another process run
+    this.host.schedule(SUPERVISOR_MS, 'supervisor', () => {
+      this.cluster.members()
+      this.start()
+    })
   }
 }
 
@@ -337,9 +416,12 @@ export class SimCluster {
   readonly nodes: SimNode[] = []
   /** Whoever gives commands, on a host of its own. */
   readonly operator: SimControlEnv
+  readonly #desk: SimProcess
   /** The last lines logged by any node. */
   readonly logLines: string[] = []
   readonly volumes: SimVolume[] = []
+  /** What operators have under way. */
+  readonly operations = new Set<string>()
 
   constructor(options: SimClusterOptions) {
     this.options = options
@@ -349,7 +431,8 @@ export class SimCluster {
     this.control.onLog = (line) => this.#onLog(line)
     for (let i = 0; i < options.nodes; i++) this.nodes.push(new SimNode(this, i))
     const desk = new SimHost(this.network, { name: 'operator', address: '10.0.1.1' })
-    this.operator = this.control.env(desk.start('xsan'))
+    this.#desk = desk.start('xsan')
+    this.operator = this.control.env(this.#desk)
   }
 
   /** By number, from 1. */
@@ -364,11 +447,68 @@ export class SimCluster {
     for (const node of this.nodes) node.start()
     await this.world.runFor(50)
     await this.settle(this.node(1).call('xsan.v1.Cluster/Init', { clusterId: 'sim' }))
-    for (const node of this.nodes.slice(1)) {
-      const { token } = await this.settle(this.node(1).call('xsan.v1.Cluster/AddNode', { nodeId: node.id, validMs: 600_000 }))
-      await this.settle(node.call('xsan.v1.Cluster/Join', { token }))
-    }
+    for (const node of this.nodes.slice(1)) await this.settle(this.join(node))
     await this.until('every node is ready', () => this.nodes.every((node) => node.control?.isReady === true && node.seat !== undefined))
+  }
+
+  /** One more node, started; it belongs to no cluster yet. */
+  addNode(): SimNode {
+    const node = new SimNode(this, this.nodes.length)
+    this.nodes.push(node)
+    node.start()
+    return node
+  }
+
+  /** Gets a token and takes it to the node. */
+  async join(node: SimNode): Promise<void> {
+    const members = () => this.nodes.filter((other) => other.running && other.control?.member !== undefined)
+    const { token } = await this.insist('xsan.v1.Cluster/AddNode', { nodeId: node.id, validMs: 600_000 }, members)
+    await this.insist('xsan.v1.Cluster/Join', { token }, () => [node]).catch((error: unknown) => {
+      // Repeated after its answer was lost
+      if (!(error instanceof XsanError && error.status === 'ALREADY_EXISTS')) throw error
+    })
+  }
+
+  /** A command, given to one running node after the other until one takes it or refuses it for good. Rejects with XsanError. */
+  async insist(method: string, request: Message, targets: () => readonly SimNode[] = () => this.nodes.filter((node) => node.running)): Promise<Message> {
+    const { clock, rpc } = this.operator
+    const endMs = clock.nowMs() + INSIST_MS
+    for (let attempt = 0; ; attempt++) {
+      const nodes = targets()
+      const node = nodes[attempt % Math.max(1, nodes.length)]
+      try {
+        if (node === undefined) throw new XsanError('NODE_UNREACHABLE', 'no node runs')
+        return await rpc.call(node.grpc, method, request, { timeoutMs: 5000 })
+      } catch (error) {
+        if (!(error instanceof XsanError) || !TRANSIENT.has(error.status) || clock.nowMs() >= endMs) throw error
+      }
+      await this.pause(INSIST_PAUSE_MS)
+    }
+  }
+
+  /** For what an operator does. */
+  pause(delayMs: number): Promise<void> {
+    return new Promise((resolve) => {
+      this.operator.clock.setTimer(delayMs, resolve)
+    })
+  }
+
+  /** What an operator does while the world goes on. It may be refused, which is noted; anything but an XsanError ends the simulation. */
+  operate(what: string, body: () => Promise<unknown>): void {
+    const name = `${what} at ${this.world.nowMs.toFixed(0)} ms`
+    this.operations.add(name)
+    this.#desk.schedule(0, 'operator', () => {
+      this.world.asyncPending = true
+      body()
+        .then(
+          () => this.world.note('operator', () => `${name}: done`),
+          (error: unknown) => {
+            if (!(error instanceof XsanError)) this.world.fail(error)
+            else this.world.note('operator', () => `${name}: ${error.status} ${error.message}`)
+          },
+        )
+        .finally(() => this.operations.delete(name))
+    })
   }
 
   async createVolume(name: string, options: { sizeBytes: number; replicas?: number; syncWhenWrite?: boolean }): Promise<SimVolume> {
@@ -396,14 +536,13 @@ export class SimCluster {
 
   /** Why not every wanted replica of every chain serves, or '' when all do and every node is ready. */
   unhealthy(): string {
-    for (const node of this.nodes) {
-      if (!node.running) return `${node.id} does not run${node.fatal ? `: ${messageOf(node.fatal)}` : ''}`
-      if (node.control?.isReady !== true)
-        return `${node.id} is ${node.control?.status.state ?? 'starting'}: ${node.control?.status.stage ?? ''} ${node.control?.status.detail ?? ''}`
-    }
+    const reason = this.unhealthyNodes()
+    if (reason !== '') return reason
     const { state } = this
     if (!state?.cluster) return 'no cluster'
-    const wanted = Math.min(3, this.nodes.length)
+    const leaving = [...state.nodes.values()].find((node) => node.state !== 'member')
+    if (leaving) return `${leaving.id} is leaving`
+    const wanted = Math.min(3, new Set([...state.disks.values()].filter((disk) => disk.state === 'ok').map((disk) => disk.node)).size)
     for (const [slot, chain] of state.chains.entries()) {
       const serving = chain.entries.filter((entry) => entry.state === ReplicaState.SERVING).length
       if (serving < wanted || chain.entries.some((entry) => entry.state !== ReplicaState.SERVING)) {
@@ -411,6 +550,26 @@ export class SimCluster {
       }
     }
     return ''
+  }
+
+  unhealthyNodes(): string {
+    for (const node of this.members()) {
+      if (!node.running) return `${node.id} does not run${node.fatal ? `: ${messageOf(node.fatal)}` : ''}`
+      if (node.control?.isReady !== true)
+        return `${node.id} is ${node.control?.status.state ?? 'starting'}: ${node.control?.status.stage ?? ''} ${node.control?.status.detail ?? ''}`
+    }
+    return ''
+  }
+
+  /** Nodes that belong to the cluster, or will; those that were removed are remembered as such. */
+  members(): SimNode[] {
+    const { state } = this
+    for (const node of this.nodes) {
+      const was = node.control?.member
+      if (was !== undefined && was.node > 0 && state?.cluster && was.state.nodes.has(was.node) && !state.nodes.has(was.node)) node.removed = true
+      if (node.fatal instanceof XsanError && node.fatal.message.includes('removed from the cluster')) node.removed = true
+    }
+    return this.nodes.filter((node) => !node.removed)
   }
 
   async healthy(limitMs = 60_000): Promise<void> {
@@ -435,18 +594,38 @@ export class SimCluster {
   heal(): void {
     this.network.healAll()
     Object.assign(this.control.datagramFaults, { loss: 0, duplicate: 0, late: 0 })
-    for (const node of this.nodes) {
+    for (const node of this.members()) {
       node.disk.resume()
       Object.assign(node.disk.faults, { readEio: 0, writeEio: 0, flushEio: 0, slow: 0, misdirect: 0 })
       node.thaw()
       if (node.queue) node.queue.faults.pauses = 0
+      if (node.env) node.env.clock.lateMs = TIMER_LATE_MS
       node.restart()
     }
+    this.#replaceDisks()
+  }
+
+  /** What was made to fail is replaced, also when its node finds out only now. */
+  #replaceDisks(): void {
+    for (const node of this.members()) {
+      if (!node.diskSuffered || !node.diskFailed) continue
+      node.replaceDisk()
+      node.restart()
+    }
+    // A last copy is gone for good and another one is there: it takes an operator to say so
+    const { state } = this
+    const waitsForGone = state?.chains.some(
+      ({ entries }) =>
+        entries.every((entry) => entry.state !== ReplicaState.SERVING) &&
+        entries.some((entry) => entry.state === ReplicaState.LASTSRV && state.disks.get(entry.disk)?.state === 'failed'),
+    )
+    if (waitsForGone && this.unhealthyNodes() === '') this.operate('recover', () => this.insist('xsan.v1.Cluster/Recover', {}))
+    this.#desk.schedule(REPLACE_EVERY_MS, 'operator looks at the disks', () => this.#replaceDisks())
   }
 
   /** Nothing is under way in any data plane. */
   get quiet(): boolean {
-    return this.nodes.every((node) => !node.running || (node.plane !== undefined && node.plane.replicas.records.inUse === 0))
+    return this.operations.size === 0 && this.nodes.every((node) => !node.running || (node.plane !== undefined && node.plane.replicas.records.inUse === 0))
   }
 
   /** Violations of what must hold when all is healthy and quiet: replicas equal, state machines equal, nothing leaked. */
@@ -461,6 +640,15 @@ export class SimCluster {
       const texts = copies.map((store) => `${store.slotDigest(slot).join(':')} last ${store.lastHigh[slot]}:${store.lastLow[slot]}`)
       for (const [i, text] of texts.entries()) {
         if (text !== texts[0]) found.push(`slot ${slot}: disk ${copies[i]!.disk} holds ${text}, disk ${copies[0]!.disk} ${texts[0]}`)
+      }
+    }
+    for (const node of this.members()) {
+      for (const store of node.stores) {
+        for (let slot = 0; slot < state.chains.length; slot++) {
+          const orphan = store.blocksOf(slot).find((block) => !state.volumes.has(store.blockIdentity(block).volume as VolumeNumber))
+          if (orphan !== undefined)
+            found.push(`slot ${slot}: disk ${store.disk} still holds a block of the deleted volume ${store.blockIdentity(orphan).volume}`)
+        }
       }
     }
     const applied = new Map<number, { id: string; text: string }>()

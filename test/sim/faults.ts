@@ -22,6 +22,17 @@ export const FAULT_KINDS = [
   'drift',
   'pauses',
   'datagram-loss',
+  'late-timers',
+  'drift-beyond',
+  'stop',
+  'upgrade',
+  'disk-gone',
+  'disk-full',
+  'node-add',
+  'node-remove',
+  'volume-churn',
+  'volume-grow',
+  'setting',
 ] as const
 export type FaultKind = (typeof FAULT_KINDS)[number]
 
@@ -62,12 +73,28 @@ const RATES: Readonly<Record<FaultKind, readonly [calm: number, rough: number, b
   'slow-link': [0.05, 0.1, 0.3],
   'disk-slow': [0.05, 0.1, 0.3],
   'disk-hang': [0, 0.02, 0.05],
-  'disk-eio': [0, 0.01, 0.05],
+  'disk-eio': [0, 0.005, 0.02],
   'bit-rot': [0, 0.05, 0.1],
   drift: [0, 0.05, 0.1],
   pauses: [0, 0.05, 0.2],
   'datagram-loss': [0.05, 0.1, 0.2],
+  'late-timers': [0.02, 0.05, 0.1],
+  'drift-beyond': [0, 0, 0.03],
+  stop: [0.02, 0.03, 0.08],
+  upgrade: [0.01, 0.01, 0.02],
+  'disk-gone': [0, 0.005, 0.02],
+  'disk-full': [0, 0.02, 0.05],
+  'node-add': [0.005, 0.01, 0.02],
+  'node-remove': [0.005, 0.01, 0.02],
+  'volume-churn': [0.02, 0.03, 0.06],
+  'volume-grow': [0.02, 0.03, 0.06],
+  setting: [0.02, 0.05, 0.1],
 }
+
+/** A run without any of these needs no rebuilding; a swarm has them in few of its runs, for they cost the most. */
+const DEAR: ReadonlySet<FaultKind> = new Set(['disk-eio', 'disk-gone', 'node-add', 'node-remove', 'upgrade'])
+/** What destroys copies for good. */
+const DESTRUCTIVE: ReadonlySet<FaultKind> = new Set(['bit-rot', 'disk-eio', 'disk-gone'])
 
 /** Kinds a profile leaves out unless the cluster under test promises to stand them. */
 export interface ScheduleOptions {
@@ -86,14 +113,16 @@ export function makeSchedule(random: Prng, options: ScheduleOptions): Schedule {
   for (const kind of FAULT_KINDS) {
     const [calm, rough, brutal] = RATES[kind]
     let rate = profile === 'calm' ? calm : profile === 'rough' ? rough : brutal
-    if (profile === 'swarm') rate = random.chance(0.5) ? 0 : brutal * (0.3 + 2 * random.unit())
+    if (profile === 'swarm') rate = random.chance(DEAR.has(kind) ? 0.85 : 0.5) ? 0 : brutal * (0.3 + 2 * random.unit())
     if (options.without?.includes(kind)) continue
-    let atMs = 0
+    // So that what is rarer than one in a run begins anywhere, or not at all
+    let atMs = -random.unit() * (rate > 0 ? Math.min(1000 / rate, 1e6) : 0)
     while (rate > 0) {
       // Gaps between half and one and a half of the mean
       atMs += (1000 / rate) * (0.5 + random.unit())
       if (atMs >= durationMs) break
-      const node = kind === 'bit-rot' || kind === 'disk-eio' ? victim : random.below(nodes)
+      if (atMs < 0) continue
+      const node = DESTRUCTIVE.has(kind) ? victim : random.below(nodes)
       faults.push({
         kind,
         atMs: Math.round(atMs),
@@ -132,6 +161,11 @@ function durationOf(random: Prng, kind: FaultKind): number {
       return random.between(100, 6000)
     case 'disk-eio':
       return random.between(1, 500)
+    case 'stop':
+      return random.between(1, 3000)
+    case 'disk-gone':
+    case 'disk-full':
+      return random.between(500, 5000)
     default:
       return random.between(100, 5000)
   }
@@ -154,6 +188,13 @@ function amountOf(random: Prng, kind: FaultKind): number {
       return random.between(1, 300)
     case 'datagram-loss':
       return random.unit()
+    case 'late-timers':
+      return random.between(5, 500)
+    case 'drift-beyond':
+      // Too slow: it believes in its lease for longer than it has one
+      return -(0.02 + random.unit() * 0.5)
+    case 'setting':
+      return random.below(1000)
     default:
       return 0
   }
@@ -183,7 +224,7 @@ export function describeFault(fault: Fault): string {
     case 'disk-hang':
       return `the disk of ${node} hangs ${span}`
     case 'disk-eio':
-      return `the disk of ${node} fails ${Math.round(fault.amount * 100)} % of its requests ${span}`
+      return `the disk of ${node} fails ${Math.round(fault.amount * 100)} % of its requests ${span}, and is replaced if that was too much`
     case 'bit-rot':
       return `${fault.amount} pages rot on the disk of ${node}`
     case 'drift':
@@ -192,6 +233,28 @@ export function describeFault(fault: Fault): string {
       return `${node} is away for up to ${fault.amount} ms between two lines of its code, ${span}`
     case 'datagram-loss':
       return `${Math.round(fault.amount * 100)} % of datagrams are lost ${span}`
+    case 'late-timers':
+      return `timers of ${node} fire up to ${fault.amount} ms late ${span}`
+    case 'drift-beyond':
+      return `the clock of ${node} runs ${(fault.amount * 100).toFixed(1)} % off, beyond the bound, ${span}`
+    case 'stop':
+      return `${node} is stopped, as for maintenance, back ${fault.durationMs} ms after its end`
+    case 'upgrade':
+      return 'all nodes are upgraded, one after the other'
+    case 'disk-gone':
+      return `the disk of ${node} is gone; an empty one in its place after ${fault.durationMs} ms`
+    case 'disk-full':
+      return `the disk of ${node} takes no new blocks ${span}`
+    case 'node-add':
+      return 'a node is added'
+    case 'node-remove':
+      return `${node} is removed`
+    case 'volume-churn':
+      return `a volume is made, used ${span}, and deleted`
+    case 'volume-grow':
+      return 'a volume grows by a block'
+    case 'setting':
+      return `a setting of the cluster is changed ${span}`
   }
 }
 

@@ -80,7 +80,7 @@ test('a write that failed took effect before it was said to have failed, or neve
   assert.ok(never.valid)
 })
 
-test('a write of a client that died takes effect within its life or never', () => {
+test('a write of a client that died takes effect before any write that was called after the end of its life, or never', () => {
   const make = () => {
     const s = new Script()
     const a = s.write('c1', 0, 0, { outcome: 'open' })
@@ -91,8 +91,14 @@ test('a write of a client that died takes effect within its life or never', () =
   const late = make()
   late.s.read('c2', 3000, 3001, late.a)
   assert.ok(late.s.valid)
+  // Ordered in time, it had to wait for its chain
+  const waited = make()
+  waited.s.read('c2', 4500, 4501, undefined)
+  waited.s.read('c2', 5000, 5001, waited.a)
+  assert.ok(waited.s.valid)
   const tooLate = make()
-  tooLate.s.read('c2', 4500, 4501, undefined)
+  const b = tooLate.s.write('c2', 4500, 4501)
+  tooLate.s.read('c2', 4600, 4601, b)
   tooLate.s.read('c2', 5000, 5001, tooLate.a)
   assert.ok(!tooLate.s.valid)
 })

@@ -1,11 +1,44 @@
 /** What each kind of fault does to a simulated cluster, and how it ends. */
+import { XsanError } from '../../src/base/errors.ts'
+import { BLOCK_BYTES } from '../../src/base/units.ts'
 import { ReplicaState } from '../../src/placement/chain.ts'
-import type { SimCluster, SimNode } from './cluster.ts'
+import type { SimCluster, SimNode, SimVolume } from './cluster.ts'
 import { describeFault, type Fault } from './faults.ts'
 import type { History } from './history.ts'
+import { SimClient } from './workload.ts'
 
 /** Longer ones are a dead disk by design, which stays out until it is replaced: that is `disk-gone`. */
 const DISK_HANG_MAX_MS = 1000
+/** After a clock was off by more than the bound, leases that were counted by it may go on for so long. */
+const UNTRUSTED_MS = 5000
+const NODES_MAX = 5
+const VOLUME_BLOCKS_MAX = 6
+/** A step of a rolling upgrade waits so long for health before the next node's turn. */
+const UPGRADE_STEP_MS = 10_000
+const CHURN_CLIENT = { opsMax: 60, depth: 2, readShare: 0.4, thinkMs: 20 }
+const WRITE_LIFE_MS = 4500
+
+/** Settings that may change at any time without breaking a promise: a value of the first list for a while, then the second. */
+const SETTINGS: ReadonlyArray<readonly [key: string, during: string, after: string]> = [
+  ['failover.trust_refused', 'false', 'true'],
+  ['failover.rebuild_after', '500', '600000'],
+  ['forward.retry_first_wait', '1', '100'],
+  ['forward.retry_max_wait', '20', '1000'],
+  ['forward.retry_total_time', '500', '20000'],
+  ['storage.read_only', 'true', 'false'],
+  ['storage.sync_when_write', 'false', 'true'],
+  ['storage.default_replica_count', '2', '3'],
+]
+
+/** The cast of a run, as faults need to know it. */
+export interface Stage {
+  readonly cluster: SimCluster
+  readonly history: History
+  readonly volumes: readonly SimVolume[]
+  readonly clients: readonly SimClient[]
+  /** Clients that come and go with their volumes. */
+  readonly guests: SimClient[]
+}
 
 /** Some copy of every slot serves on a running node other than these: what was not flushed is still in its memory. */
 function servedElsewhere(cluster: SimCluster, lost: readonly SimNode[]): boolean {
@@ -14,12 +47,19 @@ function servedElsewhere(cluster: SimCluster, lost: readonly SimNode[]): boolean
   return state.chains.every((chain) =>
     chain.entries.some((entry) => {
       const node = cluster.nodes.find((candidate) => candidate.control?.member?.node === entry.node)
-      return entry.state === ReplicaState.SERVING && node?.running === true && !lost.includes(node)
+      return (
+        entry.state === ReplicaState.SERVING &&
+        node?.running === true &&
+        node.control?.member?.incarnation === entry.incarnation &&
+        !node.disk.gone &&
+        !lost.includes(node)
+      )
     }),
   )
 }
 
-export function inject(cluster: SimCluster, history: History, fault: Fault): void {
+export function inject(stage: Stage, fault: Fault): void {
+  const { cluster, history } = stage
   const { world, network } = cluster
   const node = cluster.nodes[fault.node]!
   const other = cluster.nodes[fault.other]!
@@ -79,15 +119,39 @@ export function inject(cluster: SimCluster, history: History, fault: Fault): voi
       world.schedule(Math.min(fault.durationMs, DISK_HANG_MAX_MS), 'fault ends', () => node.disk.resume())
       return
     case 'disk-eio': {
+      if (!servedElsewhere(cluster, [node])) return
       const { faults } = node.disk
+      node.diskSuffered = true
       faults.readEio = faults.writeEio = faults.flushEio = fault.amount
       later(() => {
         faults.readEio = faults.writeEio = faults.flushEio = 0
+        if (!node.diskFailed) return
+        node.replaceDisk()
+        node.restart()
+      })
+      return
+    }
+    case 'disk-gone':
+      // Not the last copy's: that is a matter for people (xsan cluster recover)
+      if (!servedElsewhere(cluster, [node])) return
+      node.disk.gone = node.diskSuffered = true
+      later(() => {
+        if (!node.disk.gone) return
+        node.replaceDisk()
+        node.restart()
+      })
+      return
+    case 'disk-full': {
+      const { stores } = node
+      for (const store of stores) Object.defineProperty(store, 'rejectCreate', { value: true, configurable: true })
+      later(() => {
+        for (const store of stores) Reflect.deleteProperty(store, 'rejectCreate')
       })
       return
     }
     case 'bit-rot':
-      node.rot(fault.amount)
+      // A page whose only copy rots is lost
+      if (servedElsewhere(cluster, [node])) node.rot(fault.amount)
       return
     case 'drift':
       node.host.setDrift(fault.amount)
@@ -111,5 +175,113 @@ export function inject(cluster: SimCluster, history: History, fault: Fault): voi
       })
       return
     }
+    case 'late-timers': {
+      const { clock } = node.env ?? {}
+      if (!clock) return
+      clock.lateMs = fault.amount
+      later(() => {
+        clock.lateMs = 1
+      })
+      return
+    }
+    case 'drift-beyond':
+      node.host.setDrift(fault.amount)
+      node.untrustedUntilMs = world.nowMs + fault.durationMs + UNTRUSTED_MS
+      later(() => node.host.setDrift(0))
+      return
+    case 'stop': {
+      const { process } = node
+      if (!process?.alive) return
+      process.onEnd(() => later(() => node.restart()))
+      node.stop()
+      return
+    }
+    case 'upgrade':
+      cluster.operate('upgrade', () => upgradeAll(cluster))
+      return
+    case 'node-add': {
+      if (cluster.members().length >= NODES_MAX) return
+      const added = cluster.addNode()
+      cluster.operate(`add ${added.id}`, () => cluster.join(added))
+      return
+    }
+    case 'node-remove':
+      cluster.operate(`remove ${node.id}`, () => cluster.insist('xsan.v1.Cluster/RemoveNode', { nodeId: node.id }))
+      return
+    case 'volume-churn':
+      cluster.operate('volume comes and goes', () => churn(stage, fault))
+      return
+    case 'volume-grow':
+      cluster.operate('volume grows', () => grow(stage, stage.volumes[fault.node % stage.volumes.length]!))
+      return
+    case 'setting': {
+      const [key, during, after] = SETTINGS[fault.amount % SETTINGS.length]!
+      const set = (valueJson: string) => cluster.insist('xsan.v1.Config/Set', { key, valueJson })
+      cluster.operate(`${key} is changed`, async () => {
+        await set(during)
+        await cluster.pause(fault.durationMs)
+        await set(after)
+      })
+      return
+    }
   }
+}
+
+/** Every node in turn: stopped, started with the next version, and given some time to catch up. */
+async function upgradeAll(cluster: SimCluster): Promise<void> {
+  for (const node of [...cluster.nodes]) {
+    if (node.removed) continue
+    node.version++
+    if (node.running) {
+      const { process } = node
+      node.stop()
+      while (process?.alive) await cluster.pause(50)
+    }
+    node.restart()
+    for (let waitedMs = 0; waitedMs < UPGRADE_STEP_MS && cluster.unhealthy() !== ''; waitedMs += 250) await cluster.pause(250)
+  }
+}
+
+async function churn({ cluster, history, guests }: Stage, fault: Fault): Promise<void> {
+  const { world } = cluster
+  const name = `guest-${guests.length + 1}`
+  const sizeBytes = 2 * BLOCK_BYTES
+  const syncWhenWrite = fault.unflushed !== 'keep'
+  const answer = await cluster.insist('xsan.v1.Volume/Create', { name, sizeBytes, replicas: 3, syncWhenWrite }).catch(async (error: unknown) => {
+    // Repeated after its answer was lost
+    if (error instanceof XsanError && error.status === 'ALREADY_EXISTS') return cluster.insist('xsan.v1.Volume/Info', { volume: name })
+    throw error
+  })
+  const volume = Number(answer['id']) as SimVolume['volume']
+  if (!syncWhenWrite) history.relaxedVolumes.add(volume)
+  const random = world.random(`guest ${guests.length + 1}`)
+  const client = new SimClient({
+    ...CHURN_CLIENT,
+    name,
+    history,
+    random,
+    volume,
+    sizeBytes,
+    syncWhenWrite,
+    seat: () => {
+      const seats = cluster.nodes.flatMap((node) => (node.seat?.volumes.open(name) ? [node.seat] : []))
+      return seats.length > 0 ? random.pick(seats) : undefined
+    },
+  })
+  guests.push(client)
+  client.start(world, WRITE_LIFE_MS)
+  await cluster.pause(fault.durationMs)
+  client.forsake()
+  await cluster.insist('xsan.v1.Volume/Delete', { volume: name }).catch((error: unknown) => {
+    if (!(error instanceof XsanError && error.status === 'VOLUME_NOT_FOUND')) throw error
+  })
+}
+
+async function grow({ cluster, clients }: Stage, volume: SimVolume): Promise<void> {
+  const sizeBytes = volume.sizeBytes + BLOCK_BYTES
+  if (sizeBytes > VOLUME_BLOCKS_MAX * BLOCK_BYTES) return
+  await cluster.insist('xsan.v1.Volume/Resize', { volume: volume.name, sizeBytes })
+  if (volume.sizeBytes >= sizeBytes) return
+  volume.sizeBytes = sizeBytes
+  for (const client of clients) if (client.options.volume === volume.volume) client.grow(sizeBytes)
 }

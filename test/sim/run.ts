@@ -48,13 +48,14 @@ export const LIVENESS_MS = 120_000
 /** What background work still has to do then. */
 const QUIET_MS = 5000
 const FINAL_READ_PAGES_MAX = 64
+/** Blocks of deleted volumes are gone by then. */
+const SWEPT_MS = 12_000
 /** Buffers of one lane to a peer. */
 const CONNECTION_BYTES = 128 * KiB
 const SPARE_CONNECTIONS_MAX = 32
-const WITHOUT = ['disk-eio'] as const
 
 export function scheduleOf(seed: Seed, profile: Profile): Schedule {
-  return makeSchedule(seededPrng(seed).fork('schedule'), { seed, profile, nodes: NODES, durationMs: DURATION_MS, without: WITHOUT })
+  return makeSchedule(seededPrng(seed).fork('schedule'), { seed, profile, nodes: NODES, durationMs: DURATION_MS })
 }
 
 export async function runSchedule(schedule: Schedule, options: RunOptions = {}): Promise<RunResult> {
@@ -91,20 +92,23 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
     // Connections to all peers stand and hold their buffers: so much is in use on an idle node
     const idleBytes = Math.max(...cluster.nodes.map((node) => usedBytes(node.queue!)))
     startClients(cluster, schedule, volumes, history, clients)
-    for (const fault of schedule.faults) world.scheduleAt(world.nowMs + fault.atMs, 'fault', () => inject(cluster, history, fault))
+    const guests: SimClient[] = []
+    const stage = { cluster, history, volumes, clients, guests }
+    for (const fault of schedule.faults) world.scheduleAt(world.nowMs + fault.atMs, 'fault', () => inject(stage, fault))
     await world.runFor(schedule.durationMs)
     cluster.heal()
-    const live = await world.run(() => clients.every((client) => client.done) && cluster.unhealthy() === '' && cluster.quiet, LIVENESS_MS)
+    const live = await world.run(() => [...clients, ...guests].every((client) => client.done) && cluster.unhealthy() === '' && cluster.quiet, LIVENESS_MS)
     if (!live) {
       violations.push({
         promise: `after healing, everything pending completes within ${LIVENESS_MS} ms`,
-        detail: `${cluster.unhealthy()}; quiet ${cluster.quiet}; ${clients.map((client) => `${client.options.name}: ${client.describe()}`).join('; ')}`,
+        detail: `${cluster.unhealthy()}; quiet ${cluster.quiet} ${[...cluster.operations].join(', ')}; ${clients.map((client) => `${client.options.name}: ${client.describe()}`).join('; ')}`,
       })
     } else {
-      for (const volume of volumes) await readAll(cluster, history, cluster.node(1), volume)
+      if (guests.length > 0) await world.runFor(SWEPT_MS)
+      for (const volume of volumes) await readAll(cluster, history, cluster.members()[0]!, volume)
       await world.run(() => cluster.quiet, QUIET_MS)
       for (const detail of cluster.inspect()) violations.push({ promise: 'replicas are equal and nothing is left over once quiescent', detail })
-      for (const node of cluster.nodes) {
+      for (const node of cluster.members()) {
         const more = node.queue ? usedBytes(node.queue) - idleBytes : 0
         // Buffers of connections that overlapped are kept for the next ones
         const leaked = more <= SPARE_CONNECTIONS_MAX * CONNECTION_BYTES ? more % CONNECTION_BYTES : more

@@ -1,5 +1,6 @@
 /** The failure table of the design, row by row, on whole simulated clusters. */
 import assert from 'node:assert/strict'
+import { BLOCK_BYTES, MiB } from '../../src/base/units.ts'
 import { scenario } from './scenario.ts'
 
 scenario('a killed process costs the others a stall well under a second and no error; back again, it catches up', async (t, volume) => {
@@ -146,4 +147,178 @@ scenario('a disk that hangs leaves its chains after two seconds', async (t, volu
   t.assertNoErrors()
   assert.ok(t.longestStallMs < 5000, `the longest operation took ${t.longestStallMs} ms`)
   assert.deepEqual(t.history.check().violations, [])
+})
+
+// ---- the cluster changes while clients work ----------------------------------------------------------------------------
+scenario('a node is added, another one is removed: no client notices, and the space moves along', async (t, volume) => {
+  t.load(volume, { on: [1, 2], ops: 400 })
+  await t.seconds(1)
+  const added = t.addNode()
+  t.operate('add', () => t.join(added))
+  await t.until('it is a member with replicas', () => t.state?.chains.some(({ entries }) => entries.some(({ node }) => node === 4)) === true)
+  t.operate('remove', () => t.insist('xsan.v1.Cluster/RemoveNode', { nodeId: 'node-3' }))
+  await t.until('node-3 is gone', () => t.state?.nodeById('node-3') === undefined, 60_000)
+  await t.until('its process has ended', () => !t.node(3).running)
+  await t.clientsDone()
+  t.assertNoErrors()
+  await t.allIsWell()
+})
+
+scenario('a node is not removed while the others could not keep all copies', async (t) => {
+  await assert.rejects(t.settle(t.insist('xsan.v1.Cluster/RemoveNode', { nodeId: 'node-3' })), /BUSY|for 3 copies/)
+  await t.allIsWell()
+})
+
+scenario('all nodes are upgraded one after the other: no error, short stalls', async (t, volume) => {
+  t.load(volume, { on: [1, 2, 3], ops: 500 })
+  for (const number of [1, 2, 3]) {
+    const { process } = t.node(number)
+    t.node(number).version = 2
+    t.node(number).stop()
+    await t.until('it has ended', () => process?.alive === false)
+    t.node(number).restart()
+    await t.healthy()
+  }
+  await t.clientsDone()
+  t.assertNoErrors({ but: ['STOPPING'] })
+  assert.ok([...t.state!.nodes.values()].every((node) => node.version === '0.0.2-sim'))
+  await t.allIsWell()
+})
+
+scenario('a disk is gone and an empty one comes in its place: it is filled anew, nobody notices', async (t, volume) => {
+  t.load(volume, { on: [1, 2], ops: 500 })
+  await t.seconds(1)
+  t.node(3).disk.gone = true
+  await t.seconds(2)
+  t.node(3).replaceDisk()
+  t.node(3).restart()
+  await t.clientsDone()
+  t.assertNoErrors()
+  await t.allIsWell()
+})
+
+scenario('what was deleted while a node was away gives its space back there, too', async (t, volume) => {
+  const gone = await t.createVolume('gone', { sizeBytes: 2 * BLOCK_BYTES })
+  t.load(gone, { on: [1], ops: 60, readShare: 0 })
+  await t.clientsDone()
+  t.node(3).crash({ losing: 'nothing' })
+  await t.seconds(1)
+  await t.settle(t.insist('xsan.v1.Volume/Delete', { volume: 'gone' }))
+  t.load(volume, { on: [1], ops: 60 })
+  t.node(3).restart()
+  await t.clientsDone()
+  await t.seconds(12)
+  t.history.forget(gone.volume)
+  await t.allIsWell()
+})
+
+scenario('volumes come, grow and go while a node is killed', async (t, volume) => {
+  t.load(volume, { on: [1, 2], ops: 300 })
+  for (let i = 0; i < 4; i++) {
+    if (i === 1) t.node(3).crash({ losing: 'nothing' })
+    if (i === 3) t.node(3).restart()
+    const guest = await t.createVolume(`guest-${i}`, { sizeBytes: BLOCK_BYTES })
+    t.load(guest, { on: [2], ops: 20, thinkMs: 2 })
+    await t.settle(t.insist('xsan.v1.Volume/Resize', { volume: guest.name, sizeBytes: 2 * BLOCK_BYTES }))
+    await t.until('the guest is done', () => t.clients.at(-1)!.done)
+    await t.settle(t.insist('xsan.v1.Volume/Delete', { volume: guest.name }))
+    t.history.forget(guest.volume)
+  }
+  await t.clientsDone()
+  t.assertNoErrors()
+  await t.seconds(12)
+  await t.allIsWell()
+})
+
+scenario('settings change at run time: reads only for a while, other waits, no trust in refusals', async (t, volume) => {
+  const set = (key: string, valueJson: string) => t.settle(t.insist('xsan.v1.Config/Set', { key, valueJson }))
+  t.load(volume, { on: [1, 2, 3], ops: 300 })
+  await t.seconds(1)
+  await set('storage.read_only', 'true')
+  await t.seconds(0.3)
+  const refused = t.failures['write READ_ONLY'] ?? 0
+  assert.ok(refused > 0, 'writes are refused')
+  await set('storage.read_only', 'false')
+  await set('forward.retry_max_wait', '20')
+  await set('failover.trust_refused', 'false')
+  t.node(3).crash({ losing: 'nothing' })
+  await t.seconds(1)
+  assert.equal(t.longestStallMs < 1000, true, 'nobody waits yet')
+  await t.seconds(3)
+  t.node(3).restart()
+  await t.clientsDone()
+  t.assertNoErrors({ but: ['READ_ONLY'] })
+  await t.allIsWell()
+})
+
+scenario('a binary refuses a disk of a newer format by name; the newer binary goes on with it', async (t, volume) => {
+  t.load(volume, { on: [1, 2], ops: 300 })
+  await t.seconds(1)
+  t.node(3).crash({ losing: 'nothing' })
+  const undo = t.node(3).formatOfTheFuture()
+  t.node(3).restart()
+  await t.until('it has refused', () => /another version of XSAN.*features/.test(t.node(3).fatal?.message ?? ''))
+  undo()
+  t.node(3).restart()
+  await t.clientsDone()
+  t.assertNoErrors()
+  await t.allIsWell()
+})
+
+scenario(
+  'full disks refuse what is new, take what is there, and go on when something is deleted',
+  async (t, volume) => {
+    const big = await t.createVolume('big', { sizeBytes: 8 * BLOCK_BYTES })
+    t.load(volume, { on: [1], ops: 60, readShare: 0 })
+    await t.clientsDone()
+    t.assertNoErrors()
+    t.load(big, { on: [2], ops: 120, readShare: 0, thinkMs: 2 })
+    await t.clientsDone()
+    assert.ok((t.failures['write INSUFFICIENT_SPACE'] ?? 0) > 0, `the disks are full: ${JSON.stringify(t.failures)}`)
+    // Overwrites and reads of what is there
+    const before = t.failures
+    t.load(volume, { on: [1, 3], ops: 60 })
+    await t.clientsDone()
+    assert.deepEqual(t.failures, before, 'nothing else fails')
+    await t.settle(t.insist('xsan.v1.Volume/Delete', { volume: 'big' }))
+    t.history.forget(big.volume)
+    await t.seconds(12)
+    const next = await t.createVolume('next', { sizeBytes: 2 * BLOCK_BYTES })
+    t.load(next, { on: [2], ops: 40, readShare: 0 })
+    await t.clientsDone()
+    assert.deepEqual(t.failures, before, 'there is room again')
+    await t.allIsWell()
+  },
+  { diskBytes: 52 * MiB },
+)
+
+scenario('a clock that runs too fast by more than the bound costs leases, and loses nothing that was acknowledged', async (t, volume) => {
+  t.load(volume, { on: [1, 2, 3], ops: 400 })
+  t.node(t.leader).host.setDrift(0.2)
+  await t.seconds(4)
+  for (const node of t.nodes) node.host.setDrift(0)
+  await t.clientsDone()
+  await t.allIsWell()
+})
+
+scenario('a clock that is too slow by more than the bound makes only its own node stale', async (t, volume) => {
+  t.load(volume, { on: [1, 2], ops: 400 })
+  await t.seconds(1)
+  t.node(3).host.setDrift(-0.4)
+  t.node(3).isolate()
+  await t.seconds(5)
+  t.node(3).rejoin()
+  t.node(3).host.setDrift(0)
+  await t.clientsDone()
+  t.assertNoErrors()
+  await t.allIsWell()
+})
+
+scenario('timers half a second late cost time, and nothing else', async (t, volume) => {
+  t.load(volume, { on: [1, 2, 3], ops: 300 })
+  for (const node of t.nodes) node.env!.clock.lateMs = 500
+  await t.seconds(4)
+  for (const node of t.nodes) node.env!.clock.lateMs = 1
+  await t.clientsDone()
+  await t.allIsWell()
 })

@@ -18,6 +18,8 @@ export interface ClientSeat {
   readonly process: SimProcess
   readonly queue: SimIoQueue
   readonly volumes: VolumeLayer
+  /** False: its clock is off by more than the bound, so that it may serve without a lease. */
+  readonly trusted?: () => boolean
 }
 
 export interface WorkloadOptions {
@@ -71,12 +73,32 @@ export class SimClient {
   #seats = 0
   #running = new Map<number, Running>()
   #nextRow = 0
-  readonly #hot: number[]
+  #hot: number[]
+  #sizeBytes: number
   #stopped = false
+  #forsaken = false
 
   constructor(options: WorkloadOptions) {
     this.options = options
+    this.#sizeBytes = options.sizeBytes
     this.#hot = hotOffsets(options.sizeBytes)
+  }
+
+  /** Its volume has grown. */
+  grow(sizeBytes: number): void {
+    this.#sizeBytes = sizeBytes
+    this.#hot = hotOffsets(sizeBytes)
+  }
+
+  /** Its volume is being deleted: what is still answered means nothing. */
+  forsake(): void {
+    this.#stopped = true
+    this.#forsaken = true
+  }
+
+  /** Whether an answer that comes now is a promise. */
+  #counts(seat: ClientSeat): boolean {
+    return !this.#forsaken && seat.trusted?.() !== false
   }
 
   get done(): boolean {
@@ -142,7 +164,8 @@ export class SimClient {
   }
 
   #range(): { offsetBytes: number; lengthBytes: number } {
-    const { random, sizeBytes } = this.options
+    const { random } = this.options
+    const sizeBytes = this.#sizeBytes
     const base = random.chance(0.9) ? random.pick(this.#hot) : random.below(sizeBytes / PAGE_BYTES) * PAGE_BYTES
     const offsetBytes = base + (random.chance(0.5) ? random.below(8) * SECTOR_BYTES : 0)
     const sectors = random.chance(0.5) ? 8 : random.chance(0.7) ? random.between(1, 16) : random.between(1, OP_SECTORS_MAX)
@@ -187,7 +210,7 @@ export class SimClient {
       (_row, status) => {
         const running = this.#end(seat, row, status)
         if (!running) return
-        const bytes = status === Status.SUCCESS ? seat.queue.arena.bytes : undefined
+        const bytes = status === Status.SUCCESS && this.#counts(seat) ? seat.queue.arena.bytes : undefined
         history.endRead(open, bytes, page * PAGE_BYTES + (offsetBytes % PAGE_BYTES), seat.process.localNowMs)
         seat.queue.arena.free(page as never)
         next()
@@ -249,7 +272,7 @@ export class SimClient {
   #written(seat: ClientSeat, row: number, status: number, next: () => void): void {
     const running = this.#end(seat, row, status)
     if (!running) return
-    this.options.history.endWrite(running.open!, status === Status.SUCCESS ? 'ok' : 'failed', seat.process.localNowMs, running.durable)
+    this.options.history.endWrite(running.open!, status === Status.SUCCESS && this.#counts(seat) ? 'ok' : 'failed', seat.process.localNowMs, running.durable)
     if (running.page >= 0) seat.queue.arena.free(running.page as never)
     next()
   }
@@ -262,7 +285,7 @@ export class SimClient {
       volume,
       (_row, status) => {
         if (!this.#end(seat, row, status)) return
-        if (status === Status.SUCCESS) history.flushed(volume, calledMs)
+        if (status === Status.SUCCESS && this.#counts(seat)) history.flushed(volume, calledMs)
         next()
       },
       row,
