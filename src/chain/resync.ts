@@ -3,17 +3,28 @@
  *
  *   returner                                    source
  *      |-- DIGESTS: slots ------------------------>|   of many slots at once; equal slots are done
- *      |-- LIST_BLOCKS: slot --------------------->|   digests of the blocks; equal blocks are done, blocks the source lacks go
+ *      |-- LIST_BLOCKS: slot, after which block -->|   digests of the blocks; equal blocks are done, blocks the source lacks go
  *      |-- BLOCK: ids of the pages here ---------->|   pages whose id differs, with their content
  *      |   everything durable, stream position past every answer -> upToDate
  *
  * Every answer is one instant of the source: content, its `last` and committed id, the channel rows of its disk. An answer older than what was
  * acknowledged for a block without storing is not installed. Each step looks again whether its session is still the present one.
  *
- * The answers, little-endian words of 32 bits, in the caller's buffer:
+ * A list of many blocks comes in parts, each with an instant of its own. The list counts as that of its first part's instant (what was acknowledged
+ * since is in `skip`, what comes later is stored), the channel rows and the position are those of the last part, and the report waits for the
+ * newest of all. A new version between two parts starts the list anew, for the source may be another one.
+ *
+ * Every question names the source's disk: a node may hold two replicas of a slot, and forwards and answers must come from one (rule 23).
+ * Arguments, little-endian words of 32 bits:
+ *
+ *   DIGESTS      n x (slot, version, disk)
+ *   LIST_BLOCKS  slot, version, disk, 1 = after the block that follows | volume f64, layer, index
+ *   BLOCK, PAGE  slot, version, volume f64, layer, index, page, whether ids follow, disk (0: any), 0 | 1024 x (idHigh, idLow)
+ *
+ * The answers, in the caller's buffer:
  *
  *   DIGESTS      count, rowWords, 0, 0 | count x (slot, status, digestA, digestB, lastHigh, lastLow, committedHigh, committedLow) | rows
- *   LIST_BLOCKS  count, rowWords, lastHigh, lastLow, committedHigh, committedLow, 0, 0 | count x (volume f64, layer, index, digestA, digestB) | rows
+ *   LIST_BLOCKS  count, rowWords, lastHigh, lastLow, committedHigh, committedLow, 1 = more to come, 0 | count x (volume f64, layer, index, digestA, digestB) | rows
  *   BLOCK        exists, count, rowWords, dataPage, lastHigh, lastLow, committedHigh, committedLow
  *                | count x (page | flag << 16, idHigh, idLow, crc) | rows | to page `dataPage`: content of the DATA pages
  */
@@ -34,7 +45,7 @@ import { flushStore } from './flush.ts'
 import type { Peers } from './peers.ts'
 import { NONE, svOf } from './records.ts'
 import type { Replicas } from './replica.ts'
-import type { SyncSession } from './session.ts'
+import { type BlockKey, blockKey, type SyncSession } from './session.ts'
 import type { ChainTable } from './table.ts'
 
 /** Slots of one DIGESTS call; the source answers for fewer when they hold more than BLOCKS_PER_DIGESTS blocks. */
@@ -44,15 +55,18 @@ const BLOCKS_PER_DIGESTS = 256
 const BLOCK_WINDOW = 4
 const LIST_WINDOW = 8
 const ROWS_BYTES_MAX = ROWS_MAX * ROW_WORDS * 4
+const DIGEST_ARGS_WORDS = 3
 const DIGEST_WORDS = 8
 const LIST_HEADER_WORDS = 8
 const LIST_WORDS = 6
 const BLOCK_HEADER_WORDS = 8
 const PAGE_WORDS = 4
-const LIST_BYTES_MAX = 1024 * 1024
+const LIST_ARGS_WORDS = 8
+/** Of one answer: bounds the time of one turn of the source (a digest looks at all page ids of a block). */
+const BLOCKS_PER_LIST = 512
 const BLOCK_ANSWER_BYTES = (PAGES_PER_BLOCK + 1) * PAGE_BYTES + PAGES_PER_BLOCK * PAGE_WORDS * 4 + PAGE_BYTES
 /** Everything before a block's content, and every other answer, fits. */
-const HEADER_BYTES_MAX = LIST_BYTES_MAX + ROWS_BYTES_MAX
+const HEADER_BYTES_MAX = 64 * 1024 + ROWS_BYTES_MAX
 /** A block is asked for at most so often in a row; with that few pages left to copy (or at the last try) its slot's forwards are held back. */
 const ROUNDS_MAX = 4
 const HELD_PAGES_MAX = 64
@@ -170,10 +184,9 @@ export class Resync {
 
   /** How many of the sessions, from the first on, were answered for. */
   async #compareBatch(peer: number, batch: readonly SyncSession[]): Promise<number> {
-    const args = new Uint32Array(batch.length * 2)
+    const args = new Uint32Array(batch.length * DIGEST_ARGS_WORDS)
     batch.forEach(({ slot }, i) => {
-      args[i * 2] = slot
-      args[i * 2 + 1] = this.#table.version[slot]!
+      args.set([slot, this.#table.version[slot]!, this.#table.predecessorDisk[slot]!], i * DIGEST_ARGS_WORDS)
     })
     const capacity = (4 + batch.length * DIGEST_WORDS) * 4 + ROWS_BYTES_MAX
     const answer = await this.#ask(peer, CallKind.DIGESTS, args, capacity)
@@ -249,39 +262,44 @@ export class Resync {
 
   async #listSlot(session: SyncSession): Promise<boolean> {
     const { slot } = session
-    const peer = this.#sourceOf(slot)
-    if (peer === NONE) return false
-    const answer = await this.#ask(peer, CallKind.LIST_BLOCKS, Uint32Array.of(slot, this.#table.version[slot]!), LIST_BYTES_MAX + ROWS_BYTES_MAX)
-    if (answer === null) return false
-    try {
-      const { words, view } = answer
-      const [count = 0, rowWords = 0, lastHigh = 0, lastLow = 0, committedHigh = 0, committedLow = 0] = words
-      const rowsAt = LIST_HEADER_WORDS + count * LIST_WORDS
-      if (rowsAt + rowWords > words.length || !this.#isPresent(session) || session.listedSv >= 0) return false
-      const store = this.#replicas.storeOf(slot)!
-      const own = new Map<string, [number, number, BlockRow]>()
-      for (const block of store.blocksOf(slot)) {
-        const { volume, layer, index } = store.blockIdentity(block)
-        const [a, b] = blockDigest(store, block)
-        own.set(`${volume}/${layer}/${index}`, [a, b, block])
+    const version = this.#table.version[slot]!
+    const differing: BlockIdentity[] = []
+    let firstSv = -1
+    let high = 0
+    let after: BlockIdentity | undefined
+    for (;;) {
+      const peer = this.#sourceOf(slot)
+      if (peer === NONE) return false
+      const args = listArgs(slot, version, this.#table.predecessorDisk[slot]!, after)
+      const answer = await this.#ask(peer, CallKind.LIST_BLOCKS, args, (LIST_HEADER_WORDS + BLOCKS_PER_LIST * LIST_WORDS) * 4 + ROWS_BYTES_MAX)
+      if (answer === null) return false
+      try {
+        const { words } = answer
+        const [count = 0, rowWords = 0, lastHigh = 0, lastLow = 0, committedHigh = 0, committedLow = 0, more = 0] = words
+        const rowsAt = LIST_HEADER_WORDS + count * LIST_WORDS
+        if (rowsAt + rowWords > words.length || !this.#isPresent(session) || session.listedSv >= 0) return false
+        if (after !== undefined && this.#table.version[slot] !== version) return false
+        const store = this.#replicas.storeOf(slot)!
+        const listed = listedBlocks(answer.view, count)
+        const last = listed.at(-1)
+        if (more === 1 && (last === undefined || (after !== undefined && compareBlocks(last, after) <= 0))) {
+          this.#malformed(session)
+          return false
+        }
+        compareList(store, slot, listed, after, more === 1 ? last : undefined, differing)
+        const lastSv = svOf(lastHigh, lastLow)
+        if (firstSv < 0) firstSv = lastSv
+        high = Math.max(high, lastSv)
+        if (more === 1) {
+          after = last
+          continue
+        }
+        if (!this.#installRows(session, store, words.slice(rowsAt, rowsAt + rowWords), committedHigh, committedLow)) return false
+        session.listed(firstSv, differing, high)
+        return true
+      } finally {
+        answer.free()
       }
-      const differing: BlockIdentity[] = []
-      for (let i = 0; i < count; i++) {
-        const at = LIST_HEADER_WORDS + i * LIST_WORDS
-        const volume = view.getFloat64(at * 4, true)
-        const [, , layer = 0, index = 0, digestA, digestB] = words.subarray(at, at + LIST_WORDS)
-        const key = `${volume}/${layer}/${index}`
-        const here = own.get(key)
-        own.delete(key)
-        if (here === undefined || here[0] !== digestA || here[1] !== digestB) differing.push({ volume, layer, index })
-      }
-      // what the source lacks is asked for too: its absence is an answer like any other
-      for (const [, , block] of own.values()) differing.push(store.blockIdentity(block))
-      if (!this.#installRows(session, store, words.slice(rowsAt, rowsAt + rowWords), committedHigh, committedLow)) return false
-      session.listed(svOf(lastHigh, lastLow), differing)
-      return true
-    } finally {
-      answer.free()
     }
   }
 
@@ -333,7 +351,7 @@ export class Resync {
     const answer = await this.#ask(
       peer,
       CallKind.BLOCK,
-      blockArgs(slot, this.#table.version[slot]!, { volume, layer, index }, store, own),
+      blockArgs(slot, this.#table.version[slot]!, { volume, layer, index }, store, own, this.#table.predecessorDisk[slot]!),
       BLOCK_ANSWER_BYTES + ROWS_BYTES_MAX,
     )
     if (answer === null) return FAILED
@@ -474,22 +492,24 @@ export class Resync {
 
   // ---- the source ------------------------------------------------------------------------------------------------------------
 
-  /** The slot's store, if this replica may answer for it in that version. */
-  #sourceStore(slot: number, version: number): ReplicaStore | null {
+  /** The store of the slot's replica on that disk (0: on any of this node), if it may answer for it in that version. */
+  #sourceStore(slot: number, version: number, disk: number): ReplicaStore | null {
     const table = this.#table
     if (slot >= table.slotCount || table.version[slot] !== version || table.ownState[slot]! > ReplicaState.DRAINING) return null
-    return this.#replicas.storeOf(slot) ?? null
+    const store = this.#replicas.storeOf(slot)
+    return store === undefined || (disk !== 0 && store.disk !== disk) ? null : store
   }
 
   #serveDigests(args: Uint8Array, capacityBytes: number): CallAnswer {
-    if (args.length === 0 || args.length % 8 !== 0 || args.length / 8 > SLOTS_PER_CALL) return answerOf(Status.PROTOCOL_ERROR)
+    const bytesEach = DIGEST_ARGS_WORDS * 4
+    if (args.length === 0 || args.length % bytesEach !== 0 || args.length / bytesEach > SLOTS_PER_CALL) return answerOf(Status.PROTOCOL_ERROR)
     const asked = new DataView(args.buffer, args.byteOffset, args.length)
     const entries: number[] = []
     let blocks = 0
     let rowStore: ReplicaStore | undefined
-    for (let i = 0; i < args.length / 8 && blocks <= BLOCKS_PER_DIGESTS; i++) {
-      const slot = asked.getUint32(i * 8, true)
-      const store = this.#sourceStore(slot, asked.getUint32(i * 8 + 4, true))
+    for (let i = 0; i < args.length / bytesEach && blocks <= BLOCKS_PER_DIGESTS; i++) {
+      const slot = asked.getUint32(i * bytesEach, true)
+      const store = this.#sourceStore(slot, asked.getUint32(i * bytesEach + 4, true), asked.getUint32(i * bytesEach + 8, true))
       if (store === null) {
         entries.push(slot, Status.ROUTING_STALE, 0, 0, 0, 0, 0, 0)
         continue
@@ -507,12 +527,15 @@ export class Resync {
   }
 
   #serveList(args: Uint8Array, capacityBytes: number): CallAnswer {
-    if (args.length !== 8) return answerOf(Status.PROTOCOL_ERROR)
-    const asked = new DataView(args.buffer, args.byteOffset, 8)
-    const slot = asked.getUint32(0, true)
-    const store = this.#sourceStore(slot, asked.getUint32(4, true))
+    const asked = parseListArgs(args)
+    if (asked === null) return answerOf(Status.PROTOCOL_ERROR)
+    const { slot, after } = asked
+    const store = this.#sourceStore(slot, asked.version, asked.disk)
     if (store === null) return answerOf(Status.ROUTING_STALE)
-    const blocks = store.blocksOf(slot)
+    const all = store.blocksOf(slot)
+    const from = after === undefined ? 0 : firstAfter(store, all, after)
+    const blocks = all.slice(from, from + BLOCKS_PER_LIST)
+    const more = from + blocks.length < all.length
     const words = new Uint32Array(blocks.length * LIST_WORDS)
     const view = new DataView(words.buffer)
     blocks.forEach((block, i) => {
@@ -521,9 +544,9 @@ export class Resync {
       view.setFloat64(i * LIST_WORDS * 4, volume, true)
       words.set([layer, index, a, b], i * LIST_WORDS + 2)
     })
-    const rows = store.rows.pack()
+    const rows = more ? new Uint32Array(0) : store.rows.pack()
     const [committedHigh, committedLow] = this.#replicas.committedId(slot)
-    const header = [blocks.length, rows.length, store.lastHigh[slot]!, store.lastLow[slot]!, committedHigh, committedLow, 0, 0]
+    const header = [blocks.length, rows.length, store.lastHigh[slot]!, store.lastLow[slot]!, committedHigh, committedLow, more ? 1 : 0, 0]
     return this.#answerWords(header, words, rows, capacityBytes)
   }
 
@@ -544,7 +567,7 @@ export class Resync {
     const asked = parseBlockArgs(args)
     if (asked === null) return answerOf(Status.PROTOCOL_ERROR)
     const { slot, volume, layer, index } = asked
-    const store = this.#sourceStore(slot, asked.version)
+    const store = this.#sourceStore(slot, asked.version, asked.disk)
     if (store === null) return answerOf(Status.ROUTING_STALE)
     // one instant: no await before everything is taken
     const block = store.findBlock(volume, layer, index)
@@ -613,7 +636,7 @@ export class Resync {
         const store = this.#replicas.storeOf(slot)
         if (store === undefined) return false
         if (!peer.up || !table.hasMember(slot, peer.node)) continue
-        const args = blockArgs(slot, table.version[slot]!, block, store, NO_BLOCK, page)
+        const args = blockArgs(slot, table.version[slot]!, block, store, NO_BLOCK, 0, page)
         const answer = await this.#calls.call(peer.index, CallKind.PAGE, new Uint8Array(args.buffer), buffer, 2 * PAGE_BYTES)
         if (answer.status !== Status.SUCCESS || answer.lengthBytes !== PAGE_BYTES + 12) continue
         const about = (buffer + 1) * PAGE_BYTES
@@ -635,7 +658,7 @@ export class Resync {
   async #servePage(args: Uint8Array, capacityBytes: number): Promise<CallAnswer> {
     const asked = parseBlockArgs(args)
     if (asked === null || capacityBytes < PAGE_BYTES + 12) return answerOf(Status.PROTOCOL_ERROR)
-    const store = this.#sourceStore(asked.slot, asked.version)
+    const store = this.#sourceStore(asked.slot, asked.version, asked.disk)
     if (store === null) return answerOf(Status.ROUTING_STALE)
     const block = store.findBlock(asked.volume, asked.layer, asked.index)
     if (block === NO_BLOCK) return answerOf(Status.NOT_FOUND)
@@ -705,10 +728,9 @@ function neededBytes(store: ReplicaStore, own: BlockRow, pages: Uint16Array, crc
   return needed
 }
 
-const BLOCK_ARGS_WORDS = 8
+const BLOCK_ARGS_WORDS = 10
 
-/** slot, version, volume f64, layer, index, page, whether ids follow | 1024 x (idHigh, idLow) */
-function blockArgs(slot: number, version: number, block: BlockIdentity, store: ReplicaStore, own: BlockRow, page = 0): Uint32Array {
+function blockArgs(slot: number, version: number, block: BlockIdentity, store: ReplicaStore, own: BlockRow, disk: number, page = 0): Uint32Array {
   const hasIds = own !== NO_BLOCK
   const words = new Uint32Array(BLOCK_ARGS_WORDS + (hasIds ? PAGES_PER_BLOCK * 2 : 0))
   words[0] = slot
@@ -718,6 +740,7 @@ function blockArgs(slot: number, version: number, block: BlockIdentity, store: R
   words[5] = block.index
   words[6] = page
   words[7] = hasIds ? 1 : 0
+  words[8] = disk
   if (hasIds) {
     const capture = store.capture(own)
     for (let i = 0; i < PAGES_PER_BLOCK; i++) {
@@ -744,7 +767,85 @@ function parseBlockArgs(args: Uint8Array) {
       idLow[i] = word(BLOCK_ARGS_WORDS + i * 2 + 1)
     }
   }
-  return { slot: word(0), version: word(1), volume, layer: word(4), index: word(5), page: word(6), idHigh, idLow }
+  return { slot: word(0), version: word(1), volume, layer: word(4), index: word(5), page: word(6), disk: word(8), idHigh, idLow }
+}
+
+function listArgs(slot: number, version: number, disk: number, after: BlockIdentity | undefined): Uint32Array {
+  const words = Uint32Array.of(slot, version, disk, after === undefined ? 0 : 1, 0, 0, after?.layer ?? 0, after?.index ?? 0)
+  if (after !== undefined) new DataView(words.buffer).setFloat64(16, after.volume, true)
+  return words
+}
+
+function parseListArgs(args: Uint8Array) {
+  if (args.length !== LIST_ARGS_WORDS * 4) return null
+  const view = new DataView(args.buffer, args.byteOffset, args.length)
+  const word = (i: number) => view.getUint32(i * 4, true)
+  const volume = view.getFloat64(16, true)
+  if (!Number.isSafeInteger(volume)) return null
+  const after: BlockIdentity | undefined = word(3) === 0 ? undefined : { volume, layer: word(6), index: word(7) }
+  return { slot: word(0), version: word(1), disk: word(2), after }
+}
+
+function compareBlocks(a: BlockIdentity, b: BlockIdentity): number {
+  return a.volume - b.volume || a.layer - b.layer || a.index - b.index
+}
+
+/** Index of the first of the blocks, which are in order, that comes after that one. */
+function firstAfter(store: ReplicaStore, blocks: readonly BlockRow[], after: BlockIdentity): number {
+  let low = 0
+  let high = blocks.length
+  while (low < high) {
+    const middle = (low + high) >> 1
+    if (compareBlocks(store.blockIdentity(blocks[middle]!), after) <= 0) low = middle + 1
+    else high = middle
+  }
+  return low
+}
+
+interface ListedBlock extends BlockIdentity {
+  readonly digestA: number
+  readonly digestB: number
+}
+
+function listedBlocks(view: DataView, count: number): ListedBlock[] {
+  return Array.from({ length: count }, (_, i) => {
+    const at = (LIST_HEADER_WORDS + i * LIST_WORDS) * 4
+    return {
+      volume: view.getFloat64(at, true),
+      layer: view.getUint32(at + 8, true),
+      index: view.getUint32(at + 12, true),
+      digestA: view.getUint32(at + 16, true),
+      digestB: view.getUint32(at + 20, true),
+    }
+  })
+}
+
+/** Adds the blocks after `after`, up to `last` (all, when undefined), that are not alike here and in the source's list. */
+function compareList(
+  store: ReplicaStore,
+  slot: number,
+  listed: readonly ListedBlock[],
+  after: BlockIdentity | undefined,
+  last: BlockIdentity | undefined,
+  differing: BlockIdentity[],
+): void {
+  const all = store.blocksOf(slot)
+  const from = after === undefined ? 0 : firstAfter(store, all, after)
+  const to = last === undefined ? all.length : firstAfter(store, all, last)
+  const own = new Map<BlockKey, BlockRow>()
+  for (const block of all.slice(from, to)) {
+    const { volume, layer, index } = store.blockIdentity(block)
+    own.set(blockKey(volume, layer, index), block)
+  }
+  for (const { volume, layer, index, digestA, digestB } of listed) {
+    const key = blockKey(volume, layer, index)
+    const here = own.get(key)
+    own.delete(key)
+    const [a, b] = here === undefined ? [-1, -1] : blockDigest(store, here)
+    if (a !== digestA || b !== digestB) differing.push({ volume, layer, index })
+  }
+  // what the source lacks is asked for too: its absence is an answer like any other
+  for (const block of own.values()) differing.push(store.blockIdentity(block))
 }
 
 /** Runs `work` on each item, `width` at a time. Whether any of it got on. */

@@ -62,10 +62,10 @@ export class SyncSession {
     return sv <= (this.#installedSv.get(blockKey(volume, layer, index)) ?? this.listedSv)
   }
 
-  /** The slot was compared as of `lastSv`: what differs is to be copied; so is what was written to since, unstored. */
-  listed(lastSv: number, differing: ReadonlyArray<{ readonly volume: number; readonly layer: number; readonly index: number }>): void {
+  /** The slot was compared as of `lastSv` (in parts until `high`): what differs is to be copied; so is what was written to since, unstored. */
+  listed(lastSv: number, differing: ReadonlyArray<{ readonly volume: number; readonly layer: number; readonly index: number }>, high = lastSv): void {
     this.listedSv = lastSv
-    this.high = Math.max(this.high, lastSv)
+    this.high = Math.max(this.high, high)
     for (const block of differing) this.todo.set(blockKey(block.volume, block.layer, block.index), block)
     for (const [key, block] of this.skip) if (block.sv > lastSv) this.todo.set(key, block)
   }

@@ -15,9 +15,14 @@ import { CHAIN_OP_BYTES_MAX } from '../base/units.ts'
 import { bytes, note, struct, u8, u16, u32, u53, u64, zero } from './struct.ts'
 
 export const PEER_MAGIC = 0x5058
-/** Versions of this protocol that this build speaks. */
-export const PEER_PROTOCOL_MIN = 1
-export const PEER_PROTOCOL_MAX = 1
+/**
+ * Versions of this protocol that this build speaks.
+ *
+ *   1  the first
+ *   2  questions of a resync name the disk of the source, lists of blocks come in parts
+ */
+export const PEER_PROTOCOL_MIN = 2
+export const PEER_PROTOCOL_MAX = 2
 export const FRAME_BYTES = 16
 /** Largest head: a call with the page ids of one block (8 KiB) and room to grow. */
 export const HEAD_BYTES_MAX = 16 * 1024

@@ -922,15 +922,15 @@ function askedOf(call: HeldCall): number {
 function wordOf(call: HeldCall, index: number): number {
   return new DataView(call.args.buffer, call.args.byteOffset).getUint32(index * 4, true)
 }
-/** The chain version in which the call asks about the slot; undefined: it does not. Questions begin with slot and version; those for digests are a list of them. */
+/** The chain version in which the call asks about the slot; undefined: it does not. Questions begin with slot and version; those for digests are a list of slot, version, disk. */
 function versionAsked(call: HeldCall, slot: number): number | undefined {
-  const pairs = call.kind === CallKind.DIGESTS ? call.args.length / 8 : 1
-  for (let i = 0; i < pairs; i++) if (wordOf(call, i * 2) === slot) return wordOf(call, i * 2 + 1)
+  const slots = call.kind === CallKind.DIGESTS ? call.args.length / 12 : 1
+  for (let i = 0; i < slots; i++) if (wordOf(call, i * 3) === slot) return wordOf(call, i * 3 + 1)
   return undefined
 }
 /** The question for digests, as of no version for all other slots: they are asked about again. */
 function aboutSlot(call: HeldCall, slot: number): Uint8Array {
   const args = call.args.slice()
-  for (let i = 0; i < args.length / 8; i++) if (wordOf(call, i * 2) !== slot) new DataView(args.buffer).setUint32(i * 8 + 4, 0, true)
+  for (let i = 0; i < args.length / 12; i++) if (wordOf(call, i * 3) !== slot) new DataView(args.buffer).setUint32(i * 12 + 4, 0, true)
   return args
 }
