@@ -81,11 +81,12 @@ pub struct Vol {
     pub snap: [Option<Box<Snap>>; B],
     pub rep: (u8, u8),              // up-to-date report under way: (since, incarnation)
     // Cfg.code: 0 nothing compared, 1 the slot differs, 2 its blocks are compared too; the answer; a copy came too late and was kept, and the
-    // next one is asked for with forwards held back; a record staged in this session is not durable
-    pub ph: u8, pub cmp: Option<Box<Cmp>>, pub late: [bool; B], pub hold: [bool; B], pub pend: bool,
+    // next one is asked for with forwards held back
+    pub ph: u8, pub cmp: Option<Box<Cmp>>, pub late: [bool; B], pub hold: [bool; B],
 }
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Node { pub up: bool, pub inc: u8, pub lease: bool, pub disk: Vec<Disk>, pub v: [Vol; X] } // disk[0] durable, the last one current
+pub struct Node { pub up: bool, pub inc: u8, pub lease: bool, pub disk: Vec<Disk>, pub v: [Vol; X], // disk[0] durable, the last one current
+    pub pend: bool, pub wet: bool } // Cfg.code: a staged record (an installed block or copy) is not durable
 impl Node { pub fn d(&self) -> &Disk { self.disk.last().unwrap() } }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Op { Idle, Write(u8, W), Cancel(u8, W, W) } // slot, (the cancel's empty record,) the write
@@ -166,7 +167,7 @@ impl Cfg { pub fn m(&self, m: Mu) -> bool { self.mu >> (m as u32) & 1 == 1 } }
 pub fn initial(k: &Cfg) -> S {
     let chain = |s: usize| -> Chain { std::array::from_fn(|i| Mem { n: ORDER[s][i] as u8, st: if i < k.members[s] || s >= k.slots { Serving } else { Offline }, since: 1, inc: 1 }) };
     let hist: [Vec<Chain>; X] = std::array::from_fn(|s| vec![chain(s)]);
-    let node = |n: usize| Node { up: true, inc: 1, lease: true, disk: vec![Disk::default()], v: std::array::from_fn(|s| Vol { ver: 1, ss: hist[s][0].iter().any(|m| m.n as usize == n && m.st == Serving) as u8, ..Vol::default() }) };
+    let node = |n: usize| Node { up: true, inc: 1, lease: true, disk: vec![Disk::default()], pend: false, wet: false, v: std::array::from_fn(|s| Vol { ver: 1, ss: hist[s][0].iter().any(|m| m.n as usize == n && m.st == Serving) as u8, ..Vol::default() }) };
     S { node: std::array::from_fn(node), hist: hist.clone(), reg: [1; N], view: [View::Up; N], link: Default::default(), cl: std::array::from_fn(|c| Client { seq: 0, left: k.ops[c], op: Op::Idle, dup: vec![] }),
         left: k.faults, g: Default::default(), acked: 0, dead: 0, rec: [0; X], lossy: false, bad: None }
 }
@@ -225,7 +226,7 @@ impl S {
     }
     fn stage(&mut self, k: &Cfg, n: usize, s: usize, r: Rec) {
         let prev = self.node[n].d().slot[s].last;
-        let mut d = self.node[n].d().clone(); d.put(k, s, r); self.write(k, n, d);
+        let mut d = self.node[n].d().clone(); d.put(k, s, r); self.write(k, n, d); self.node[n].pend = k.code && k.dur;
         match self.succ(n, s) {
             Some(q) => { let cv = self.node[n].v[s].ver; self.send(s, n, q, Msg::Fwd { cv, prev, r }) }
             None => { self.node[n].v[s].elig = r.id.sv; self.advance(k, n, s) }
@@ -233,8 +234,8 @@ impl S {
     }
     fn write(&mut self, k: &Cfg, n: usize, d: Disk) { if k.dur { self.node[n].disk.push(d) } else { self.node[n].disk = vec![d] } } // without power losses everything written stays
     fn sync(&mut self, k: &Cfg, n: usize) {
-        let d = &mut self.node[n].disk; d.drain(..d.len() - 1);
-        for s in 0..k.slots { let x = &mut self.node[n]; let l = x.d().slot[s].last.sv; let v = &mut x.v[s]; v.dur = l; v.pend = false; for b in 0..B { v.hold[b] |= v.late[b] } self.advance(k, n, s) }
+        let x = &mut self.node[n]; x.pend = false; x.wet = false; let d = &mut x.disk; d.drain(..d.len() - 1);
+        for s in 0..k.slots { let x = &mut self.node[n]; let l = x.d().slot[s].last.sv; let v = &mut x.v[s]; v.dur = l; for b in 0..B { v.hold[b] |= v.late[b] } self.advance(k, n, s) }
     }
     fn on_msg(&mut self, k: &Cfg, s: usize, from: usize, n: usize, m: Msg) {
         if m.cv() < self.node[n].v[s].ver { return }
@@ -249,10 +250,10 @@ impl S {
                 if b < B && !self.node[n].v[s].inst[b] || have && k.code { // acknowledged without storing; the snapshot will bring it
                     self.node[n].disk.last_mut().unwrap().slot[s].last = r.id; // volatile in truth: where the session stands in the stream
                     let v = &mut self.node[n].v[s]; v.elig = r.id.sv; if !k.m(Mu::ack_without_skip) && b < B && !v.inst[b] { v.skip[b] = v.skip[b].max(r.id.sv) }
-                    if self.node[n].disk.len() == 1 || k.code && !self.node[n].v[s].pend { self.node[n].v[s].dur = r.id.sv }
+                    if self.node[n].disk.len() == 1 || k.code && !self.node[n].pend { self.node[n].v[s].dur = r.id.sv }
                     self.advance(k, n, s)
                 } else if have { let mut d = self.node[n].d().clone(); d.slot[s].last = r.id; self.write(k, n, d); self.node[n].v[s].elig = r.id.sv; self.advance(k, n, s) }
-                else { self.stage(k, n, s, r); self.node[n].v[s].pend = k.dur }
+                else { self.stage(k, n, s, r) }
             }
             Msg::Fwd { prev, r, .. } if member(st) => {
                 let x = &self.node[n].d().slot[s];
@@ -299,6 +300,8 @@ impl S {
     }
     /// an answer is on its way to n, other than one of version ver for slot s: the code finishes a round of questions before it begins the next
     fn awaits(&self, n: usize, s: usize, ver: u8) -> bool { self.node[n].v.iter().enumerate().any(|(i, v)| v.cmp.is_some() || v.snap.iter().flatten().any(|y| i != s || y.cv != ver)) }
+    /// nor before what it has installed is durable, and its journal, when a slot is complete
+    fn wet(&self, k: &Cfg, n: usize) -> bool { let x = &self.node[n]; x.wet || x.disk.len() > 1 && x.v.iter().any(|v| v.ph == 2 && (0..k.blocks as usize).all(|b| v.inst[b])) }
     /// how the code tells that an installed block holds the record of a forward: by its sequence number alone
     fn covered(&self, n: usize, s: usize, r: &Rec) -> bool {
         let v = &self.node[n].v[s]; let b = r.w.blk as usize;
@@ -340,16 +343,16 @@ impl S {
             if !k.code { return }
             // too late: its pages are kept as own data that counts for nothing; the next answer is waited for with forwards held back
             let kept = !y.recs.is_empty(); if kept { d.slot[s].blk[b] = y.recs; self.write(k, n, d) }
-            let v = &mut self.node[n].v[s]; v.late[b] = true; v.hold[b] = !k.dur || !kept; return
+            self.node[n].wet |= k.dur && kept; let v = &mut self.node[n].v[s]; v.late[b] = true; v.hold[b] = !k.dur || !kept; return
         }
         d.slot[s].blk[b] = y.recs;
         if !(equal && k.m(Mu::compare_no_rows)) { d.merge(k, s, &y.row) }
-        let v = &mut self.node[n].v[s]; v.inst[b] = true; v.upto[b] = y.last.sv; v.late[b] = false; v.hold[b] = false;
+        let v = &mut self.node[n].v[s]; v.inst[b] = true; v.upto[b] = y.last.sv; v.late[b] = false; v.hold[b] = false; self.node[n].wet = k.dur;
         self.installed(k, n, s, d, y.last, y.com, y.empty)
     }
     fn crash(&mut self, k: &Cfg, n: usize) {
         if k.code { for i in 0..N { for s in 0..k.slots { if i != n && self.node[i].up { let asks = self.source(k, i, s) == Some(n); self.answers_lost(i, n, s, asks) } } } }
-        let x = &mut self.node[n]; x.up = false; x.lease = false;
+        let x = &mut self.node[n]; x.up = false; x.lease = false; x.pend = false; x.wet = false;
         for s in 0..X { let v = &mut x.v[s]; let (ver, rep) = (v.ver, v.rep); *v = Vol { ver, rep, ..Vol::default() }; for a in 0..N { self.link[s][a][n].clear() } }
         if !k.dur { x.disk.drain(..x.disk.len() - 1); }
         for c in &mut self.cl { c.dup.retain(|d| d.2 as usize != n) }
@@ -472,14 +475,14 @@ impl S {
                 let (me, v) = (self.me(n, s), &nd.v[s]);
                 if me.st == Syncing && v.sess == me.since {
                     if k.code && v.ph < 2 {
-                        if let Some(p) = self.source(k, n, s) { if v.cmp.is_none() && !self.awaits(n, s, 0) && self.node[p].up && self.node[p].v[s].ver == v.ver && member(self.me(p, s).st) { step!(Act::Compare { s, p, n }, |t: &mut S| {
+                        if let Some(p) = self.source(k, n, s) { if v.cmp.is_none() && !self.awaits(n, s, 0) && !self.wet(k, n) && self.node[p].up && self.node[p].v[s].ver == v.ver && member(self.me(p, s).st) { step!(Act::Compare { s, p, n }, |t: &mut S| {
                             let (x, com) = (&t.node[p].d().slot[s], t.node[p].v[s].com);
                             let com = x.blk.iter().flatten().map(|r| r.id).find(|i| i.sv == com).unwrap_or(NONE);
                             let y = Cmp { from: p as u8, last: x.last, com, blk: std::array::from_fn(|b| x.blk[b].clone()), empty: x.blk[B].clone(), row: t.node[p].d().row };
                             t.node[n].v[s].cmp = Some(Box::new(y)) }) } }
                         if v.cmp.is_some() { step!(Act::Compared { s, n }, |t: &mut S| t.compared(k, n, s)) }
                     }
-                    if let Some(p) = self.source(k, n, s) { for b in 0..k.blocks as usize { if !v.inst[b] && v.snap[b].is_none() && (!k.code || v.ph == 2 && v.late[b] == v.hold[b] && !self.awaits(n, s, v.ver)) {
+                    if let Some(p) = self.source(k, n, s) { for b in 0..k.blocks as usize { if !v.inst[b] && v.snap[b].is_none() && (!k.code || v.ph == 2 && v.late[b] == v.hold[b] && !self.awaits(n, s, v.ver) && !self.wet(k, n)) {
                         if self.node[p].up && self.node[p].v[s].ver == v.ver && member(self.me(p, s).st) { step!(Act::Inventory { s, p, n, b }, |t: &mut S| {
                             let (x, com) = (&t.node[p].d().slot[s], t.node[p].v[s].com);
                             let com = x.blk.iter().flatten().map(|r| r.id).find(|i| i.sv == com).unwrap_or(NONE);

@@ -257,6 +257,10 @@ export class Replay {
   readonly #blockIndex: number[][] = []
   readonly #crcs = new Map<string, number>()
   readonly #acknowledged = new Set<string>()
+  /** Per node: ends the sync under way. */
+  readonly #syncs: Array<(() => void) | undefined> = []
+  /** Per node: journal position of each of the model's states of its disk, the durable one first. */
+  readonly #marks: number[][] = [[0], [0], [0]]
   #stepIndex = 0
   #tries = 0
   #revision = 1
@@ -271,7 +275,14 @@ export class Replay {
       slots: schedule.slots,
       network: { delayMinMs: 0.01, delayMaxMs: 0.01, slow: 0, fragment: 0 },
       queue: { arenaBytes: ARENA_BYTES, faults: { late: 0, lateMs: 0, reorder: 0, shortRecv: 0 } },
-      store: { stageMs: 0, readMs: 0, volatile: !schedule.durable, durableMs: NEVER_MS },
+      store: {
+        stageMs: 0,
+        readMs: 0,
+        volatile: !schedule.durable,
+        onSync: (disk, end) => {
+          this.#syncs[disk - 1] = end
+        },
+      },
       plane: { limits: LIMITS, settings: { retryFirstMs: NEVER_MS, retryMaxMs: NEVER_MS, retryTotalMs: NEVER_MS, writeLifeMs: NEVER_MS } },
       ...(options.trace ? { trace: options.trace } : {}),
     })
@@ -370,6 +381,7 @@ export class Replay {
     const process: Process = { node, plane: undefined }
     this.#gate.during(process, () => node.start())
     process.plane = node.plane
+    node.queue.arena.poisonBytesMax = POISON_BYTES_MAX
     const n = node.number - 1
     this.#sides[n] = new Side(process)
     this.#sendTable(
@@ -493,6 +505,20 @@ export class Replay {
       case 'reported':
         this.#reported(a, b, c, this.#history[a]!.length > chainsBefore[a]!)
         break
+      case 'sync':
+        await this.#sync(a)
+        break
+      case 'power': {
+        const { store } = this.#cluster.node(a + 1)
+        const kept = this.#marks[a]!.at(-1 - b)!
+        this.#cluster.node(a + 1).losePower({ keep: Math.max(0, kept - store.durableSeq) })
+        for (const side of this.#sides) side.loseFrom(a + 1)
+        // nobody hears anything of it: its connections are closed by the coordinator's word
+        const { incarnation } = this.#cluster.node(a + 1)
+        for (let n = 0; n < 3; n++) if (this.#cluster.node(n + 1).up) this.#inProcess(n, ({ plane }) => plane.peers.peerDown((a + 1) as never, incarnation))
+        await this.#gone(a)
+        break
+      }
       case 'kill':
         this.#cluster.node(a + 1).kill()
         await this.#gone(a)
@@ -521,7 +547,9 @@ export class Replay {
         await this.#arrive(b, a, name === 'install' ? c : undefined)
         break
       case 'report':
+        await this.#sync(b)
         await this.#until('a report', () => {
+          this.#endSync(b)
           if (this.#reportOf(a, b, c) !== undefined) return true
           this.#refuseQuestions(b)
           return false
@@ -530,7 +558,38 @@ export class Replay {
       default:
         this.#fail(`a step this replay does not know: ${name}`)
     }
+    this.#mark()
     this.#compare()
+  }
+
+  async #sync(n: number): Promise<void> {
+    const { store } = this.#cluster.node(n + 1)
+    await this.#until('a durable journal', () => {
+      this.#endSync(n)
+      return store.durableSeq === store.stagedSeq
+    })
+    await this.#pass(STEP_MS)
+  }
+
+  #endSync(n: number): void {
+    const end = this.#syncs[n]
+    this.#syncs[n] = undefined
+    if (end !== undefined) this.#inProcess(n, end)
+  }
+
+  /** The changes that this step made to journals have their positions. */
+  #mark(): void {
+    for (const [n, { states, up }] of this.#nodes.entries()) {
+      if (!up) continue
+      const marks = this.#marks[n]!
+      const { stagedSeq } = this.#cluster.node(n + 1).store
+      const added = states - marks.length
+      if (states === 1) marks.splice(0, Number.POSITIVE_INFINITY, stagedSeq)
+      else if (added < 0) this.#fail(`node ${n}: the model's journal is shorter by ${-added}`)
+      else if (added > 1 && stagedSeq - marks.at(-1)! !== added)
+        this.#fail(`node ${n}: ${added} changes in the model, ${stagedSeq - marks.at(-1)!} in the journal`)
+      else for (let i = 1; i <= added; i++) marks.push(stagedSeq - added + i)
+    }
   }
 
   /** An update arrives at a head; returns the number of the try. */
@@ -657,6 +716,8 @@ export class Replay {
     const wanted = () => [...this.#gate.held].find((call) => call.caller === process && isWanted(call))
     await this.#until('a question', () => {
       if (wanted() !== undefined) return true
+      // a complete slot's position is journaled by a record of its own, which the model has not
+      if (this.#nodes[n]!.states === 1) this.#endSync(n)
       this.#refuseQuestions(n)
       return false
     })
@@ -668,9 +729,11 @@ export class Replay {
     await this.#pass(STEP_MS)
   }
 
-  /** The code ends a round of questions before it begins the next: those under way are asked again. */
+  /** The code ends a round of questions before it begins the next: those under way are asked again, all or none. */
   #refuseQuestions(n: number): void {
-    for (const call of this.#gate.held) if (call.caller === this.#sides[n]!.process && call.stage === 'asked') call.serve?.(null)
+    const asked = [...this.#gate.held].filter((call) => call.caller === this.#sides[n]!.process && call.stage === 'asked')
+    if (asked.some((call) => call.serve === undefined)) return
+    for (const call of asked) call.serve!(null)
   }
 
   async #arrive(n: number, slot: number, block: number | undefined): Promise<void> {
@@ -891,8 +954,10 @@ export class Replay {
   }
 }
 
-const ARENA_BYTES = 32 * 1024 * 1024
-const LIMITS = { recordsMax: 768, updatesMax: 64, readsMax: 16, clientOpsMax: 16, creditRows: 32, peerPoolBytes: 4 * 1024 * 1024 }
+/** Room for the answers of two blocks at a time. */
+const ARENA_BYTES = 16 * 1024 * 1024
+const POISON_BYTES_MAX = 16 * PAGE_BYTES
+const LIMITS = { recordsMax: 768, updatesMax: 64, readsMax: 16, clientOpsMax: 16, creditRows: 32, peerPoolBytes: 1024 * 1024 }
 
 function idText(high: number, low: number): string {
   return `${high >>> 8}.${svOf(high, low)}`
@@ -922,15 +987,19 @@ function askedOf(call: HeldCall): number {
 function wordOf(call: HeldCall, index: number): number {
   return new DataView(call.args.buffer, call.args.byteOffset).getUint32(index * 4, true)
 }
-/** The chain version in which the call asks about the slot; undefined: it does not. Questions begin with slot and version; those for digests are a list of slot, version, disk. */
+/** Questions begin with slot and version; those for digests are a list of such (of at most two slots here), which may have a third word, the disk. */
+const wordsPerSlot = (call: HeldCall) => (call.args.length % 12 === 0 ? 3 : 2)
+/** The chain version in which the call asks about the slot; undefined: it does not. */
 function versionAsked(call: HeldCall, slot: number): number | undefined {
-  const slots = call.kind === CallKind.DIGESTS ? call.args.length / 12 : 1
-  for (let i = 0; i < slots; i++) if (wordOf(call, i * 3) === slot) return wordOf(call, i * 3 + 1)
+  const words = wordsPerSlot(call)
+  const slots = call.kind === CallKind.DIGESTS ? call.args.length / (words * 4) : 1
+  for (let i = 0; i < slots; i++) if (wordOf(call, i * words) === slot) return wordOf(call, i * words + 1)
   return undefined
 }
 /** The question for digests, as of no version for all other slots: they are asked about again. */
 function aboutSlot(call: HeldCall, slot: number): Uint8Array {
   const args = call.args.slice()
-  for (let i = 0; i < args.length / 12; i++) if (wordOf(call, i * 3) !== slot) new DataView(args.buffer).setUint32(i * 12 + 4, 0, true)
+  const words = wordsPerSlot(call)
+  for (let at = 0; at < args.length / 4; at += words) if (wordOf(call, at) !== slot) new DataView(args.buffer).setUint32(at * 4 + 4, 0, true)
   return args
 }
