@@ -1,7 +1,10 @@
 /**
  * Many reads or writes of whole pages as one piece of work: pages that follow each other on the disk are one request, some requests are under
  * way at a time, and one promise tells the end. (A promise per request would cost the reactor a trip through the event loop each.)
+ *
+ * Reads give the CRC-32C of each page as well, computed where the read completes.
  */
+import { assert } from '../base/assert.ts'
 import { XsanError } from '../base/errors.ts'
 import { PAGE_BYTES } from '../base/units.ts'
 import { Errno, errnoName, type Handle, type IoQueue, type Tag } from '../env/ioqueue.ts'
@@ -16,13 +19,17 @@ export class BulkIo {
   readonly #file: Handle
   readonly #path: string
   readonly #tag: Tag
+  readonly #pagesMax: number
+  readonly #crcFirst: number
   /** Per request: where it begins on the disk, its pages in `#pages` ([first, first + count)), and how many have been moved. */
-  #offset: number[] = []
-  #first: number[] = []
-  #count: number[] = []
-  #moved: number[] = []
-  #tries: number[] = []
-  #pages: number[] = []
+  readonly #offset: Float64Array
+  readonly #first: Int32Array
+  readonly #count: Int32Array
+  readonly #moved: Int32Array
+  readonly #tries: Int32Array
+  readonly #pages: Int32Array
+  #requests = 0
+  #pageCount = 0
   #nextOffset = -1
   #writing = false
   #next = 0
@@ -31,32 +38,51 @@ export class BulkIo {
   #failure: XsanError | undefined
   #settle: { resolve: () => void; reject: (error: XsanError) => void } | undefined
 
-  constructor(queue: IoQueue, file: Handle, path: string) {
+  /** `pagesMax`: of one piece of work. */
+  constructor(queue: IoQueue, file: Handle, path: string, pagesMax: number) {
     this.#queue = queue
     this.#file = file
     this.#path = path
+    this.#pagesMax = pagesMax
+    this.#crcFirst = queue.reserveCrcs(pagesMax)
+    this.#offset = new Float64Array(pagesMax)
+    this.#first = new Int32Array(pagesMax)
+    this.#count = new Int32Array(pagesMax)
+    this.#moved = new Int32Array(pagesMax)
+    this.#tries = new Int32Array(pagesMax)
+    this.#pages = new Int32Array(pagesMax)
     this.#tag = queue.register('store bulk', (row, result) => this.#onDone(row, result))
   }
 
-  /** Adds one page: its place on the disk, its page of the arena. In the order of places, neighbours become one request. */
-  add(offsetBytes: number, page: number): void {
-    const last = this.#offset.length - 1
+  /**
+   * Adds one page: its place on the disk, its page of the arena. In the order of places, neighbours become one request. Returns its number in
+   * this piece of work.
+   */
+  add(offsetBytes: number, page: number): number {
+    assert(this.#pageCount < this.#pagesMax, `more than ${this.#pagesMax} pages in one piece of work`)
+    const last = this.#requests - 1
     if (offsetBytes === this.#nextOffset && this.#count[last]! < REQUEST_PAGES_MAX) this.#count[last]!++
     else {
-      this.#offset.push(offsetBytes)
-      this.#first.push(this.#pages.length)
-      this.#count.push(1)
-      this.#moved.push(0)
-      this.#tries.push(0)
+      const row = this.#requests++
+      this.#offset[row] = offsetBytes
+      this.#first[row] = this.#pageCount
+      this.#count[row] = 1
+      this.#moved[row] = this.#tries[row] = 0
     }
-    this.#pages.push(page)
+    this.#pages[this.#pageCount] = page
     this.#nextOffset = offsetBytes + PAGE_BYTES
+    return this.#pageCount++
   }
 
   /** Adds one page that is a request of its own. */
   addAlone(offsetBytes: number, page: number): void {
     this.#nextOffset = -1
     this.add(offsetBytes, page)
+  }
+
+  /** Of a page read by the last `read`, by its number. */
+  crcOf(number: number): number {
+    return this.#queue.crcs[this.#crcFirst + number]!
   }
 
   /** Reads what was added; each neighbour's arena page must follow the one before. Rejects with XsanError READ_FAILED. */
@@ -74,25 +100,20 @@ export class BulkIo {
     this.#next = this.#ended = 0
     this.#failure = undefined
     try {
-      if (this.#offset.length > 0) {
+      if (this.#requests > 0) {
         await new Promise<void>((resolve, reject) => {
           this.#settle = { resolve, reject }
           this.#pump()
         })
       }
     } finally {
-      this.#offset = []
-      this.#first = []
-      this.#count = []
-      this.#moved = []
-      this.#tries = []
-      this.#pages = []
+      this.#requests = this.#pageCount = 0
       this.#nextOffset = -1
     }
   }
 
   #pump(): void {
-    while (this.#underWay < PARALLEL_MAX && this.#next < this.#offset.length && this.#failure === undefined) {
+    while (this.#underWay < PARALLEL_MAX && this.#next < this.#requests && this.#failure === undefined) {
       this.#underWay++
       this.#request(this.#next++)
     }
@@ -104,7 +125,7 @@ export class BulkIo {
     const count = this.#count[row]! - moved
     const offset = this.#offset[row]! + moved * PAGE_BYTES
     const page = this.#pages[first]!
-    if (!this.#writing) this.#queue.read(this.#file, offset, page, 0, count * PAGE_BYTES, -1, this.#tag, row)
+    if (!this.#writing) this.#queue.read(this.#file, offset, page, 0, count * PAGE_BYTES, this.#crcFirst + first, this.#tag, row)
     else if (count === 1) this.#queue.write(this.#file, offset, page, 0, PAGE_BYTES, this.#tag, row)
     else {
       for (let i = 0; i < count; ) {
@@ -119,7 +140,12 @@ export class BulkIo {
   }
 
   #onDone(row: number, result: number): void {
-    if (result >= 0) this.#moved[row]! += Math.floor(result / PAGE_BYTES)
+    if (result >= 0) {
+      const pages = Math.floor(result / PAGE_BYTES)
+      // The checksums come with a whole read only
+      if (!this.#writing && this.#moved[row]! + pages < this.#count[row]!) this.#checksum(this.#first[row]! + this.#moved[row]!, pages)
+      this.#moved[row]! += pages
+    }
     const again = result >= 0 || result === -Errno.EINTR || result === -Errno.EAGAIN
     if (this.#moved[row]! < this.#count[row]! && again && ++this.#tries[row]! <= TRIES_MAX) {
       this.#request(row)
@@ -133,11 +159,15 @@ export class BulkIo {
     this.#underWay--
     this.#ended++
     this.#pump()
-    if (this.#underWay > 0 || (this.#failure === undefined && this.#ended < this.#offset.length)) return
+    if (this.#underWay > 0 || (this.#failure === undefined && this.#ended < this.#requests)) return
     const settle = this.#settle!
     this.#settle = undefined
     this.#queue.asyncPending = true
     if (this.#failure === undefined) settle.resolve()
     else settle.reject(this.#failure)
+  }
+
+  #checksum(first: number, count: number): void {
+    for (let i = first; i < first + count; i++) this.#queue.crcs[this.#crcFirst + i] = this.#queue.arena.crc32c(this.#pages[i]!, 0, PAGE_BYTES)
   }
 }

@@ -1,8 +1,9 @@
 /**
- * The way of content from the journal to its extent, in the background, oldest segments first, per round as many as the buffer takes (at least one):
+ * The way of content from the journal to its extent, in the background, oldest segments first, some of them per round (at least one):
  *
  *   everything staged becomes durable
- *   per window of the round: live pages, sorted by position -> extents; leaves of the page tables -> their other copy; flush
+ *   per window of the round (as much as the buffer takes): live pages, sorted by position -> extents
+ *   leaves of the page tables -> their other copy; flush
  *   pages of the extent table that changed -> their other copy; flush
  *   superblock names the next segment as the oldest; flush; the segments are free
  *
@@ -36,6 +37,9 @@ import { diskTagOf, encodeLeaf, encodeTablePage, type Generation } from './table
 
 /** Background work begins when the journal is fuller than this. */
 export const DESTAGE_FROM = 0.3
+/** A round takes no larger a part of the journal than one in so many, and no more pages (but a segment at least): it makes room when it ends. */
+const ROUNDS_MIN = 4
+const ROUND_PAGES_MAX = 16_384
 /** Journal pages between two live ones that are read rather than skipped. */
 const GAP_PAGES_MAX = 4
 
@@ -77,8 +81,11 @@ export class Destage {
   #running: Promise<void> | undefined
   #stopping = false
   /** Live pages of the window: row * 1024 + page, times 2^12, plus the page of the buffer. */
-  #live: number[] = []
-  #leaves: number[] = []
+  readonly #live: Float64Array
+  #liveCount = 0
+  /** The same pages as places in the buffer, ascending; then their numbers in the read, by place in the buffer. */
+  readonly #offsets: Int32Array
+  readonly #numbers: Int32Array
 
   constructor(options: DestageOptions) {
     this.#o = options
@@ -87,7 +94,10 @@ export class Destage {
     if (page < 0)
       throw new XsanError('NO_BUFFER', `no ${options.bufferPages} pages of memory for the background work of ${options.path}`, 'Give the node more memory.')
     this.#buffer = page
-    this.#bulk = new BulkIo(options.io.queue, options.file, options.path)
+    this.#bulk = new BulkIo(options.io.queue, options.file, options.path, options.bufferPages)
+    this.#live = new Float64Array(options.bufferPages)
+    this.#offsets = new Int32Array(options.bufferPages)
+    this.#numbers = new Int32Array(options.bufferPages)
   }
 
   get #fill(): number {
@@ -130,10 +140,10 @@ export class Destage {
     }
   }
 
-  /** Segments from `first` on that are neighbours on the disk, no longer written to, and fit the buffer together; the last of them. */
+  /** Segments from `first` on that are neighbours on the disk, no longer written to, and not too many; the last of them. */
   #lastOfRound(first: number): number {
-    const { journal, geometry, bufferPages } = this.#o
-    const fit = Math.floor(bufferPages / segmentPages(geometry))
+    const { journal, geometry } = this.#o
+    const fit = Math.min(Math.floor(geometry.segmentCount / ROUNDS_MIN), Math.floor(ROUND_PAGES_MAX / segmentPages(geometry)))
     const beforeWrap = geometry.segmentCount - (first % geometry.segmentCount)
     return first + Math.max(1, Math.min(fit, beforeWrap, journal.headSegment - first)) - 1
   }
@@ -150,7 +160,10 @@ export class Destage {
     const touched = new Set<number>()
     for (let s = first; s <= segment; s++) for (const row of journal.touchedRows(s)) touched.add(row)
     const rows = Int32Array.from(touched).sort()
-    for (let at = from; at < end; at += this.#o.bufferPages) await this.#window(rows, at, Math.min(at + this.#o.bufferPages, end), generation)
+    for (let at = from; at < end; at += this.#o.bufferPages) await this.#window(rows, at, Math.min(at + this.#o.bufferPages, end))
+    await this.#writeLeaves(rows, from, end, generation)
+    await this.#sync()
+    this.#arrive(rows, from, end)
     await this.#tables(rows, generation)
     while (journal.stagedSegment <= segment && segment < journal.headSegment) await this.#durable()
     await this.#sync()
@@ -165,7 +178,8 @@ export class Destage {
 
   // ---- pages -------------------------------------------------------------------------------------------------------------------
 
-  async #window(rows: Int32Array, from: number, to: number, generation: Generation): Promise<void> {
+  /** Live pages of [from, to) into their extents; the index still says "in the journal". */
+  async #window(rows: Int32Array, from: number, to: number): Promise<void> {
     for (;;) {
       this.#collect(rows, from, to)
       const pinned = this.#pinnedRow()
@@ -173,79 +187,72 @@ export class Destage {
       await this.#o.unpinned(pinned)
       this.#stopIfFailed()
     }
-    if (this.#leaves.length === 0) return
-    const live = this.#live
-    const leaves = this.#leaves
-    if (live.length > 0) {
-      await this.#readLive(live, from)
-      this.#verify(live, from)
-      await this.#o.reader.quiesce()
-      await this.#writeLive(live)
-    }
-    await this.#writeLeaves(leaves, from, to, generation)
-    await this.#sync()
-    this.#arrive(rows, from, to)
+    if (this.#liveCount === 0) return
+    await this.#readLive(from)
+    this.#verify(from)
+    await this.#o.reader.quiesce()
+    await this.#writeLive()
   }
 
-  /** Live pages whose content is in [from, to), and the leaves that change. */
   #collect(rows: Int32Array, from: number, to: number): void {
     const { table } = this.#o
-    this.#live = []
-    this.#leaves = []
+    const live = this.#live
+    let count = 0
     for (const row of rows) {
       if (table.used[row] === 0) continue
       const { loc, flags } = table.chunk(row)
       const base = table.base(row)
-      let lastLeaf = -1
+      const first = row * PAGES_PER_BLOCK
       for (let page = 0; page < PAGES_PER_BLOCK; page++) {
         const place = loc[base + page]!
-        if (place < from || place >= to) continue
-        if (flags[base + page] === PageFlag.DATA) this.#live.push((row * PAGES_PER_BLOCK + page) * 4096 + place - from)
-        const leaf = Math.floor(page / PAGES_PER_LEAF)
-        if (leaf !== lastLeaf) this.#leaves.push(row * LEAVES_PER_BLOCK + leaf)
-        lastLeaf = leaf
+        if (place < from || place >= to || flags[base + page] !== PageFlag.DATA) continue
+        live[count++] = (first + page) * 4096 + place - from
       }
     }
+    this.#liveCount = count
   }
 
   #pinnedRow(): number {
-    for (const live of this.#live) {
-      const row = Math.floor(live / (4096 * PAGES_PER_BLOCK))
+    for (let i = 0; i < this.#liveCount; i++) {
+      const row = Math.floor(this.#live[i]! / (4096 * PAGES_PER_BLOCK))
       if (this.#o.table.pins[row]! > 0) return row
     }
     return -1
   }
 
-  async #readLive(live: readonly number[], from: number): Promise<void> {
+  async #readLive(from: number): Promise<void> {
     const { geometry } = this.#o
-    const offsets = Int32Array.from(live, (key) => key % 4096).sort()
+    const offsets = this.#offsets.subarray(0, this.#liveCount)
+    for (let i = 0; i < offsets.length; i++) offsets[i] = this.#live[i]! % 4096
+    offsets.sort()
     let next = offsets[0]!
     for (const offset of offsets) {
       if (offset - next > GAP_PAGES_MAX) next = offset
-      for (; next <= offset; next++) this.#bulk.add(journalOffset(geometry, from + next), this.#buffer + next)
+      for (; next <= offset; next++) this.#numbers[next] = this.#bulk.add(journalOffset(geometry, from + next), this.#buffer + next)
     }
     await this.#bulk.read()
   }
 
   /** A page that has rotted in the journal goes on with its CRC: whoever reads it is told, and gets it from another replica. */
-  #verify(live: readonly number[], from: number): void {
-    const { io, table, onNote, path } = this.#o
-    for (const key of live) {
+  #verify(from: number): void {
+    const { table, onNote, path } = this.#o
+    for (let i = 0; i < this.#liveCount; i++) {
+      const key = this.#live[i]!
       const offset = key % 4096
       const block = Math.floor(key / 4096)
       const row = Math.floor(block / PAGES_PER_BLOCK)
       const at = table.base(row) + (block % PAGES_PER_BLOCK)
       const chunk = table.chunk(row)
-      if (chunk.loc[at] !== from + offset || io.queue.arena.crc32c(this.#buffer + offset, 0, PAGE_BYTES) === chunk.crc[at]) continue
+      if (chunk.loc[at] !== from + offset || this.#bulk.crcOf(this.#numbers[offset]!) === chunk.crc[at]) continue
       this.corruptedCount++
       onNote('a page of the journal is corrupted', { path, extent: row, page: block % PAGES_PER_BLOCK })
     }
   }
 
-  async #writeLive(live: number[]): Promise<void> {
+  async #writeLive(): Promise<void> {
     const { geometry } = this.#o
     this.#stopIfFailed()
-    live.sort((a, b) => a - b)
+    const live = this.#live.subarray(0, this.#liveCount).sort()
     for (const key of live) {
       const block = Math.floor(key / 4096)
       this.#bulk.add(dataOffset(geometry, Math.floor(block / PAGES_PER_BLOCK), block % PAGES_PER_BLOCK), this.#buffer + (key % 4096))
@@ -254,11 +261,29 @@ export class Destage {
     await this.#bulk.write()
   }
 
-  /** The buffer's pages are free again: as many leaves at a time as it has. */
-  async #writeLeaves(leaves: readonly number[], from: number, to: number, generation: Generation): Promise<void> {
+  // ---- leaves --------------------------------------------------------------------------------------------------------------------
+
+  /** Leaves of blocks in `rows` with a page in [from, to). */
+  #leavesOf(rows: Int32Array, from: number, to: number): number[] {
+    const { table } = this.#o
+    const leaves: number[] = []
+    for (const row of rows) {
+      if (table.used[row] === 0) continue
+      for (let leaf = 0; leaf < LEAVES_PER_BLOCK; leaf++) if (this.#leafHas(row, leaf, from, to)) leaves.push(row * LEAVES_PER_BLOCK + leaf)
+    }
+    return leaves
+  }
+
+  /** As many at a time as the buffer has pages. */
+  async #writeLeaves(rows: Int32Array, from: number, to: number, generation: Generation): Promise<void> {
     const { io, geometry, table, leafCopy, bufferPages } = this.#o
+    const leaves = this.#leavesOf(rows, from, to)
     for (let first = 0; first < leaves.length; first += bufferPages) {
-      const part = leaves.slice(first, first + bufferPages).filter((place) => this.#leafHas(place, from, to))
+      // Again: blocks may have been removed, and their rows taken by others, meanwhile
+      const part = leaves.slice(first, first + bufferPages).filter((place) => {
+        const row = Math.floor(place / LEAVES_PER_BLOCK)
+        return table.used[row] === 1 && this.#leafHas(row, place % LEAVES_PER_BLOCK, from, to)
+      })
       for (const [i, place] of part.entries()) {
         const row = Math.floor(place / LEAVES_PER_BLOCK)
         encodeLeaf(io.queue.arena, this.#buffer + i, table, row, place % LEAVES_PER_BLOCK, from, to, this.#diskTag, generation)
@@ -274,18 +299,15 @@ export class Destage {
     }
   }
 
-  /** The leaf still has a page in the window (its block may have been removed, and the row taken by another, meanwhile). */
-  #leafHas(place: number, from: number, to: number): boolean {
+  #leafHas(row: number, leaf: number, from: number, to: number): boolean {
     const { table } = this.#o
-    const row = Math.floor(place / LEAVES_PER_BLOCK)
-    if (table.used[row] === 0) return false
     const { loc } = table.chunk(row)
-    const base = table.base(row) + (place % LEAVES_PER_BLOCK) * PAGES_PER_LEAF
+    const base = table.base(row) + leaf * PAGES_PER_LEAF
     for (let at = base; at < base + PAGES_PER_LEAF; at++) if (loc[at]! >= from && loc[at]! < to) return true
     return false
   }
 
-  /** Pages whose place is still in the window are in their extents, and their leaves say so, on stable storage. */
+  /** Pages whose place is still in the round's segments are in their extents, and their leaves say so, on stable storage. */
   #arrive(rows: Int32Array, from: number, to: number): void {
     const { table } = this.#o
     for (const row of rows) {

@@ -24,7 +24,7 @@ const LOCK_RETRY_MS = 50
 const LOCK_WAIT_MS = 10_000
 /** Buffer of the destage; less when the arena is small. */
 const DESTAGE_BUFFER_PAGES = [4096, 2048, 1024, 256, 64]
-/** A round of the destage takes no larger a part of the journal than one in so many (but a segment at least). */
+/** That buffer is no larger than one part in so many of the journal (but a segment at least). */
 const DESTAGE_ROUNDS = 2
 /** The start of a disk that must be blank to be formatted without force. */
 const BLANK_BYTES = 64 * KiB
