@@ -12,6 +12,8 @@ export class Counters {
   mergesRestarted = 0
   updatesRefused = 0
   updatesExpired = 0
+  /** Tries given back because the chain had fewer copies than the volume's min_copies. */
+  updatesWaitedForCopies = 0
   /** Reads answered here, their payload, and how long they took (sum, ms); reads that waited for a commit. */
   reads = 0
   readBytes = 0
@@ -66,6 +68,7 @@ export class Counters {
       reliable_update_merge_restarts: this.mergesRestarted,
       reliable_update_refused: this.updatesRefused,
       reliable_update_expired: this.updatesExpired,
+      reliable_update_waited_for_copies: this.updatesWaitedForCopies,
       wait_channel_lock: this.updatesWaitedForChannel,
       update_remote: this.remoteUpdates,
       update_retries: this.clientRetries,

@@ -14,6 +14,9 @@ export const HOPS = 8
 const USUAL_HOPS = 4
 const LATER_ROWS = 16
 
+/** What the smallest grants to one peer add up to. */
+export const SMALLEST_PEER_BYTES = HOPS * CHAIN_OP_BYTES_MAX
+
 export interface CreditLimits {
   readonly rows: number
   /** At least CHAIN_OP_BYTES_MAX, so that any record fits. */

@@ -17,7 +17,7 @@ import type { BlockClient } from './block-client.ts'
 import { Calls } from './calls.ts'
 import { Client, type ClientSettings } from './client.ts'
 import { Counters } from './counters.ts'
-import { Credits } from './credits.ts'
+import { Credits, SMALLEST_PEER_BYTES } from './credits.ts'
 import { Flushes, flushStore } from './flush.ts'
 import { Forwarding } from './forward.ts'
 import { PayloadPool } from './payload-pool.ts'
@@ -39,7 +39,7 @@ export interface DataPlaneLimits {
   /** Credits per (peer, hop). */
   readonly creditRows: number
   readonly creditBytes: number
-  /** Arena set apart for what peers send; at most a quarter of the arena. */
+  /** Arena set apart for what peers send, at most a quarter of it; more, up to half of it, as a large cluster needs (8 MiB per peer). */
   readonly peerPoolBytes: number
 }
 export const DEFAULT_LIMITS: DataPlaneLimits = {
@@ -89,6 +89,9 @@ export class DataPlane {
   readonly #credits: Credits
   readonly #limits: DataPlaneLimits
   readonly #pool: PayloadPool
+  readonly #halfArenaBytes: number
+  /** Smaller than the peers need, for now. */
+  #poolIsShort = false
   readonly #flushes: Flushes
   readonly #resync: Resync
   readonly #allocation: Allocation
@@ -136,6 +139,7 @@ export class DataPlane {
     this.#credits = new Credits(PEERS_MAX, { rows: limits.creditRows, bytes: limits.creditBytes })
     const credits = this.#credits
     this.#limits = limits
+    this.#halfArenaBytes = Math.floor(queue.arena.totalPages / 2) * PAGE_BYTES
     this.#pool = new PayloadPool(queue.arena, Math.min(limits.peerPoolBytes, Math.floor(queue.arena.totalPages / 4) * PAGE_BYTES))
     const pool = this.#pool
     const log: PeerHandlers['log'] = (level, message, fields) => port.send({ type: 'log', level, message, fields })
@@ -400,6 +404,7 @@ export class DataPlane {
     this.writes.tick()
     this.reads.tick()
     this.calls.tick()
+    if (this.#poolIsShort) this.#shareCredits()
     this.reads.retryStalled()
     if (!this.#sweeping && this.#queue.nowMs >= (this.#sweepAtMs[0] ?? Number.POSITIVE_INFINITY)) {
       this.#sweepAtMs.shift()
@@ -510,7 +515,16 @@ export class DataPlane {
   /** All credit together fits into the rows and the memory set apart for it. */
   #shareCredits(): void {
     const { creditRows, creditBytes, recordsMax } = this.#limits
-    this.#credits.share(this.table.nodes.size - 1, { rows: creditRows, bytes: creditBytes }, recordsMax / 2, this.#pool.poolBytes)
+    const peers = this.table.nodes.size - 1
+    const neededBytes = peers * SMALLEST_PEER_BYTES
+    const wasShort = this.#poolIsShort
+    // under load the arena may have no stretch for it; then again soon
+    this.#poolIsShort = !this.#pool.grow(Math.min(neededBytes, this.#halfArenaBytes))
+    if (!wasShort && (this.#poolIsShort || neededBytes > this.#halfArenaBytes)) {
+      const fields = { peers, neededBytes, poolBytes: this.#pool.poolBytes }
+      this.#port.send({ type: 'log', level: 'WARN', message: 'the memory for what peers send is too small for so many of them: reactor.arena_size', fields })
+    }
+    this.#credits.share(peers, { rows: creditRows, bytes: creditBytes }, recordsMax / 2, this.#pool.poolBytes)
   }
 
   /** Channel rows of incarnations that Raft has fenced go (protocol 7). */

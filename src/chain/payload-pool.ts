@@ -2,29 +2,41 @@
  * Memory for what peers send: forwards and updates. From the arena while it has room; under pressure from a pool of its own, which is as large as
  * all credit together, so that a record for which there is credit always finds its place, whatever clients of this node hold.
  * (Without it, nodes full of their own clients' buffers could wait for each other.)
+ *
+ * The pool grows with the cluster, in stretches of the arena; it never shrinks.
  */
 import { assert } from '../base/assert.ts'
 import { PAGE_BYTES } from '../base/units.ts'
 import type { Arena, PageNumber } from '../env/arena.ts'
 import { ArenaAllocator } from '../env/arena-allocator.ts'
 
+interface Stretch {
+  readonly first: number
+  readonly end: number
+  readonly pool: ArenaAllocator
+}
+
 export class PayloadPool {
-  readonly poolBytes: number
+  poolBytes = 0
   readonly #arena: Arena
-  readonly #firstPage: number
-  readonly #endPage: number
-  readonly #pool: ArenaAllocator
+  readonly #stretches: Stretch[] = []
   /** Times the pool was needed. */
   used = 0
 
   constructor(arena: Arena, poolBytes: number) {
-    const first = arena.alloc(poolBytes)
-    assert(first !== -1, `the arena has no room for ${poolBytes} bytes of peers' payload`)
     this.#arena = arena
-    this.#firstPage = first
-    this.#endPage = first + Math.ceil(poolBytes / PAGE_BYTES)
-    this.#pool = new ArenaAllocator(this.#endPage, first)
-    this.poolBytes = poolBytes
+    assert(this.grow(poolBytes), `the arena has no room for ${poolBytes} bytes of peers' payload`)
+  }
+
+  /** At least that many bytes in all. False: the arena has no stretch for what is missing now. */
+  grow(poolBytes: number): boolean {
+    const pages = Math.ceil((poolBytes - this.poolBytes) / PAGE_BYTES)
+    if (pages <= 0) return true
+    const first = this.#arena.alloc(pages * PAGE_BYTES)
+    if (first === -1) return false
+    this.#stretches.push({ first, end: first + pages, pool: new ArenaAllocator(first + pages, first) })
+    this.poolBytes += pages * PAGE_BYTES
+    return true
   }
 
   /** -1: neither has room. */
@@ -32,11 +44,20 @@ export class PayloadPool {
     const page = this.#arena.alloc(lengthBytes)
     if (page !== -1) return page
     this.used++
-    return this.#pool.alloc(lengthBytes)
+    for (const { pool } of this.#stretches) {
+      const own = pool.alloc(lengthBytes)
+      if (own !== -1) return own
+    }
+    return -1
   }
 
   free(page: PageNumber): void {
-    if (page >= this.#firstPage && page < this.#endPage) this.#pool.free(page)
-    else this.#arena.free(page)
+    for (const { first, end, pool } of this.#stretches) {
+      if (page >= first && page < end) {
+        pool.free(page)
+        return
+      }
+    }
+    this.#arena.free(page)
   }
 }

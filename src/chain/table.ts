@@ -46,6 +46,8 @@ export class ChainTable {
   /** Node numbers and disks; 0: none. The head may be DRAINING. */
   headNode = new Int32Array(0)
   headState = new Uint8Array(0)
+  /** Replicas that hold everything acknowledged. */
+  copies = new Uint8Array(0)
   successorNode = new Int32Array(0)
   successorDisk = new Int32Array(0)
   predecessorNode = new Int32Array(0)
@@ -156,6 +158,7 @@ export class ChainTable {
     this.ownPosition = new Uint8Array(slotCount)
     this.headNode = new Int32Array(slotCount)
     this.headState = new Uint8Array(slotCount)
+    this.copies = new Uint8Array(slotCount)
     this.successorNode = new Int32Array(slotCount)
     this.successorDisk = new Int32Array(slotCount)
     this.predecessorNode = new Int32Array(slotCount)
@@ -169,15 +172,18 @@ export class ChainTable {
   #setChain(slot: number, version: number, count: number, packed: Int32Array, at: number): void {
     const base = slot * CHAIN_ENTRIES_MAX
     let own = -1
+    let copies = 0
     for (let i = 0; i < count; i++) {
       const e = at + i * PACKED_ENTRY
       this.entryDisk[base + i] = packed[e]!
       this.entryNode[base + i] = packed[e + 1]!
       this.entryState[base + i] = packed[e + 2]!
+      if (isMember(packed[e + 2] as ReplicaState)) copies++
       if (own < 0 && packed[e + 1] === this.identity.node && this.ownDisks.includes(packed[e]! as DiskNumber)) own = i
     }
     this.version[slot] = version
     this.entryCount[slot] = count
+    this.copies[slot] = copies
     const first = count > 0 ? (packed[at + 2]! as ReplicaState) : ReplicaState.OFFLINE
     this.headNode[slot] = count > 0 && isMember(first) ? packed[at + 1]! : 0
     this.headState[slot] = first

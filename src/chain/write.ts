@@ -101,6 +101,8 @@ export class Writes {
   readonly #scratchPage: number
   readonly #mergeRead: (row: number, status: number, extra: number) => void
   readonly #id = new Uint32Array(2)
+  /** Of the update whose refusal was looked for last: copies that its volume asks for. */
+  #copiesWanted = 1
   /** Updates that wait for a record row or a merge row, in order. */
   #waitingFirst = NONE
   #waitingLast = NONE
@@ -170,6 +172,12 @@ export class Writes {
       return
     }
     if (this.#isKnown(u)) return
+    // not ordered, so not lost either: its client asks again until its time is over. What was ordered before goes on, with the copies there are
+    if (this.#table.copies[this.updates.slot[u]!]! < this.#copiesWanted) {
+      this.#counters.updatesWaitedForCopies++
+      this.#answer(u, Status.BUSY)
+      return
+    }
     if (this.updates.merged[u] === 0 && this.#needsMerge(u)) this.#merge(u)
     else this.#order(u)
   }
@@ -192,7 +200,8 @@ export class Writes {
       if (volume.readOnly || this.readOnly) return Status.READ_ONLY
       // its sender may not know yet that the volume is no longer one that acknowledges from memory
       if (volume.syncWhenWrite) updates.durable[u] = 1
-    }
+      this.#copiesWanted = volume.minCopies ?? 1
+    } else this.#copiesWanted = 1
     const version = table.version[slot]!
     if (updates.chainVersion[u]! < version) return Status.ROUTING_STALE
     if (updates.chainVersion[u]! > version) {

@@ -34,13 +34,14 @@ function tableDisks(state: ClusterState): TableDisk[] {
 function tableVolumes(state: ClusterState): TableVolume[] {
   return [...state.volumes.values()]
     .sort((a, b) => a.volume - b.volume)
-    .map(({ volume, name, sizeBytes, replicas, syncWhenWrite, readOnly, losses }) => ({
+    .map(({ volume, name, sizeBytes, replicas, minCopies, syncWhenWrite, readOnly, losses }) => ({
       volume,
       name,
       sizeBytes,
       replicas,
       syncWhenWrite,
       readOnly,
+      minCopies,
       ...(losses === undefined ? {} : { losses }),
     }))
 }

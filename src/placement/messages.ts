@@ -29,6 +29,8 @@ export interface TableVolume {
   /** false: acknowledged from memory of all replicas, durable at FLUSH / FUA. */
   readonly syncWhenWrite: boolean
   readonly readOnly: boolean
+  /** Writes are ordered only while that many replicas of the chain hold everything (SERVING or DRAINING). Absent: 1. */
+  readonly minCopies?: number
   /** How often acknowledged writes that no flush covered may have been lost with the memory of all replicas of a slot. Absent: 0. */
   readonly losses?: number
 }

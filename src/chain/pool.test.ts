@@ -1,0 +1,58 @@
+import assert from 'node:assert/strict'
+import test from 'node:test'
+import { ChainCluster, pattern, TestClient } from '../../test/support/chain-cluster.ts'
+import { Status } from '../base/status.ts'
+import { KiB, MiB } from '../base/units.ts'
+import { Credits, HOPS, SMALLEST_PEER_BYTES } from './credits.ts'
+
+test('the credits of all peers together fit into rows and memory, for as many peers as there can be', () => {
+  for (let peers = 1; peers <= 63; peers++) {
+    const credits = new Credits(64, { rows: 128, bytes: 8 * MiB })
+    const poolBytes = Math.max(64 * MiB, peers * SMALLEST_PEER_BYTES)
+    credits.share(peers, { rows: 128, bytes: 8 * MiB }, 8192, poolBytes)
+    let rows = 0
+    let bytes = 0
+    for (let peer = 0; peer < peers; peer++) {
+      credits.start(peer)
+      for (let hop = 0; hop < HOPS; hop++) {
+        assert.ok(credits.grantBytes(peer, hop) >= MiB && credits.grantRows(peer, hop) >= 1)
+        rows += credits.grantRows(peer, hop)
+        bytes += credits.grantBytes(peer, hop)
+      }
+    }
+    assert.ok(rows <= 8192 && bytes <= poolBytes, `${peers} peers: ${rows} rows, ${bytes} bytes`)
+  }
+})
+
+test('twelve nodes full of their own buffers still take what peers send', { timeout: 240_000 }, async () => {
+  const NODES = 12
+  const cluster = new ChainCluster({
+    nodes: NODES,
+    slots: 16,
+    chainOf: (slot) => [0, 1, 2].map((i) => ((slot + i * 5) % NODES) + 1),
+    queue: { arenaBytes: 208 * MiB },
+    plane: { limits: { peerPoolBytes: 16 * MiB } },
+  })
+  await cluster.start()
+  await cluster.until('sessions', () => cluster.nodes.every(({ plane }) => plane.peers.peers.filter((peer) => peer.up).length === NODES - 1))
+  const held = cluster.nodes.map(({ queue }) => {
+    const pages: number[] = []
+    for (let page = queue.arena.alloc(256 * KiB); page !== -1; page = queue.arena.alloc(256 * KiB)) pages.push(page)
+    // what the clients below need
+    for (const page of pages.splice(0, 10)) queue.arena.free(page as never)
+    return pages.length
+  })
+  assert.ok(held.every((count) => count > 0))
+  const clients = cluster.nodes.map((node) => new TestClient(node))
+  await cluster.world.settle(
+    (async () => {
+      const calls: Promise<number>[] = []
+      for (let i = 0; i < 10 * NODES; i++) calls.push(clients[i % NODES]!.write(i % 48, 0, pattern(i, 256 * KiB)))
+      for (const status of await Promise.all(calls)) assert.equal(status, Status.SUCCESS)
+    })(),
+    60_000,
+  )
+  for (const { told } of cluster.nodes) assert.ok(!told.some((message) => message.type === 'log' && /too small/.test(message.message)))
+  await cluster.until('quiet', () => cluster.quiet)
+  cluster.assertEqual()
+})
