@@ -134,6 +134,10 @@ export class Calls {
     resolve({ status, lengthBytes })
   }
 
+  get underWay(): number {
+    return this.#calls.inUse
+  }
+
   laneRoom(peer: number): void {
     const waiters = this.#roomWaiters[peer]!
     if (waiters.length === 0) return

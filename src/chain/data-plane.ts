@@ -290,6 +290,21 @@ export class DataPlane {
     port.onMessage((message) => this.#onMessage(message))
   }
 
+  /** What is in use, by name: all zero once nothing is under way and every replica here is up to date. For leak checks and diagnostics. */
+  get resources(): Readonly<Record<string, number>> {
+    const { replicas, writes, reads } = this
+    return {
+      records: replicas.records.inUse,
+      updates: writes.updates.inUse,
+      merges: writes.merging,
+      reads: reads.reads.inUse,
+      clientOperations: this.#client.underWay,
+      calls: this.#calls.underWay,
+      creditsHeld: this.#credits.heldRows,
+      resyncSessions: replicas.sessions.size,
+    }
+  }
+
   get client(): BlockClient {
     return this.#client
   }

@@ -474,6 +474,11 @@ export class Writes {
     this.#hooks.answer(peer, session, requestRow, requestGeneration, status, this.#table.version[slot]!)
   }
 
+  /** Updates whose pages are being read, to be merged. */
+  get merging(): number {
+    return this.#merges.inUse
+  }
+
   /** A new table, and every replica has drawn its consequences: what is committed, and what is held, is known again. */
   tableLearned(): void {
     if (this.#early.length > 0) for (const u of this.#early.splice(0)) this.#attempt(u)
