@@ -299,7 +299,7 @@ export class DataPlane {
       merges: writes.merging,
       reads: reads.reads.inUse,
       clientOperations: this.#client.underWay,
-      calls: this.#calls.underWay,
+      calls: this.calls.underWay,
       creditsHeld: this.#credits.heldRows,
       resyncSessions: replicas.sessions.size,
     }
