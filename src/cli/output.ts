@@ -2,9 +2,13 @@
  * How results are printed: a table for people, JSON or YAML for scripts. Data goes to stdout, everything else to stderr.
  * JSON and YAML carry `format_version`, raised when a field changes its meaning or goes away; fields may be added at any time.
  */
-import Table from 'cli-table3'
-import { stringify } from 'yaml'
+import { createRequire } from 'node:module'
+import type TableModule from 'cli-table3'
+import type * as YamlModule from 'yaml'
 import { formatSize } from '../base/units.ts'
+
+/** Loaded when needed: a daemon prints neither, a script no table. */
+const load = createRequire(import.meta.url)
 
 export const FORMAT_VERSION = 1
 export const OUTPUT_FORMATS = ['table', 'json', 'yaml'] as const
@@ -21,10 +25,13 @@ export interface Output {
 export function render(output: Output, format: OutputFormat, options: { versioned: boolean; oneLine?: boolean } = { versioned: true }): string {
   if (format === 'table') return output.table()
   const data = options.versioned ? { format_version: FORMAT_VERSION, ...(snakeCase(output.data) as object) } : snakeCase(output.data)
-  return format === 'json' ? JSON.stringify(data, null, options.oneLine ? 0 : 2) : `${options.oneLine ? '---\n' : ''}${stringify(data).trimEnd()}`
+  return format === 'json'
+    ? JSON.stringify(data, null, options.oneLine ? 0 : 2)
+    : `${options.oneLine ? '---\n' : ''}${(load('yaml') as typeof YamlModule).stringify(data).trimEnd()}`
 }
 
 export function table(head: readonly string[], rows: ReadonlyArray<readonly Cell[]>): string {
+  const Table = load('cli-table3') as typeof TableModule
   const plain = new Table({
     head: head.map((title) => title.toUpperCase()),
     style: { head: [], border: [], 'padding-left': 0, 'padding-right': 2 },
@@ -36,6 +43,7 @@ export function table(head: readonly string[], rows: ReadonlyArray<readonly Cell
 
 /** One thing: its properties, one per line. */
 export function properties(rows: ReadonlyArray<readonly [string, Cell]>): string {
+  const Table = load('cli-table3') as typeof TableModule
   const plain = new Table({ style: { head: [], border: [], 'padding-left': 0, 'padding-right': 2 }, chars: NO_LINES })
   for (const [name, value] of rows) plain.push([name, paint(value === undefined || value === '' ? '-' : String(value))])
   return trimLines(plain.toString())

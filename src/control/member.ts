@@ -43,6 +43,9 @@ const REGISTER_TRY_MS = 5000
 const STATUS_PATIENCE_MS = 2500
 const STOP_PATIENCE_MS = 12_000
 const NUDGE_TIMEOUT_MS = 500
+/** A node that starts asks who leads so often and so many times; then it waits for what comes. */
+const HELLO_EVERY_MS = 80
+const HELLOS_MAX = 10
 const REHEARSAL_SLOTS = 128
 const REHEARSAL_EVERY_MS = 40
 const REHEARSAL_PASSES = 2
@@ -206,6 +209,7 @@ export class Member {
     })
     this.stage = 'waiting for a leader'
     this.#onLeaderChange({ leader: this.#raft.leader, term: this.#raft.term, isSelf: this.#raft.isLeader })
+    void this.#sayHello()
     this.#join().catch((error: unknown) => {
       if (!this.#stopped) this.#fail(error)
     })
@@ -228,6 +232,13 @@ export class Member {
     this.#leaderClient.stop()
     this.#transport.stop()
     await raft?.stop()
+  }
+
+  async #sayHello(): Promise<void> {
+    for (let i = 0; i < HELLOS_MAX && !this.#stopped && this.#raft?.leader === 0; i++) {
+      for (const node of this.#grpcOf.keys()) if (node !== this.node) this.#nudge(node)
+      await this.#sleep(HELLO_EVERY_MS)
+    }
   }
 
   /** Registers the process and starts what serves. */
@@ -481,6 +492,8 @@ export class Member {
         return {}
       case 'Nudge':
         this.#agent?.renewNow()
+        // from a node that starts and knows no leader: a round of reads lets it hear from this one now, not with the next heartbeat
+        if (this.#raft.isLeader) this.#raft.readIndex({ timeoutMs: NUDGE_TIMEOUT_MS }).catch(() => undefined)
         return {}
       case 'Query':
         return { answerJson: JSON.stringify((await this.#answer(JSON.parse(String(request['queryJson'])) as NodeQuery)) ?? null) }

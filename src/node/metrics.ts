@@ -1,5 +1,4 @@
 /** Prometheus text of what a node counts. Names of ours; the documents' names stand in the HELP text. */
-import { Gauge, Registry } from 'prom-client'
 import { documentNamesOf, type Histogram, splitHistograms } from '../base/counter-names.ts'
 
 export interface MetricsSource {
@@ -30,6 +29,8 @@ const UNITS: ReadonlyArray<readonly [string, number]> = [
 
 /** Collected anew at each call: the numbers live in the reactor, here is only their form. */
 export async function metricsText(source: MetricsSource): Promise<string> {
+  // 85 modules that no node needs before somebody asks
+  const { Gauge, Registry } = await import('prom-client')
   const registry = new Registry()
   const gauge = (name: string, help: string, labels: readonly string[] = []) => new Gauge({ name, help, labelNames: [...labels], registers: [registry] })
   gauge('xsan_build_info', 'Version of this node.', ['version', 'node']).set({ version: source.version, node: source.nodeId }, 1)
