@@ -116,7 +116,7 @@ export class Reads {
     const block = store.findBlock(reads.volume[r]!, reads.layer[r]!, reads.index[r]!)
     const id = this.#id
     store.newestId(block, reads.firstPage[r]!, reads.pageCount[r]!, id)
-    if (svOf(id[0]!, id[1]!) > this.#replicas.committed[slot]!) {
+    if (!this.isCommitted(slot, id[0]!, id[1]!)) {
       this.#counters.readsWaited++
       this.#wait(r, slot)
       return
@@ -132,6 +132,11 @@ export class Reads {
     }
     if (reads.repairs[r] === 0) this.#queue.waits.readQueue.record(this.#queue.nowMs - reads.receivedMs[r]!)
     store.read(block, reads.firstPage[r]!, reads.pageCount[r]!, reads.bufferPage[r]!, this.#done, r)
+  }
+
+  /** Whether what is staged under that id may be shown (protocol 18). */
+  isCommitted(slot: number, idHigh: number, idLow: number): boolean {
+    return svOf(idHigh, idLow) <= this.#replicas.committed[slot]!
   }
 
   /** Until the next commit of the slot, or its next version. */

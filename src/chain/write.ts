@@ -304,7 +304,7 @@ export class Writes {
       return
     }
     updates.merge[u] = NONE
-    if (this.#isMergeCurrent(m, u)) {
+    if (this.isMergeCurrent(m, u)) {
       const failure = merges.status[m]!
       if (failure === Status.SUCCESS) {
         this.#putEdges(u, this.#scratchPage + m * MERGE_PAGES)
@@ -323,7 +323,7 @@ export class Writes {
   }
 
   /** Whether no newer update of the edge pages was ordered since the merge began, and this replica may still use the disk. */
-  #isMergeCurrent(m: number, u: number): boolean {
+  isMergeCurrent(m: number, u: number): boolean {
     const { updates } = this
     const merges = this.#merges
     const store = this.#replicas.storeOf(updates.slot[u]!)

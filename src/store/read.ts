@@ -255,13 +255,14 @@ export class Reader {
           return
         }
         this.#refuse(read, Status.READ_FAILED, rows.firstPage[f]!)
-      } else this.#verify(table, f, read, pages, whole)
+      } else this.verify(table, f, read, pages, whole)
     }
     rows.free(f)
     if (--this.#reads.waiting[read]! === 0) this.#finish(read)
   }
 
-  #verify(table: Fragments, f: number, read: number, pages: number, whole: boolean): void {
+  /** What came is what was written, page by page; the first that is not is refused. */
+  verify(table: Fragments, f: number, read: number, pages: number, whole: boolean): void {
     const { crcs, arena } = this.#queue
     const expected = f * table.pagesMax
     const from = table.crcBase + expected

@@ -3,22 +3,27 @@
  * stated number of seeds, which is itself a test: so the checkers cannot rot. They change the classes of this process until undone.
  */
 import { Status } from '../../src/base/status.ts'
+import { Calls } from '../../src/chain/calls.ts'
 import { Flushes } from '../../src/chain/flush.ts'
+import { Reads } from '../../src/chain/read.ts'
 import { Replicas } from '../../src/chain/replica.ts'
 import { SyncSession } from '../../src/chain/session.ts'
 import { ChainTable } from '../../src/chain/table.ts'
+import { Writes } from '../../src/chain/write.ts'
 import { AsyncIo } from '../../src/env/async-io.ts'
 import { SimFile } from '../../src/env/sim/disk.ts'
 import { ChannelRows } from '../../src/store/channel-rows.ts'
-import type { Profile } from './faults.ts'
+import { Reader } from '../../src/store/read.ts'
+import { CallKind } from '../../src/wire/peer.ts'
+import type { Plan } from './run.ts'
 
 export interface Canary {
   readonly name: string
   /** What is broken. */
   readonly bug: string
-  /** It is found within so many seeds of this profile, from seed 1. */
+  /** It is found within so many seeds of these, from seed 1. */
   readonly seedsMax: number
-  readonly profile: Profile
+  readonly plan: Plan
   /** Plants it; returns what removes it. */
   plant(): () => void
 }
@@ -37,60 +42,180 @@ function replace<T extends object>(target: T, key: keyof T, make: (original: Met
   }
 }
 
+/** Replaces several methods at one time. */
+function all(...undo: Array<() => void>): () => void {
+  return () => {
+    for (const each of undo.reverse()) each()
+  }
+}
+
+/** As `replace`, for a method with this type of its instance and arguments. */
+function method<T extends object, A extends unknown[], R>(
+  target: T,
+  key: keyof T,
+  make: (original: (this: T, ...args: A) => R) => (this: T, ...args: A) => R,
+): () => void {
+  return replace(target, key, make as unknown as (original: Method) => Method)
+}
+
 export const CANARIES: readonly Canary[] = [
   {
     name: 'no-lease-check',
     bug: 'a node that is cut off or was frozen goes on answering after its lease has ended',
-    seedsMax: 60,
-    profile: 'brutal',
+    seedsMax: 15,
+    plan: { focus: 'leases' },
     plant: () => replace(ChainTable.prototype, 'leaseValid', () => () => true),
   },
   {
     name: 'flush-does-nothing',
     bug: 'the disk says that it flushed and did not: acknowledged writes vanish with the power',
-    seedsMax: 10,
-    profile: 'brutal',
-    plant: () => {
-      const undo = [replace(SimFile.prototype, 'flushed', () => () => undefined), replace(SimFile.prototype, 'persisted', () => () => undefined)]
-      return () => {
-        for (const remove of undo) remove()
-      }
-    },
+    seedsMax: 5,
+    plan: { focus: 'blackouts' },
+    plant: () =>
+      all(
+        replace(SimFile.prototype, 'flushed', () => () => undefined),
+        replace(SimFile.prototype, 'persisted', () => () => undefined),
+      ),
   },
   {
     name: 'checkpoint-without-flush',
     bug: 'the background work of the store does not wait for its flushes before it frees journal segments, and a mount not at all',
     seedsMax: 60,
-    profile: 'brutal',
+    plan: { focus: 'destage' },
     plant: () => replace(AsyncIo.prototype, 'fdatasync', () => () => Promise.resolve(0)),
+  },
+  {
+    name: 'checksum-not-verified',
+    bug: 'pages come from the disk as they are: rotten bits are shown, merged and copied',
+    seedsMax: 10,
+    plan: { focus: 'rot' },
+    plant: () => replace(Reader.prototype, 'verify', () => () => undefined),
   },
   {
     name: 'flush-not-sent',
     bug: 'a flush of a volume with sync_when_write off answers without asking any replica',
-    seedsMax: 200,
-    profile: 'brutal',
+    seedsMax: 5,
+    plan: { focus: 'blackouts-relaxed' },
     plant: () => replace(Flushes.prototype, 'flush', () => (_volume: number, _deadlineMs: number, done: (status: number) => void) => done(Status.SUCCESS)),
+  },
+  {
+    name: 'flush-not-forwarded',
+    bug: "a flush makes only the client's own node durable",
+    seedsMax: 8,
+    plan: { focus: 'blackouts-relaxed' },
+    plant: () =>
+      method<Calls, [number, number, Uint8Array, number, number], Promise<{ status: number; lengthBytes: number }>>(
+        Calls.prototype,
+        'call',
+        (original) =>
+          function (peer, kind, args, page, capacityBytes) {
+            return kind === CallKind.FLUSH
+              ? Promise.resolve({ status: Status.SUCCESS, lengthBytes: 0 })
+              : original.call(this, peer, kind, args, page, capacityBytes)
+          },
+      ),
+  },
+  {
+    name: 'acknowledged-before-durable',
+    bug: 'every replica acknowledges what its kernel holds, also where acknowledged means durable',
+    seedsMax: 12,
+    plan: { focus: 'blackouts' },
+    plant: () =>
+      method<Replicas, [number], void>(
+        Replicas.prototype,
+        'stage',
+        (original) =>
+          function (row) {
+            this.records.durable[row] = 0
+            original.call(this, row)
+          },
+      ),
+  },
+  {
+    name: 'synced-write-not-synced',
+    bug: 'what is written to the journal as one synced write stays in the cache of the drive',
+    seedsMax: 12,
+    plan: { focus: 'blackouts' },
+    plant: () => replace(SimFile.prototype, 'persisted', () => () => undefined),
+  },
+  {
+    name: 'ack-before-tail',
+    bug: 'a replica commits and acknowledges what it holds without waiting for those behind it',
+    seedsMax: 5,
+    plan: { focus: 'churn' },
+    plant: () =>
+      method<Replicas, [number], void>(
+        Replicas.prototype,
+        'stage',
+        (original) =>
+          function (row) {
+            const slot = this.records.slot[row]!
+            const sv = this.records.sv[row]!
+            original.call(this, row)
+            this.raiseEligible(slot, sv)
+          },
+      ),
+  },
+  {
+    name: 'staged-data-readable',
+    bug: 'a read shows what is staged and not committed',
+    seedsMax: 15,
+    plan: { focus: 'churn' },
+    plant: () => replace(Reads.prototype, 'isCommitted', () => () => true),
+  },
+  {
+    name: 'merge-over-older',
+    bug: 'a write of a part of a page is merged over what the page held when the merge began',
+    seedsMax: 10,
+    plan: { focus: 'churn' },
+    plant: () => replace(Writes.prototype, 'isMergeCurrent', () => () => true),
   },
   {
     name: 'dedupe-off',
     bug: 'channel rows are not looked at: a write that is asked for again is ordered again',
-    seedsMax: 60,
-    profile: 'brutal',
+    seedsMax: 40,
+    plan: { focus: 'contention' },
     plant: () => replace(ChannelRows.prototype, 'lookup', () => () => -1),
   },
   {
     name: 'no-reforward',
     bug: 'a new chain version does not forward again what is staged and uncommitted',
-    seedsMax: 60,
-    profile: 'brutal',
+    seedsMax: 15,
+    plan: { focus: 'churn' },
     plant: () => replace(Replicas.prototype, 'reforward', () => () => undefined),
   },
   {
     name: 'up-to-date-too-early',
     bug: 'a returning replica reports that it is up to date before its blocks are installed',
-    seedsMax: 30,
-    profile: 'brutal',
+    seedsMax: 5,
+    plan: { focus: 'churn' },
     plant: () => replace(SyncSession.prototype, 'allInstalled', () => () => true),
+  },
+  {
+    name: 'snapshot-older-than-skip',
+    bug: 'a block is installed although its source had not yet what was acknowledged here without storing',
+    seedsMax: 20,
+    plan: { focus: 'churn' },
+    plant: () =>
+      all(
+        replace(SyncSession.prototype, 'skipOf', () => () => 0),
+        replace(SyncSession.prototype, 'skipped', () => () => undefined),
+      ),
+  },
+  {
+    name: 'lease-counted-too-long',
+    bug: 'a node counts its lease from too late a moment, and believes in it for a second too long',
+    seedsMax: 50,
+    plan: { focus: 'leases' },
+    plant: () =>
+      method<ChainTable, [number, number], void>(
+        ChainTable.prototype,
+        'grantLease',
+        (original) =>
+          function (untilMs, revision) {
+            original.call(this, untilMs + 1000, revision)
+          },
+      ),
   },
 ]
 

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict'
 import test from 'node:test'
 import { canaryOf } from './canaries.ts'
 import { simMain } from './main.ts'
-import { runSchedule, scheduleOf } from './run.ts'
+import { runSchedule, scheduleFor, scheduleOf } from './run.ts'
 
 const TIMEOUT_MS = 240_000
 
@@ -24,7 +24,7 @@ test('a disk that lies about its flushes is found out', { timeout: TIMEOUT_MS },
   const undo = canary.plant()
   try {
     for (let seed = 1; seed <= canary.seedsMax; seed++) {
-      if ((await runSchedule(scheduleOf(seed, canary.profile))).violations.length > 0) return
+      if ((await runSchedule(scheduleFor(seed, canary.plan))).violations.length > 0) return
     }
     assert.fail(`not found in ${canary.seedsMax} seeds`)
   } finally {
@@ -37,7 +37,17 @@ test('wrong options are a clear error and exit code 64', async () => {
     ['--profile', 'wild'],
     ['--seed', 'x'],
     ['--seed', '18446744073709551616'],
+    ['--seed', '1.5'],
+    ['--seed', ''],
     ['--seeds', '5..1'],
+    ['--seeds', '1..18446744073709551616'],
+    ['--seeds', '-1..3'],
+    ['--seeds', '1..2', '--jobs', '0'],
+    ['--seeds', '1..2', '--seed', '1'],
+    ['--seeds', '1..2', '--shrink', '/tmp/x'],
+    ['--focus', 'nothing'],
+    ['--focus', 'churn', '--profile', 'calm'],
+    ['extra'],
     ['--canary', 'none'],
     ['--schedule', '/nonexistent'],
     ['--nonsense'],

@@ -48,10 +48,18 @@ export interface Fault {
   readonly unflushed: 'random' | 'lose' | 'keep'
 }
 
+/** Short, aimed runs (focus.ts). */
+export const FOCUS_NAMES = ['blackouts', 'blackouts-relaxed', 'destage', 'churn', 'contention', 'last-copies', 'leases', 'rot'] as const
+export type FocusName = (typeof FOCUS_NAMES)[number]
+
 export interface Schedule {
   readonly format: typeof SCHEDULE_FORMAT
   readonly seed: Seed
   readonly profile: Profile
+  /** A short, aimed run instead of the profile's. */
+  readonly focus?: FocusName
+  /** The bug that was planted when it was recorded. */
+  readonly canary?: string
   readonly nodes: number
   readonly clients: number
   readonly opsPerClient: number
@@ -171,7 +179,7 @@ function durationOf(random: Prng, kind: FaultKind): number {
   }
 }
 
-function amountOf(random: Prng, kind: FaultKind): number {
+export function amountOf(random: Prng, kind: FaultKind): number {
   switch (kind) {
     case 'slow-link':
       return random.between(1, 100)
@@ -258,6 +266,9 @@ export function describeFault(fault: Fault): string {
   }
 }
 
+const SCHEDULE_LIMITS = { nodes: [1, 9], clients: [0, 64], opsPerClient: [0, 100_000], durationMs: [0, 3_600_000] } as const
+const SCHEDULE_FAULTS_MAX = 10_000
+
 /** A schedule from text; throws an Error that says what is wrong with it. */
 export function parseSchedule(text: string): Schedule {
   let value: Partial<Schedule>
@@ -269,17 +280,29 @@ export function parseSchedule(text: string): Schedule {
   if (typeof value !== 'object' || value === null || !('format' in value)) throw new Error('not a schedule: it names no format')
   if (value.format !== SCHEDULE_FORMAT) throw new Error(`schedule format ${String(value.format)} is not ${SCHEDULE_FORMAT}, which this version replays`)
   if (typeof value.seed !== 'number' && !(typeof value.seed === 'string' && /^\d+$/.test(value.seed))) throw new Error('schedule: seed is not a number')
-  for (const field of ['nodes', 'clients', 'opsPerClient', 'durationMs'] as const) {
-    if (typeof value[field] !== 'number' || !Number.isFinite(value[field])) throw new Error(`schedule: ${field} is not a number`)
+  for (const [field, [least, most]] of Object.entries(SCHEDULE_LIMITS)) {
+    const given: unknown = value[field as keyof typeof SCHEDULE_LIMITS]
+    if (typeof given !== 'number' || !(given >= least && given <= most) || !Number.isInteger(given)) {
+      throw new Error(`schedule: ${field} is not a whole number from ${least} to ${most}`)
+    }
   }
   if (!PROFILES.includes(value.profile as Profile)) throw new Error(`schedule: unknown profile ${String(value.profile)}`)
+  if (value.focus !== undefined && !FOCUS_NAMES.includes(value.focus)) throw new Error(`schedule: unknown focus ${String(value.focus)}`)
+  if (value.canary !== undefined && typeof value.canary !== 'string') throw new Error('schedule: canary is not a name')
   if (!Array.isArray(value.faults)) throw new Error('schedule: faults is not a list')
-  for (const [i, fault] of (value.faults as Array<Partial<Fault>>).entries()) {
+  if (value.faults.length > SCHEDULE_FAULTS_MAX) throw new Error(`schedule: more than ${SCHEDULE_FAULTS_MAX} faults`)
+  for (const [i, fault] of (value.faults as Array<Partial<Fault> | null>).entries()) {
+    if (typeof fault !== 'object' || fault === null) throw new Error(`schedule: fault ${i} is not an object`)
     if (!FAULT_KINDS.includes(fault.kind as FaultKind)) throw new Error(`schedule: fault ${i} is of unknown kind ${String(fault.kind)}`)
     for (const field of ['atMs', 'durationMs', 'node', 'other', 'amount'] as const) {
-      if (typeof fault[field] !== 'number') throw new Error(`schedule: ${field} of fault ${i} is not a number`)
+      if (typeof fault[field] !== 'number' || !Number.isFinite(fault[field])) throw new Error(`schedule: ${field} of fault ${i} is not a number`)
     }
-    if (!(fault.node! >= 0 && fault.node! < value.nodes!)) throw new Error(`schedule: fault ${i} names node ${String(fault.node)} of ${value.nodes}`)
+    for (const field of ['node', 'other'] as const) {
+      const node = fault[field]!
+      if (!Number.isInteger(node) || node < 0 || node >= value.nodes!) throw new Error(`schedule: fault ${i} names node ${node} of ${value.nodes}`)
+    }
+    if (fault.atMs! < 0 || fault.durationMs! < 0) throw new Error(`schedule: fault ${i} is before the start, or ends before it begins`)
+    if (!['random', 'lose', 'keep'].includes(String(fault.unflushed))) throw new Error(`schedule: unflushed of fault ${i} is not random, lose or keep`)
   }
   return value as Schedule
 }

@@ -183,6 +183,36 @@ export class History {
     return [...(this.#pages.get(key) ?? [])].sort((a, b) => a.callMs - b.callMs).map(textOf)
   }
 
+  /** All operations, once each, in the order of their calls; `returnMs` of one without an end is Infinity. */
+  operations(): Array<{
+    id: number
+    kind: string
+    client: string
+    volume: number
+    offsetBytes: number
+    lengthBytes: number
+    callMs: number
+    returnMs: number
+    outcome: Outcome
+  }> {
+    const seen = new Map<number, ReturnType<History['operations']>[number]>()
+    for (const [key, ops] of this.#pages) {
+      const [volume = 0, page = 0] = key.split(':').map(Number)
+      for (const { id, kind, client, callMs, returnMs, outcome, mask } of ops) {
+        if (kind === 'powerLoss') continue
+        const firstSector = 31 - Math.clz32(mask & -mask)
+        const offsetBytes = page * PAGE_BYTES + firstSector * SECTOR_BYTES
+        const lengthBytes = bitCount(mask) * SECTOR_BYTES
+        const known = seen.get(id)
+        if (known) {
+          known.offsetBytes = Math.min(known.offsetBytes, offsetBytes)
+          known.lengthBytes += lengthBytes
+        } else seen.set(id, { id, kind, client, volume, offsetBytes, lengthBytes, callMs, returnMs, outcome })
+      }
+    }
+    return [...seen.values()].sort((a, b) => a.id - b.id)
+  }
+
   /** Operations called and not ended. */
   get openCount(): number {
     return this.#open.size
@@ -281,6 +311,12 @@ function readStamp(bytes: Uint8Array, at: number, volume: number, offsetBytes: n
 
 function patternSeed(stamp: number, volume: number, offsetBytes: number): number {
   return (Math.imul(stamp, 0x9e3779b1) ^ Math.imul(volume, 0x85ebca6b) ^ Math.imul(offsetBytes / SECTOR_BYTES, 0xc2b2ae35)) | 0
+}
+
+function bitCount(mask: number): number {
+  let count = 0
+  for (let rest = mask; rest !== 0; rest &= rest - 1) count++
+  return count
 }
 
 function hex(bytes: Uint8Array, at: number): string {

@@ -2,16 +2,17 @@
  * What `xsan sim` does: whole clusters in one process, from a seed, with faults; says which promise broke and how to see it again.
  * What it prints with `-o json`, its options and its exit codes are used by scripts.
  */
-import { execFileSync, spawn } from 'node:child_process'
+import { execFileSync } from 'node:child_process'
 import { readFileSync, writeFileSync } from 'node:fs'
-import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { messageOf, XsanError } from '../../src/base/errors.ts'
 import type { Seed } from '../../src/env/sim/world.ts'
 import { CANARIES, canaryOf } from './canaries.ts'
-import { describeFault, PROFILES, type Profile, parseSchedule, type Schedule, shrink } from './faults.ts'
-import { type RunResult, runSchedule, scheduleOf } from './run.ts'
+import { describeFault, FOCUS_NAMES, type FocusName, PROFILES, type Profile, parseSchedule, type Schedule, shrink } from './faults.ts'
+import { Picture } from './picture.ts'
+import { runTasks } from './pool.ts'
+import { type Plan, planText, type RunResult, runSchedule, scheduleFor } from './run.ts'
 
 const USAGE = `Usage: xsan sim [--seed N | --seeds A..B | --schedule FILE] [options]
 
@@ -21,9 +22,13 @@ Runs whole clusters in one process under a virtual clock, with faults, and check
   --seeds A..B          all of them; prints one line per failing seed, and a summary
   --jobs J              processes at one time with --seeds (default 1)
   --profile NAME        ${PROFILES.join(' | ')} (default rough)
-  --canary NAME         plants a bug that has to be found; --canaries lists them
+  --focus NAME          instead of a profile, short runs aimed at one sort of promise:
+                        ${FOCUS_NAMES.join(' | ')}
+  --canary NAME         plants a bug that has to be found (with the profile or focus that finds it, unless one is given)
+  --canaries            lists them
   --schedule FILE       replays a saved schedule of faults
-  --shrink FILE         after a failure: looks for a smaller schedule that still fails, and saves it
+  --shrink FILE         after a failure: looks for a smaller schedule that still fails the same way, and saves it
+  --picture FILE        draws messages, operations and faults over virtual time (HTML)
   --check-determinism   runs twice and compares
   --trace               every event in words, on standard error
   -o json               one JSON object
@@ -34,12 +39,13 @@ Examples:
 `
 
 interface Options {
-  readonly profile: Profile
+  readonly plan: Plan
   readonly canary: string | undefined
   readonly json: boolean
   readonly trace: boolean
   readonly checkDeterminism: boolean
   readonly shrinkTo: string | undefined
+  readonly pictureTo: string | undefined
 }
 
 /** `argv` without "xsan sim". Returns the exit code: 0 only when nothing was violated; 1 violations; 64 wrong options. */
@@ -55,16 +61,18 @@ export async function simMain(argv: readonly string[]): Promise<number> {
 
 async function run(argv: readonly string[]): Promise<number> {
   const { values } = parseArgs({
-    args: [...argv],
+    args: withNegativeSeeds(argv),
     options: {
       seed: { type: 'string' },
       seeds: { type: 'string' },
       jobs: { type: 'string', default: '1' },
-      profile: { type: 'string', default: 'rough' },
+      profile: { type: 'string' },
+      focus: { type: 'string' },
       canary: { type: 'string' },
       canaries: { type: 'boolean', default: false },
       schedule: { type: 'string' },
       shrink: { type: 'string' },
+      picture: { type: 'string' },
       'check-determinism': { type: 'boolean', default: false },
       trace: { type: 'boolean', default: false },
       output: { type: 'string', short: 'o', default: 'text' },
@@ -75,52 +83,100 @@ async function run(argv: readonly string[]): Promise<number> {
     process.stdout.write(USAGE)
     return 0
   }
-  if (!PROFILES.includes(values.profile as Profile)) throw wrong(`unknown profile "${values.profile}"`, `Use one of ${PROFILES.join(', ')}.`)
   if (!['text', 'json'].includes(values.output)) throw wrong(`unknown output "${values.output}"`, 'Use -o json, or leave it out.')
-  const options: Options = {
-    profile: values.profile as Profile,
-    canary: values.canary,
-    json: values.output === 'json',
-    trace: values.trace,
-    checkDeterminism: values['check-determinism'],
-    shrinkTo: values.shrink,
-  }
+  const isJson = values.output === 'json'
   if (values.canaries) {
-    if (options.json) print(CANARIES.map(({ name, bug, profile, seedsMax }) => ({ name, bug, profile, seeds_max: seedsMax })))
+    if (isJson) print(CANARIES.map(({ name, bug, plan, seedsMax }) => ({ name, bug, ...plan, seeds_max: seedsMax })))
     else for (const { name, bug } of CANARIES) process.stdout.write(`${name}: ${bug}\n`)
     return 0
   }
-  if (options.canary !== undefined && !canaryOf(options.canary)) throw wrong(`unknown canary "${options.canary}"`, 'xsan sim --canaries lists them.')
-  if (values.seeds !== undefined) return runRange(values.seeds, values.jobs, options)
-  const schedule = values.schedule === undefined ? scheduleOf(parseSeed(values.seed ?? '1'), options.profile) : readSchedule(values.schedule)
-  return runOne(schedule, options, values.schedule)
+  const sources = [values.seed, values.seeds, values.schedule].filter((source) => source !== undefined)
+  if (sources.length > 1) throw wrong('more than one of --seed, --seeds and --schedule', 'Give one of them.')
+  const options: Options = {
+    plan: planOf(values.profile, values.focus, values.canary),
+    canary: values.canary,
+    json: isJson,
+    trace: values.trace,
+    checkDeterminism: values['check-determinism'],
+    shrinkTo: values.shrink,
+    pictureTo: values.picture,
+  }
+  if (values.seeds !== undefined) {
+    const alone = (['shrink', 'picture', 'trace'] as const).find((name) => values[name] !== undefined && values[name] !== false)
+    if (alone) throw wrong(`--${alone} is for one seed`, 'Give it with --seed.')
+    return runRange(values.seeds, values.jobs, options)
+  }
+  if (values.schedule !== undefined) {
+    if (values.profile !== undefined || values.focus !== undefined) throw wrong('a saved schedule has its own profile', 'Leave out --profile and --focus.')
+    const schedule = readSchedule(values.schedule)
+    return runOne(schedule, { ...options, canary: options.canary ?? schedule.canary }, values.schedule)
+  }
+  return runOne(scheduleFor(parseSeed(values.seed ?? '1'), options.plan), options, undefined)
+}
+
+/** `--seed -1` as `--seed=-1`: a number, not an option. */
+function withNegativeSeeds(argv: readonly string[]): string[] {
+  const args: string[] = []
+  for (const arg of argv) {
+    if (args.at(-1) === '--seed' && /^-\d+$/.test(arg)) args[args.length - 1] = `--seed=${arg}`
+    else args.push(arg)
+  }
+  return args
+}
+
+function planOf(profile: string | undefined, focus: string | undefined, canary: string | undefined): Plan {
+  if (profile !== undefined && focus !== undefined) throw wrong('both --profile and --focus', 'Give one of them.')
+  if (profile !== undefined && !PROFILES.includes(profile as Profile)) throw wrong(`unknown profile "${profile}"`, `Use one of ${PROFILES.join(', ')}.`)
+  if (focus !== undefined && !FOCUS_NAMES.includes(focus as FocusName)) throw wrong(`unknown focus "${focus}"`, `Use one of ${FOCUS_NAMES.join(', ')}.`)
+  const planted = canary === undefined ? undefined : canaryOf(canary)
+  if (canary !== undefined && !planted) throw wrong(`unknown canary "${canary}"`, 'xsan sim --canaries lists them.')
+  if (profile !== undefined) return { profile: profile as Profile }
+  if (focus !== undefined) return { focus: focus as FocusName }
+  return planted?.plan ?? { profile: 'rough' }
+}
+
+/** Of a schedule, as its first line names it. */
+function describePlan({ profile, focus }: Schedule): string {
+  return focus === undefined ? `profile ${profile}` : `focus ${focus}`
 }
 
 async function runOne(schedule: Schedule, options: Options, file: string | undefined): Promise<number> {
   const commit = commitOf()
   const say = (line: string) => void (options.json ? process.stderr : process.stdout).write(`${line}\n`)
-  say(`seed ${schedule.seed} commit ${commit} profile ${schedule.profile}${options.canary ? ` canary ${options.canary}` : ''}`)
+  say(`seed ${schedule.seed} commit ${commit} ${describePlan(schedule)}${options.canary ? ` canary ${options.canary}` : ''}`)
   const undo = options.canary === undefined ? undefined : canaryOf(options.canary)!.plant()
   try {
     const trace = options.trace ? (line: string) => void process.stderr.write(`${line}\n`) : undefined
-    const result = await runSchedule(schedule, { trace })
+    const picture = options.pictureTo === undefined ? undefined : new Picture(schedule)
+    const began = process.hrtime.bigint()
+    const result = await runSchedule(schedule, { trace: both(trace, picture?.onTrace), onHistory: picture?.onHistory })
+    const seconds = Number(process.hrtime.bigint() - began) / 1e9
     const violations = [...result.violations]
+    if (picture) {
+      writeFile(options.pictureTo!, picture.html(result, commit))
+      say(`the picture is in ${options.pictureTo}`)
+    }
     if (options.checkDeterminism) {
       const again = await runSchedule(schedule)
       if (again.hash !== result.hash) violations.push({ promise: 'the same seed gives the same trace', detail: `${result.hash}, then ${again.hash}` })
     }
     if (violations.length > 0 && options.shrinkTo !== undefined) {
-      const small = await shrink(schedule, async (candidate) => (await runSchedule(candidate)).violations.length > 0)
-      writeFileSync(options.shrinkTo, `${JSON.stringify(small, undefined, 2)}\n`)
+      const promises = new Set(result.violations.map(({ promise }) => promise))
+      const fails = async (candidate: Schedule) => (await runSchedule(candidate, { stacks: false })).violations.some(({ promise }) => promises.has(promise))
+      const small = promises.size > 0 ? await shrink(schedule, fails) : schedule
+      const saved: Schedule = options.canary === undefined ? small : { ...small, canary: options.canary }
+      writeFile(options.shrinkTo, `${JSON.stringify(saved, undefined, 2)}\n`)
       say(
-        `a smaller schedule that fails (${small.faults.length} of ${schedule.faults.length} faults) is in ${options.shrinkTo}: xsan sim --schedule ${options.shrinkTo}`,
+        `a schedule that fails with ${small.faults.length} of ${schedule.faults.length} faults, ${small.clients} clients, ${small.opsPerClient} operations each is in ${options.shrinkTo}`,
       )
+      say(`replay: npx xsan sim --schedule ${options.shrinkTo}`)
     }
     if (options.json) {
       print({
         seed: schedule.seed,
         commit,
         profile: schedule.profile,
+        ...(schedule.focus === undefined ? {} : { focus: schedule.focus }),
         hash: result.hash,
         virtual_seconds: result.virtualSeconds,
         events: result.events,
@@ -128,10 +184,10 @@ async function runOne(schedule: Schedule, options: Options, file: string | undef
         undecided_pages: result.undecided,
         violations: violations.map(({ promise, detail }) => ({ promise, detail })),
       })
-    } else printText(result, violations, schedule)
+    } else printText(result, violations, schedule, seconds)
     if (violations.length === 0) return 0
     say(`violated: ${violations.map(({ promise }) => promise).join('; ')}`)
-    const which = file === undefined ? `--seed ${schedule.seed} --profile ${schedule.profile}` : `--schedule ${file}`
+    const which = file === undefined ? `--seed ${schedule.seed} ${planText(options.plan)}` : `--schedule ${file}`
     say(`replay: npx xsan sim ${which}${options.canary ? ` --canary ${options.canary}` : ''}`)
     return 1
   } finally {
@@ -139,9 +195,10 @@ async function runOne(schedule: Schedule, options: Options, file: string | undef
   }
 }
 
-function printText(result: RunResult, violations: RunResult['violations'], schedule: Schedule): void {
+function printText(result: RunResult, violations: RunResult['violations'], schedule: Schedule, seconds: number): void {
   const lines = [
     `${result.virtualSeconds} s of virtual time, ${result.events} events, hash ${result.hash}`,
+    speedText(result.virtualSeconds, result.events, seconds),
     `${result.operations} operations, ${result.succeeded} succeeded, the longest took ${result.longestMs} ms`,
   ]
   for (const [name, count] of Object.entries(result.ends).sort(([a], [b]) => (a < b ? -1 : 1))) lines.push(`  ${name}: ${count}`)
@@ -154,16 +211,25 @@ function printText(result: RunResult, violations: RunResult['violations'], sched
   process.stdout.write(`${lines.join('\n')}\n`)
 }
 
+function speedText(virtualSeconds: number, events: number, seconds: number): string {
+  return `${Math.round(virtualSeconds / seconds)} simulated seconds and ${Math.round(events / seconds)} events per second`
+}
+
+const SEEDS_END = 1n << 64n
+
 async function runRange(range: string, jobsText: string, options: Options): Promise<number> {
-  const match = /^(\d+)\.\.(\d+)$/.exec(range)
+  const match = /^(\d{1,20})\.\.(\d{1,20})$/.exec(range)
   if (!match) throw wrong(`"${range}" is not a range of seeds`, 'Write it as 1..1000.')
   const [from, to] = [BigInt(match[1]!), BigInt(match[2]!)]
-  const jobs = Number(jobsText)
-  if (!Number.isInteger(jobs) || jobs < 1 || jobs > 256) throw wrong(`"${jobsText}" is not a number of processes`, 'Use 1 to 256.')
+  if (to >= SEEDS_END) throw wrong(`the seed ${to} has more than 64 bits`, 'Use whole numbers of at most 64 bits.')
+  const jobs = /^\d{1,3}$/.test(jobsText) ? Number(jobsText) : 0
+  if (jobs < 1 || jobs > 256) throw wrong(`"${jobsText}" is not a number of processes`, 'Use 1 to 256.')
   if (to < from) throw wrong(`"${range}" is empty`, 'Write it as 1..1000.')
   const commit = commitOf()
+  const { plan, canary } = options
+  const plantedText = canary ? ` --canary ${canary}` : ''
   const say = (line: string) => void (options.json ? process.stderr : process.stdout).write(`${line}\n`)
-  say(`seeds ${range} commit ${commit} profile ${options.profile}${options.canary ? ` canary ${options.canary}` : ''}`)
+  say(`seeds ${range} commit ${commit} ${planText(plan)}${plantedText}`)
   let seeds = 0
   let failed = 0
   let events = 0
@@ -171,38 +237,25 @@ async function runRange(range: string, jobsText: string, options: Options): Prom
   let undecided = 0
   let firstFailure: Seed | undefined
   const began = process.hrtime.bigint()
-  const worker = fileURLToPath(new URL('worker.ts', import.meta.url))
-  const one = async (job: number) => {
-    const first = from + BigInt(job)
-    if (first > to) return
-    const child = spawn(
-      process.execPath,
-      ['--disable-warning=ExperimentalWarning', worker, options.profile, String(first), String(to), String(jobs), options.canary ?? ''],
-      {
-        stdio: ['ignore', 'pipe', 'inherit'],
-      },
-    )
-    const ended = new Promise<number>((resolve) => child.on('close', (code) => resolve(code ?? 1)))
-    for await (const line of createInterface({ input: child.stdout })) {
-      const result = JSON.parse(line) as Omit<RunResult, 'log'>
-      seeds++
-      events += result.events
-      virtualSeconds += result.virtualSeconds
-      undecided += result.undecided
-      if (result.violations.length === 0) continue
-      failed++
-      if (firstFailure === undefined || BigInt(result.seed) < BigInt(firstFailure)) firstFailure = result.seed
-      const { promise, detail } = result.violations[0]!
-      if (options.json) print({ seed: result.seed, hash: result.hash, promise, detail })
-      else
-        process.stdout.write(
-          `seed ${result.seed}: ${promise}: ${detail.split('\n')[0]}\n  replay: npx xsan sim --seed ${result.seed} --profile ${options.profile}\n`,
-        )
-    }
-    const code = await ended
-    if (code !== 0) throw new Error(`a worker ended with code ${code}`)
+  function* tasks() {
+    for (let seed = from; seed <= to; seed++) yield { seed: seedOf(seed), plan, canary, twice: options.checkDeterminism }
   }
-  await Promise.all(Array.from({ length: jobs }, (_, job) => one(job)))
+  await runTasks(tasks(), jobs, (task, result) => {
+    seeds++
+    events += result.events
+    virtualSeconds += result.virtualSeconds
+    undecided += result.undecided
+    const [violation] = result.violations
+    if (violation === undefined) return
+    failed++
+    if (firstFailure === undefined || BigInt(task.seed) < BigInt(firstFailure)) firstFailure = task.seed
+    const { promise, detail } = violation
+    if (options.json) print({ seed: task.seed, hash: result.hash, promise, detail })
+    else
+      process.stdout.write(
+        `seed ${task.seed}: ${promise}: ${detail.split('\n')[0]}\n  replay: npx xsan sim --seed ${task.seed} ${planText(plan)}${plantedText}\n`,
+      )
+  })
   const seconds = Number(process.hrtime.bigint() - began) / 1e9
   if (options.json) {
     print({
@@ -210,34 +263,57 @@ async function runRange(range: string, jobsText: string, options: Options): Prom
       failed,
       first_failure: firstFailure ?? null,
       commit,
-      profile: options.profile,
+      ...plan,
       events,
       virtual_seconds: Math.round(virtualSeconds),
       undecided_pages: undecided,
       seconds: Math.round(seconds),
+      events_per_second: Math.round(events / seconds),
+      virtual_seconds_per_second: Math.round(virtualSeconds / seconds),
     })
   } else {
-    process.stdout.write(
-      `${seeds} seeds, ${failed} failed${firstFailure === undefined ? '' : `, the first is ${firstFailure}`}; ${Math.round(virtualSeconds / seconds)} simulated seconds and ${Math.round(events / seconds)} events per second\n`,
-    )
+    const first = firstFailure === undefined ? '' : `, the first is ${firstFailure}`
+    process.stdout.write(`${seeds} seeds, ${failed} failed${first}; ${speedText(virtualSeconds, events, seconds)}\n`)
   }
   return failed === 0 ? 0 : 1
+}
+
+function both(a: ((line: string) => void) | undefined, b: ((line: string) => void) | undefined): ((line: string) => void) | undefined {
+  if (!a || !b) return a ?? b
+  return (line) => {
+    a(line)
+    b(line)
+  }
+}
+
+/** Numbers as far as JavaScript has them, decimal text above. */
+function seedOf(bits: bigint): Seed {
+  return bits <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(bits) : String(bits)
 }
 
 function parseSeed(text: string): Seed {
   if (!/^(0x[0-9a-fA-F]+|-?\d+)$/.test(text)) throw wrong(`"${text}" is not a seed`, 'Use a whole number of at most 64 bits.')
   const negative = text.startsWith('-')
   const value = negative ? -BigInt(text.slice(1)) : BigInt(text)
-  if (value >= 1n << 64n || value < -(1n << 63n)) throw wrong(`the seed ${text} has more than 64 bits`, 'Use a whole number of at most 64 bits.')
-  const bits = BigInt.asUintN(64, value)
-  return bits <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(bits) : String(bits)
+  if (value >= SEEDS_END || value < -(SEEDS_END / 2n)) throw wrong(`the seed ${text} has more than 64 bits`, 'Use a whole number of at most 64 bits.')
+  return seedOf(BigInt.asUintN(64, value))
 }
 
 function readSchedule(file: string): Schedule {
   try {
-    return parseSchedule(readFileSync(file, 'utf8'))
+    const schedule = parseSchedule(readFileSync(file, 'utf8'))
+    if (schedule.canary !== undefined && !canaryOf(schedule.canary)) throw new Error(`schedule: unknown canary ${schedule.canary}`)
+    return schedule
   } catch (error) {
     throw new XsanError('INVALID_PARAM', `${file}: ${messageOf(error)}`, 'Name a file that --shrink saved.', { cause: error })
+  }
+}
+
+function writeFile(file: string, text: string): void {
+  try {
+    writeFileSync(file, text)
+  } catch (error) {
+    throw new XsanError('INVALID_PARAM', `${file} cannot be written: ${messageOf(error)}`, 'Name a file in a directory that exists.', { cause: error })
   }
 }
 

@@ -5,9 +5,11 @@
  * virtual time; then every page is read once more, replicas are compared, and nothing may be left allocated.
  */
 import { BLOCK_BYTES, KiB, PAGE_BYTES } from '../../src/base/units.ts'
+import { kvStore } from '../../src/env/sim/control.ts'
 import { type Seed, seededPrng } from '../../src/env/sim/world.ts'
 import { SimCluster, type SimNode, type SimVolume, usedBytes } from './cluster.ts'
-import { makeSchedule, type Profile, type Schedule } from './faults.ts'
+import { type FocusName, makeSchedule, type Profile, type Schedule } from './faults.ts'
+import { focusedSchedule, focusOf, type Mix } from './focus.ts'
 import { History, type Violation } from './history.ts'
 import { inject } from './inject.ts'
 import { SimClient } from './workload.ts'
@@ -47,6 +49,8 @@ const LIFE_SLACK_MS = 500
 export const LIVENESS_MS = 120_000
 /** What background work still has to do then. */
 const QUIET_MS = 5000
+/** What a flush costs on the disks of a run, as a mean: nothing, as with protected caches, or what common drives need. */
+const FLUSH_MS = [0, 0, 1, 4, 15] as const
 const FINAL_READ_PAGES_MAX = 64
 /** Blocks of deleted volumes are gone by then. */
 const SWEPT_MS = 12_000
@@ -56,6 +60,19 @@ const SPARE_CONNECTIONS_MAX = 32
 
 export function scheduleOf(seed: Seed, profile: Profile): Schedule {
   return makeSchedule(seededPrng(seed).fork('schedule'), { seed, profile, nodes: NODES, durationMs: DURATION_MS })
+}
+
+/** Where schedules come from: a profile, or a short, aimed run. */
+export type Plan = { readonly profile: Profile } | { readonly focus: FocusName }
+
+export function scheduleFor(seed: Seed, plan: Plan): Schedule {
+  if ('profile' in plan) return scheduleOf(seed, plan.profile)
+  return focusedSchedule(seededPrng(seed).fork(`schedule ${plan.focus}`), { seed, focus: plan.focus })
+}
+
+/** As options of `xsan sim`. */
+export function planText(plan: Plan): string {
+  return 'profile' in plan ? `--profile ${plan.profile}` : `--focus ${plan.focus}`
 }
 
 export async function runSchedule(schedule: Schedule, options: RunOptions = {}): Promise<RunResult> {
@@ -81,6 +98,9 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
   options.onCluster?.(cluster)
   const { world } = cluster
   const clients: SimClient[] = []
+  // What a promise of a node is rejected with and nobody handles ends its process: a bug, and the end of the simulation
+  const unhandled = (error: unknown) => world.fail(error)
+  process.on('unhandledRejection', unhandled)
   try {
     await cluster.form()
     await cluster.healthy()
@@ -89,6 +109,11 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
       await cluster.createVolume('relaxed', { sizeBytes: VOLUME_BYTES, syncWhenWrite: false }),
     ]
     history.relaxedVolumes.add(volumes[1]!.volume)
+    const flushMs = world.random('disks').pick(mixOf(schedule)?.flushMs ?? FLUSH_MS)
+    for (const node of cluster.nodes) {
+      node.disk.faults.flushMs = flushMs
+      kvStore(node.host, 'kv').slowMs += flushMs
+    }
     // Connections to all peers stand and hold their buffers: so much is in use on an idle node
     const idleBytes = Math.max(...cluster.nodes.map((node) => usedBytes(node.queue!)))
     startClients(cluster, schedule, volumes, history, clients)
@@ -118,6 +143,8 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
     world.assertNothingReal()
   } catch (error) {
     violations.push({ promise: 'nothing fails that must not', detail: error instanceof Error ? (error.stack ?? error.message) : String(error) })
+  } finally {
+    process.off('unhandledRejection', unhandled)
   }
   options.onHistory?.(history)
   const checked = history.check()
@@ -140,14 +167,20 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
   }
 }
 
+function mixOf({ focus }: Schedule): Mix | undefined {
+  return focus === undefined ? undefined : focusOf(focus).mix
+}
+
 function startClients(cluster: SimCluster, schedule: Schedule, volumes: readonly SimVolume[], history: History, clients: SimClient[]): void {
   const { world } = cluster
   const random = world.random('clients')
   const shift = random.below(cluster.nodes.length)
   // All on one volume, or both: durable writes of the one would flush the other's along
-  const mix = random.below(3)
+  const mix = mixOf(schedule)
+  const drawn = random.below(3)
+  const only = mix?.volumes === 'safe' ? 0 : mix?.volumes === 'relaxed' ? 1 : drawn
   for (let c = 0; c < schedule.clients; c++) {
-    const volume = volumes[mix < 2 ? mix : c % 2]!
+    const volume = volumes[only < 2 ? only : c % 2]!
     const depth = random.between(1, 4)
     const home = cluster.nodes[(c + shift) % cluster.nodes.length]!
     const client = new SimClient({
@@ -160,11 +193,12 @@ function startClients(cluster: SimCluster, schedule: Schedule, volumes: readonly
       opsMax: schedule.opsPerClient,
       depth,
       // Some do little but read: they are the ones to see what is stale
-      readShare: random.chance(0.4) ? 0.98 : 0.4,
+      readShare: mix ? random.pick(mix.readShares) : random.chance(0.4) ? 0.98 : 0.4,
+      ...(mix ? { hotPages: mix.hotPages, largeShare: mix.largeShare ?? 0 } : {}),
       // So that they are at work all the time
       thinkMs: (depth * schedule.durationMs) / schedule.opsPerClient,
       seat: () => {
-        if (home.seat && random.chance(0.7)) return home.seat
+        if (home.seat && random.chance(mix?.home ?? 0.7)) return home.seat
         const seats = cluster.nodes.flatMap((node) => (node.seat ? [node.seat] : []))
         return seats.length > 0 ? random.pick(seats) : undefined
       },

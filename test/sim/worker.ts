@@ -1,14 +1,46 @@
-/** Runs seeds in a process of its own: `worker.ts PROFILE FROM TO STEP [CANARY]`; one line of JSON per seed. */
+/**
+ * Runs what a pool (pool.ts) asks for, in a process of its own: one JSON line in, one JSON line out. Ends with its input.
+ * What comes back depends on the task alone, never on time, load or the other workers.
+ */
+import { createInterface } from 'node:readline'
 import { canaryOf } from './canaries.ts'
-import type { Profile } from './faults.ts'
-import { runSchedule, scheduleOf } from './run.ts'
+import type { Task, TaskResult } from './pool.ts'
+import { type RunResult, runSchedule, scheduleFor } from './run.ts'
 
-const [profile, from, to, step, canary] = process.argv.slice(2)
-if (canary) canaryOf(canary)!.plant()
-for (let seed = BigInt(from!); seed <= BigInt(to!); seed += BigInt(step!)) {
-  const schedule = scheduleOf(seed <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(seed) : String(seed), profile as Profile)
-  let result = await runSchedule(schedule, { stacks: false })
-  if (result.violations.length > 0) result = await runSchedule(schedule)
-  const { log: _log, ...rest } = result
-  process.stdout.write(`${JSON.stringify(rest)}\n`)
+/** Without call stacks, which cost a tenth of the time; a run that fails is made again with them. */
+async function run(task: Task, seed: Task['seed']): Promise<RunResult> {
+  const schedule = scheduleFor(seed, task.plan)
+  const result = await runSchedule(schedule, { stacks: false })
+  return result.violations.length > 0 && task.untilFound === undefined ? await runSchedule(schedule) : result
 }
+
+async function perform(task: Task): Promise<TaskResult> {
+  const undo = task.canary === undefined ? undefined : canaryOf(task.canary)!.plant()
+  try {
+    let result = await run(task, task.seed)
+    let runs = 1
+    let { events, virtualSeconds } = result
+    const more = (next: RunResult) => {
+      runs++
+      events += next.events
+      virtualSeconds += next.virtualSeconds
+    }
+    const violations = [...result.violations]
+    if (task.twice) {
+      const again = await run(task, task.seed)
+      more(again)
+      if (again.hash !== result.hash) violations.push({ promise: 'the same seed gives the same trace', detail: `${result.hash}, then ${again.hash}` })
+    }
+    for (let seed = Number(task.seed) + 1; result.violations.length === 0 && seed <= (task.untilFound ?? 0); seed++) {
+      result = await run(task, seed)
+      more(result)
+      violations.push(...result.violations)
+    }
+    const { seed, hash, undecided } = result
+    return { seed, hash, undecided, runs, events, virtualSeconds, violations }
+  } finally {
+    undo?.()
+  }
+}
+
+for await (const line of createInterface({ input: process.stdin })) process.stdout.write(`${JSON.stringify(await perform(JSON.parse(line) as Task))}\n`)

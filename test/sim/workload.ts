@@ -35,6 +35,10 @@ export interface WorkloadOptions {
   readonly depth: number
   /** Part of the operations that read; the rest writes, zeroes and flushes. */
   readonly readShare: number
+  /** Most operations meet on so many pages; unless given, on some around each border of blocks. */
+  readonly hotPages?: number
+  /** Share of operations on up to LARGE_SECTORS_MAX. */
+  readonly largeShare?: number
   /** Mean pause between operations. */
   readonly thinkMs: number
   /** A running node to sit on, or undefined while there is none. */
@@ -42,6 +46,7 @@ export interface WorkloadOptions {
 }
 
 const OP_SECTORS_MAX = 64
+const LARGE_SECTORS_MAX = 1024
 const RESEAT_MS = 50
 
 /** Starts of the few pages on which most operations meet: around the borders of blocks, where requests are split. */
@@ -81,13 +86,13 @@ export class SimClient {
   constructor(options: WorkloadOptions) {
     this.options = options
     this.#sizeBytes = options.sizeBytes
-    this.#hot = hotOffsets(options.sizeBytes)
+    this.#hot = hotOffsets(options.sizeBytes).slice(0, options.hotPages)
   }
 
   /** Its volume has grown. */
   grow(sizeBytes: number): void {
     this.#sizeBytes = sizeBytes
-    this.#hot = hotOffsets(sizeBytes)
+    this.#hot = hotOffsets(sizeBytes).slice(0, this.options.hotPages)
   }
 
   /** Its volume is being deleted: what is still answered means nothing. */
@@ -168,7 +173,15 @@ export class SimClient {
     const sizeBytes = this.#sizeBytes
     const base = random.chance(0.9) ? random.pick(this.#hot) : random.below(sizeBytes / PAGE_BYTES) * PAGE_BYTES
     const offsetBytes = base + (random.chance(0.5) ? random.below(8) * SECTOR_BYTES : 0)
-    const sectors = random.chance(0.5) ? 8 : random.chance(0.7) ? random.between(1, 16) : random.between(1, OP_SECTORS_MAX)
+    const { largeShare = 0 } = this.options
+    const isLarge = largeShare > 0 && random.chance(largeShare)
+    const sectors = isLarge
+      ? random.between(OP_SECTORS_MAX, LARGE_SECTORS_MAX)
+      : random.chance(0.5)
+        ? 8
+        : random.chance(0.7)
+          ? random.between(1, 16)
+          : random.between(1, OP_SECTORS_MAX)
     return { offsetBytes, lengthBytes: Math.min(sectors * SECTOR_BYTES, sizeBytes - offsetBytes) }
   }
 

@@ -37,11 +37,13 @@ export interface DiskFaults {
   /** Chance and length of a slow request. */
   slow: number
   slowMs: number
+  /** Mean time of a flush or a synced write beyond that of a write: none on a drive with a protected cache, ms on most. */
+  flushMs: number
   /** Chance that a write goes to another place of the same file. */
   misdirect: number
 }
 
-export const CALM_DISK: DiskFaults = { readEio: 0, writeEio: 0, flushEio: 0, short: 0.01, slow: 0.005, slowMs: 10, misdirect: 0 }
+export const CALM_DISK: DiskFaults = { readEio: 0, writeEio: 0, flushEio: 0, short: 0.01, slow: 0.005, slowMs: 10, flushMs: 0, misdirect: 0 }
 
 interface Epoch {
   readonly serial: number
@@ -132,7 +134,11 @@ export class SimDisk {
   request(owner: SimProcess, label: string, lengthBytes: number, fn: () => void, tear?: () => void): void {
     const request: DiskRequest = { owner, label, fn, tear, event: undefined }
     this.#requests.add(request)
-    if (!this.#hung) this.#launch(request, owner.localNowMs - owner.world.nowMs + this.#latencyMs(lengthBytes))
+    if (!this.#hung)
+      this.#launch(
+        request,
+        owner.localNowMs - owner.world.nowMs + this.#latencyMs(lengthBytes) + (label === 'flush' || label === 'synced write' ? this.#flushMs() : 0),
+      )
   }
 
   powerLoss(unflushed: 'random' | 'lose' | 'keep'): void {
@@ -158,6 +164,10 @@ export class SimDisk {
       this.#requests.delete(request)
       request.fn()
     })
+  }
+
+  #flushMs(): number {
+    return this.faults.flushMs * (0.3 + 1.4 * this.host.random(`disk ${this.name} flush`).unit())
   }
 
   #latencyMs(lengthBytes: number): number {

@@ -729,7 +729,7 @@ export class SimIoQueue implements IoQueue {
     }
     disk.request(
       this.process,
-      'write',
+      sync ? 'synced write' : 'write',
       total + (sync ? FLUSH_COST_BYTES : 0),
       () => {
         if (this.process.alive) this.#assertUnchanged(op)

@@ -1,0 +1,171 @@
+/**
+ * Short, aimed runs: the same faults and clients as in the profiles, from random seeds, but of the kinds, at the rates and on the few pages
+ * where one sort of promise breaks if it breaks. Planted bugs are looked for with them (canaries.ts), cheaply.
+ */
+import type { Prng } from '../../src/base/prng.ts'
+import type { Seed } from '../../src/env/sim/world.ts'
+import { amountOf, FAULT_KINDS, type Fault, type FaultKind, type FocusName, SCHEDULE_FORMAT, type Schedule } from './faults.ts'
+
+interface Focus {
+  /** 3 unless given. */
+  readonly nodes?: number
+  readonly durationMs: number
+  /** Clients, at least and at most. */
+  readonly clients: readonly [number, number]
+  readonly opsPerSecond: number
+  /** Faults of a kind per second. */
+  readonly rates: Partial<Readonly<Record<FaultKind, number>>>
+  /** How long a fault lasts, at least and at most. */
+  readonly lastsMs: readonly [number, number]
+  /** For some kinds another span. */
+  readonly lasts?: Partial<Readonly<Record<FaultKind, readonly [number, number]>>>
+  readonly unflushed: readonly Fault['unflushed'][]
+  readonly mix: Mix
+}
+
+/** What the clients of a run do. */
+export interface Mix {
+  /** The volumes they use. */
+  readonly volumes: 'safe' | 'relaxed' | 'any'
+  /** Most operations meet on so many pages. */
+  readonly hotPages: number
+  /** Shares of reads; each client draws one. */
+  readonly readShares: readonly number[]
+  /** Chance that a client sits down on its own node rather than on any. */
+  readonly home: number
+  /** Share of operations on hundreds of KiB, so that the journal comes round. */
+  readonly largeShare?: number
+  /** Mean time of a flush; each run draws one. */
+  readonly flushMs: readonly number[]
+}
+
+const FOCUSES: Readonly<Record<FocusName, Focus>> = {
+  /** The power goes, everywhere, again and again, while all disks are busy. */
+  blackouts: {
+    durationMs: 4000,
+    clients: [2, 4],
+    opsPerSecond: 80,
+    rates: { 'power-all': 1.2, power: 0.3, 'disk-slow': 0.7 },
+    lastsMs: [20, 300],
+    lasts: { 'disk-slow': [500, 3000] },
+    unflushed: ['lose', 'lose', 'random'],
+    mix: { volumes: 'safe', hotPages: 4, readShares: [0.2, 0.5], home: 0.7, flushMs: [3, 10, 30] },
+  },
+  /** The same where acknowledged is not durable until flushed. */
+  'blackouts-relaxed': {
+    nodes: 4,
+    durationMs: 4000,
+    clients: [2, 3],
+    opsPerSecond: 60,
+    rates: { 'power-all': 1.0, power: 0.3, kill: 0.5 },
+    lastsMs: [20, 300],
+    unflushed: ['lose', 'lose', 'random'],
+    mix: { volumes: 'relaxed', hotPages: 3, readShares: [0.2, 0.4], home: 0.7, flushMs: [0, 5] },
+  },
+  /** The power goes while much is written, and the journal is emptied and used again. */
+  destage: {
+    durationMs: 4000,
+    clients: [2, 3],
+    opsPerSecond: 50,
+    rates: { 'power-all': 0.8, power: 0.4 },
+    lastsMs: [20, 200],
+    unflushed: ['lose', 'random'],
+    mix: { volumes: 'safe', hotPages: 4, readShares: [0.2], home: 0.7, largeShare: 0.3, flushMs: [0, 5] },
+  },
+  /** Processes come and go faster than they can be rebuilt. */
+  churn: {
+    durationMs: 5000,
+    clients: [3, 5],
+    opsPerSecond: 80,
+    rates: { kill: 1.5, freeze: 0.2, pauses: 0.3, 'slow-link': 0.5, 'disk-slow': 0.4 },
+    lastsMs: [10, 600],
+    lasts: { 'slow-link': [200, 1500], 'disk-slow': [200, 1500] },
+    unflushed: ['random'],
+    mix: { volumes: 'safe', hotPages: 4, readShares: [0.3, 0.5], home: 0.6, flushMs: [0, 5, 15] },
+  },
+  /** Many clients write the same two pages while heads die: what is asked for again meets what came after it. */
+  contention: {
+    durationMs: 4000,
+    clients: [4, 6],
+    opsPerSecond: 70,
+    rates: { kill: 1.5, 'slow-link': 0.7 },
+    lastsMs: [10, 400],
+    lasts: { 'slow-link': [300, 1500] },
+    unflushed: ['random'],
+    mix: { volumes: 'safe', hotPages: 2, readShares: [0.2, 0.6], home: 0.5, flushMs: [0, 1] },
+  },
+  /** Nodes die in turn, with and without their memory, on slow disks: the one left had just returned. */
+  'last-copies': {
+    durationMs: 6000,
+    clients: [2, 3],
+    opsPerSecond: 40,
+    rates: { kill: 1, power: 1.2 },
+    lastsMs: [20, 500],
+    unflushed: ['lose', 'lose', 'random'],
+    mix: { volumes: 'safe', hotPages: 4, readShares: [0.3], home: 0.5, flushMs: [30, 100] },
+  },
+  /** Nodes are cut off or stand still for longer than a lease, and clients on them read on. */
+  leases: {
+    durationMs: 9000,
+    clients: [4, 6],
+    opsPerSecond: 50,
+    rates: { isolate: 0.4, freeze: 0.35, cut: 0.2, pauses: 0.1, drift: 0.2 },
+    lastsMs: [1500, 5000],
+    unflushed: ['random'],
+    mix: { volumes: 'safe', hotPages: 3, readShares: [0.98, 0.3], home: 0.95, flushMs: [0] },
+  },
+  /** Bits rot on one node while it is read. */
+  rot: {
+    durationMs: 4000,
+    clients: [2, 3],
+    opsPerSecond: 50,
+    rates: { 'bit-rot': 4 },
+    lastsMs: [10, 500],
+    unflushed: ['random'],
+    mix: { volumes: 'safe', hotPages: 8, readShares: [0.3, 0.9], home: 0.9, largeShare: 0.3, flushMs: [0] },
+  },
+}
+
+export function focusOf(name: FocusName): Focus {
+  return FOCUSES[name]
+}
+
+export function focusedSchedule(random: Prng, options: { seed: Seed; focus: FocusName }): Schedule {
+  const { seed } = options
+  const focus = focusOf(options.focus)
+  const { nodes = 3 } = focus
+  const { durationMs } = focus
+  const victim = random.below(nodes)
+  const faults: Fault[] = []
+  for (const kind of FAULT_KINDS) {
+    const rate = focus.rates[kind] ?? 0
+    const [shortestMs, longestMs] = focus.lasts?.[kind] ?? focus.lastsMs
+    let atMs = 0
+    while (rate > 0) {
+      atMs += (1000 / rate) * (0.2 + 1.6 * random.unit())
+      if (atMs >= durationMs) break
+      const node = kind === 'bit-rot' ? victim : random.below(nodes)
+      faults.push({
+        kind,
+        atMs: Math.round(atMs),
+        durationMs: random.between(shortestMs, longestMs),
+        node,
+        other: (node + random.between(1, nodes - 1)) % nodes,
+        amount: amountOf(random, kind),
+        unflushed: random.pick(focus.unflushed),
+      })
+    }
+  }
+  faults.sort((a, b) => a.atMs - b.atMs)
+  return {
+    format: SCHEDULE_FORMAT,
+    seed,
+    profile: 'brutal',
+    focus: options.focus,
+    nodes,
+    clients: random.between(...focus.clients),
+    opsPerClient: Math.round((durationMs / 1000) * focus.opsPerSecond),
+    durationMs,
+    faults,
+  }
+}

@@ -1,0 +1,61 @@
+/** Many runs over several processes: each takes the next task when it has done one, so that the order of the ends says nothing. */
+import { spawn } from 'node:child_process'
+import { createInterface } from 'node:readline'
+import { fileURLToPath } from 'node:url'
+import type { Seed } from '../../src/env/sim/world.ts'
+import type { Violation } from './history.ts'
+import type { Plan } from './run.ts'
+
+export interface Task {
+  readonly seed: Seed
+  readonly plan: Plan
+  readonly canary?: string | undefined
+  /** Run twice; the traces must be equal. */
+  readonly twice?: boolean
+  /** Goes on with the next seeds, up to this one, until one fails. */
+  readonly untilFound?: number
+}
+
+export interface TaskResult {
+  /** Of the last run. */
+  readonly seed: Seed
+  readonly hash: string
+  readonly undecided: number
+  readonly runs: number
+  readonly events: number
+  readonly virtualSeconds: number
+  readonly violations: readonly Violation[]
+}
+
+const WORKER = fileURLToPath(new URL('worker.ts', import.meta.url))
+/** Short-lived objects die young: fewer and cheaper collections. */
+const NODE_OPTIONS = ['--disable-warning=ExperimentalWarning', '--max-semi-space-size=32']
+
+/** Runs all tasks, `jobs` at one time; `done` is called as they end. Rejects when a worker dies. */
+export async function runTasks<T extends Task>(tasks: Iterable<T>, jobs: number, done: (task: T, result: TaskResult) => void): Promise<void> {
+  const queue = tasks[Symbol.iterator]()
+  await Promise.all(Array.from({ length: jobs }, () => work(queue, done)))
+}
+
+async function work<T extends Task>(queue: Iterator<T>, done: (task: T, result: TaskResult) => void): Promise<void> {
+  let next = queue.next()
+  if (next.done) return
+  const child = spawn(process.execPath, [...NODE_OPTIONS, WORKER], { stdio: ['pipe', 'pipe', 'inherit'] })
+  const ended = new Promise<string>((resolve) => child.on('close', (code, signal) => resolve(signal ?? String(code))))
+  // A worker that has died is noticed by the end of its lines
+  child.stdin.on('error', () => undefined)
+  try {
+    const send = (task: T) => child.stdin.write(`${JSON.stringify(task)}\n`)
+    send(next.value)
+    for await (const line of createInterface({ input: child.stdout })) {
+      done(next.value, JSON.parse(line) as TaskResult)
+      next = queue.next()
+      if (next.done) break
+      send(next.value)
+    }
+    if (!next.done) throw new Error(`the worker for seed ${next.value.seed} ended with ${await ended}`)
+  } finally {
+    child.stdin.end()
+    await ended
+  }
+}
