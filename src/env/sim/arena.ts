@@ -19,11 +19,13 @@ export function checksum(bytes: Uint8Array, start: number, end: number): number 
 
 export class SimArena implements Arena {
   readonly totalPages: number
-  readonly bytes: Uint8Array
+  readonly bytes: Uint8Array<ArrayBuffer>
   readonly view: DataView
   readonly #allocator: ArenaAllocator
   readonly #words: Int32Array
   readonly #used: Uint8Array
+  /** Pages that were ever allocated. */
+  readonly #touched: Uint8Array
   /** Operations that own a page now. */
   readonly #owned: Int16Array
   /** Set it to learn from `owners` who allocated what is alive: call stacks, costly. */
@@ -31,13 +33,16 @@ export class SimArena implements Arena {
   /** So much of a freed range is poisoned at most. */
   poisonBytesMax = Number.POSITIVE_INFINITY
 
-  constructor(totalBytes: number) {
+  /** `memory`: that many bytes to use, zeros. */
+  constructor(totalBytes: number, memory?: Uint8Array<ArrayBuffer>) {
     this.totalPages = Math.floor(totalBytes / PAGE_BYTES)
-    this.bytes = new Uint8Array(this.totalPages * PAGE_BYTES)
+    this.bytes = memory ?? new Uint8Array(this.totalPages * PAGE_BYTES)
+    assert(this.bytes.length === this.totalPages * PAGE_BYTES && this.bytes.byteOffset === 0, 'memory of another size')
     this.view = new DataView(this.bytes.buffer)
     this.#words = new Int32Array(this.bytes.buffer)
     this.#allocator = new ArenaAllocator(this.totalPages)
     this.#used = new Uint8Array(this.totalPages)
+    this.#touched = new Uint8Array(this.totalPages)
     this.#owned = new Int16Array(this.totalPages)
   }
 
@@ -45,6 +50,7 @@ export class SimArena implements Arena {
     const page = this.#allocator.alloc(lengthBytes)
     if (page >= 0) {
       this.#used.fill(1, page, page + this.#allocator.pagesOf(page))
+      this.#touched.fill(1, page, page + this.#allocator.pagesOf(page))
       this.owners?.set(page, new Error(`${lengthBytes} bytes`).stack ?? '')
     }
     return page
@@ -88,6 +94,16 @@ export class SimArena implements Arena {
     for (; w < last; w++) a = Math.imul(a ^ words[w]!, 0x9e3779b1)
     for (start = Math.max(start, w << 2); start < end; start++) a = Math.imul(a ^ bytes[start]!, 0x9e3779b1)
     return Math.imul(a ^ (b >>> 7) ^ (c << 5) ^ d, 0x85ebca6b) ^ b ^ c
+  }
+
+  /** Nobody uses the arena any more: its memory, zeros again, for another one. */
+  retire(): Uint8Array<ArrayBuffer> {
+    for (let page = 0, end = 0; page < this.totalPages; page = end + 1) {
+      while (page < this.totalPages && this.#touched[page] === 0) page++
+      for (end = page; this.#touched[end] === 1; ) end++
+      this.bytes.fill(0, page * PAGE_BYTES, end * PAGE_BYTES)
+    }
+    return this.bytes
   }
 
   stats(): ArenaStats {

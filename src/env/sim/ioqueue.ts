@@ -53,6 +53,8 @@ export interface SimIoQueueOptions {
   readonly process: SimProcess
   readonly name: string
   readonly arenaBytes?: number
+  /** Memory for the arena, of that size and filled with zeros; without it fresh memory. */
+  readonly arenaMemory?: () => Uint8Array<ArrayBuffer>
   readonly faults?: Partial<QueueFaults>
   /** Provided buffers of multishot receives. */
   readonly providedBuffers?: number
@@ -163,7 +165,7 @@ export class SimIoQueue implements IoQueue {
     this.process = options.process
     this.#world = options.process.world
     this.name = options.name
-    this.arena = new SimArena(options.arenaBytes ?? 16 * 1024 * 1024)
+    this.arena = new SimArena(options.arenaBytes ?? 16 * 1024 * 1024, options.arenaMemory?.())
     this.faults = { ...CALM_QUEUE, ...options.faults }
     this.#random = options.process.random(`queue ${options.name}`)
     this.nowMs = options.process.bootMs()

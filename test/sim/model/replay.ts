@@ -33,6 +33,7 @@ import { Status } from '../../../src/base/status.ts'
 import { CHAIN_OP_PAGES_MAX, PAGE_BYTES } from '../../../src/base/units.ts'
 import type { DataPlane } from '../../../src/chain/data-plane.ts'
 import { idHighOf, idLowOf, NONE, svOf } from '../../../src/chain/records.ts'
+import type { SimArena } from '../../../src/env/sim/arena.ts'
 import type { Chain, ChainEntry, ChainEvent, LastId } from '../../../src/placement/chain.ts'
 import { nextStep, packChains, REPLICA_STATE_NAMES, ReplicaState, TRANSITIONS, unmetConditions } from '../../../src/placement/chain.ts'
 import type { ReactorToControl } from '../../../src/placement/messages.ts'
@@ -247,6 +248,7 @@ export class Replay {
   readonly #schedule: ModelSchedule
   readonly #cluster: SteeredCluster
   readonly #gate: CallsGate
+  readonly #arenas: SimArena[] = []
   readonly #sides: Side[] = []
   readonly #facts = new Map<string, string>()
   readonly #nodes: ModelNode[] = []
@@ -269,12 +271,20 @@ export class Replay {
   constructor(schedule: ModelSchedule, options: { trace?: (line: string) => void } = {}) {
     this.#schedule = schedule
     this.#trace = options.trace
+    const arenaBytes = Math.max(2, schedule.slots * schedule.blocks) * ARENA_BYTES_PER_BLOCK
     this.#cluster = new SteeredCluster({
       seed: schedule.seed as never,
       nodes: 3,
       slots: schedule.slots,
       network: { delayMinMs: 0.01, delayMaxMs: 0.01, slow: 0, fragment: 0 },
-      queue: { arenaBytes: Math.max(2, schedule.slots * schedule.blocks) * ARENA_BYTES_PER_BLOCK, faults: { late: 0, lateMs: 0, reorder: 0, shortRecv: 0 } },
+      queue: {
+        arenaBytes,
+        arenaMemory: () => {
+          const at = SPARE.findIndex((memory) => memory.length === arenaBytes)
+          return at < 0 ? new Uint8Array(arenaBytes) : SPARE.splice(at, 1)[0]!
+        },
+        faults: { late: 0, lateMs: 0, reorder: 0, shortRecv: 0 },
+      },
       store: {
         stageMs: 0,
         readMs: 0,
@@ -315,6 +325,8 @@ export class Replay {
       throw new Divergence(this.#schedule, this.#stepIndex, error instanceof Error ? (error.stack ?? error.message) : String(error))
     } finally {
       this.#gate.close()
+      for (const { node } of this.#sides) node.process.kill()
+      for (const arena of this.#arenas.slice(0, SPARE_MAX - SPARE.length)) SPARE.push(arena.retire())
     }
   }
 
@@ -382,6 +394,7 @@ export class Replay {
     this.#gate.during(process, () => node.start())
     process.plane = node.plane
     node.queue.arena.poisonBytesMax = POISON_BYTES_MAX
+    this.#arenas.push(node.queue.arena)
     const n = node.number - 1
     this.#sides[n] = new Side(process)
     this.#sendTable(
@@ -954,6 +967,9 @@ export class Replay {
 
 /** Room for the answer of one block; as many may be asked for at a time as there are. */
 const ARENA_BYTES_PER_BLOCK = 8 * 1024 * 1024
+/** Memory of the arenas of replays that are over: fresh memory costs more than the replay. */
+const SPARE: Array<Uint8Array<ArrayBuffer>> = []
+const SPARE_MAX = 8
 const POISON_BYTES_MAX = 16 * PAGE_BYTES
 const LIMITS = { recordsMax: 768, updatesMax: 64, readsMax: 16, clientOpsMax: 16, creditRows: 32, peerPoolBytes: 1024 * 1024 }
 
