@@ -27,6 +27,7 @@ import { SimHost, type SimProcess } from '../../src/env/sim/host.ts'
 import { SimIoQueue } from '../../src/env/sim/ioqueue.ts'
 import { type NetworkOptions, SimNetwork } from '../../src/env/sim/network.ts'
 import { type Seed, World } from '../../src/env/sim/world.ts'
+import { NbdServer } from '../../src/export/nbd/server.ts'
 import { describeKey } from '../../src/node/config.ts'
 import { ReplicaState } from '../../src/placement/chain.ts'
 import type { ControlPort, ControlToReactor, ReactorPort, ReactorToControl } from '../../src/placement/messages.ts'
@@ -34,14 +35,17 @@ import { planGeometry, Superblock } from '../../src/store/layout.ts'
 import { formatStore, mountStore } from '../../src/store/mount.ts'
 import type { ReplicaStore } from '../../src/store/store.ts'
 import { VolumeLayer } from '../../src/volume/volume.ts'
+import { leftovers } from './checkers.ts'
 import { protoCodec } from './codec.ts'
 import { simulatedMac } from './mac.ts'
+import { NBD_PORT } from './nbd-client.ts'
 import type { ClientSeat } from './workload.ts'
 
 const GRPC_PORT = 8080
 const DATA_PORT = 8090
 const HEARTBEAT_GROUP = '239.255.88.1'
 const HEARTBEAT_PORT = 8088
+const NBD_CONNECTIONS_MAX = 16
 const DISK_PATH = '/disk/0'
 /** Control commands of a test wait so long, virtual time. */
 const PATIENCE_MS = 30_000
@@ -66,6 +70,8 @@ export interface SimClusterOptions {
   readonly network?: Partial<NetworkOptions>
   readonly retryTotalMs?: number
   readonly writeLifeMs?: number
+  /** Every node has its NBD export. */
+  readonly nbd?: boolean
   /** Remember who allocated each range of the arenas. */
   readonly traceArena?: boolean
   readonly trace?: ((line: string) => void) | undefined
@@ -98,6 +104,7 @@ export class SimNode {
   plane: DataPlane | undefined
   stores: readonly ReplicaStore[] = []
   volumes: VolumeLayer | undefined
+  nbd: NbdServer | undefined
   /** Why its process ended by itself. */
   fatal: Error | undefined
   /** It was removed from the cluster: nobody starts it again. */
@@ -150,6 +157,7 @@ export class SimNode {
     this.fatal = undefined
     this.plane = undefined
     this.volumes = undefined
+    this.nbd = undefined
     this.stores = []
     process.schedule(1, 'main', () => {
       this.cluster.world.asyncPending = true
@@ -387,7 +395,12 @@ export class SimNode {
     this.stores = [store]
     this.plane = plane
     this.volumes = new VolumeLayer(plane.client, queue.arena)
-    port.send({ type: 'ready', dataPort: DATA_PORT, nbdPort: 0 })
+    if (options.nbd === true) {
+      const nbd = new NbdServer({ queue, asyncIo, volumes: this.volumes, log: this.env!.log, connectionsMax: NBD_CONNECTIONS_MAX })
+      nbd.listenTcp(this.host.address, NBD_PORT)
+      this.nbd = nbd
+    }
+    port.send({ type: 'ready', dataPort: DATA_PORT, nbdPort: options.nbd === true ? NBD_PORT : 0 })
   }
 
   /** The process is the failure unit: what it cannot handle ends it. An assertion is a bug, and the end of the simulation. */
@@ -651,21 +664,7 @@ export class SimCluster {
         }
       }
     }
-    const applied = new Map<number, { id: string; text: string }>()
-    for (const node of this.nodes) {
-      const member = node.control?.member
-      if (!member?.raft) continue
-      const index = member.raft.applied
-      const text = JSON.stringify([member.state.revision, member.state.chains, [...member.state.nodes.values()], [...member.state.volumes.values()]])
-      const other = applied.get(index)
-      if (other && other.text !== text) found.push(`the replicated state of ${node.id} differs from that of ${other.id} at index ${index}`)
-      applied.set(index, { id: node.id, text })
-    }
-    for (const node of this.nodes) {
-      if (!node.plane || !node.queue) continue
-      const records = node.plane.replicas.records.inUse
-      if (records > 0) found.push(`${node.id}: ${records} records are never freed`)
-    }
+    found.push(...leftovers(this))
     return found
   }
 

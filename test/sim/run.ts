@@ -7,11 +7,13 @@
 import { BLOCK_BYTES, KiB, PAGE_BYTES } from '../../src/base/units.ts'
 import { kvStore } from '../../src/env/sim/control.ts'
 import { type Seed, seededPrng } from '../../src/env/sim/world.ts'
+import { leftovers, Watch } from './checkers.ts'
 import { SimCluster, type SimNode, type SimVolume, usedBytes } from './cluster.ts'
 import { type FocusName, makeSchedule, type Profile, type Schedule } from './faults.ts'
 import { focusedSchedule, focusOf, type Mix } from './focus.ts'
 import { History, type Violation } from './history.ts'
 import { inject } from './inject.ts'
+import { NbdInitiator } from './nbd-client.ts'
 import { SimClient } from './workload.ts'
 
 export interface RunResult {
@@ -57,6 +59,9 @@ const SWEPT_MS = 12_000
 /** Buffers of one lane to a peer. */
 const CONNECTION_BYTES = 128 * KiB
 const SPARE_CONNECTIONS_MAX = 32
+const NBD_RUNS = 0.3
+/** A server that stands still may take so much longer to see that its client has gone. */
+const NBD_SLACK_MS = 2500
 
 export function scheduleOf(seed: Seed, profile: Profile): Schedule {
   return makeSchedule(seededPrng(seed).fork('schedule'), { seed, profile, nodes: NODES, durationMs: DURATION_MS })
@@ -88,16 +93,21 @@ export async function runSchedule(schedule: Schedule, options: RunOptions = {}):
 async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResult> {
   const violations: Violation[] = []
   const history = new History()
+  // In some runs most clients speak NBD, in the others none
+  const nbd = schedule.focus === undefined && seededPrng(schedule.seed).fork('nbd').chance(NBD_RUNS)
   const cluster = new SimCluster({
     seed: schedule.seed,
     nodes: schedule.nodes,
     trace: options.trace,
     writeLifeMs: WRITE_LIFE_MS,
     traceArena: options.traceArena ?? false,
+    nbd,
   })
   options.onCluster?.(cluster)
   const { world } = cluster
   const clients: SimClient[] = []
+  const watch = new Watch(cluster)
+  const initiators: NbdInitiator[] = []
   // What a promise of a node is rejected with and nobody handles ends its process: a bug, and the end of the simulation
   const unhandled = (error: unknown) => world.fail(error)
   process.on('unhandledRejection', unhandled)
@@ -116,8 +126,9 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
     }
     // Connections to all peers stand and hold their buffers: so much is in use on an idle node
     const idleBytes = Math.max(...cluster.nodes.map((node) => usedBytes(node.queue!)))
-    startClients(cluster, schedule, volumes, history, clients)
+    startClients(cluster, schedule, volumes, history, clients, initiators)
     const guests: SimClient[] = []
+    watch.start()
     const stage = { cluster, history, volumes, clients, guests }
     for (const fault of schedule.faults) world.scheduleAt(world.nowMs + fault.atMs, 'fault', () => inject(stage, fault))
     await world.runFor(schedule.durationMs)
@@ -126,12 +137,14 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
     if (!live) {
       violations.push({
         promise: `after healing, everything pending completes within ${LIVENESS_MS} ms`,
-        detail: `${cluster.unhealthy()}; quiet ${cluster.quiet} ${[...cluster.operations].join(', ')}; ${clients.map((client) => `${client.options.name}: ${client.describe()}`).join('; ')}`,
+        detail: `${cluster.unhealthy()}; quiet ${cluster.quiet} ${[...cluster.operations].join(', ')}; ${[...clients, ...guests].map((client) => `${client.options.name}: ${client.describe()}`).join('; ')}`,
       })
     } else {
+      for (const initiator of initiators) initiator.close()
       if (guests.length > 0) await world.runFor(SWEPT_MS)
       for (const volume of volumes) await readAll(cluster, history, cluster.members()[0]!, volume)
-      await world.run(() => cluster.quiet, QUIET_MS)
+      await world.run(() => cluster.quiet && leftovers(cluster).length === 0, QUIET_MS)
+      watch.stop()
       for (const detail of cluster.inspect()) violations.push({ promise: 'replicas are equal and nothing is left over once quiescent', detail })
       for (const node of cluster.members()) {
         const more = node.queue ? usedBytes(node.queue) - idleBytes : 0
@@ -147,6 +160,7 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
     process.off('unhandledRejection', unhandled)
   }
   options.onHistory?.(history)
+  violations.push(...watch.violations)
   const checked = history.check()
   violations.push(...checked.violations)
   const ends: Record<string, number> = {}
@@ -171,7 +185,14 @@ function mixOf({ focus }: Schedule): Mix | undefined {
   return focus === undefined ? undefined : focusOf(focus).mix
 }
 
-function startClients(cluster: SimCluster, schedule: Schedule, volumes: readonly SimVolume[], history: History, clients: SimClient[]): void {
+function startClients(
+  cluster: SimCluster,
+  schedule: Schedule,
+  volumes: readonly SimVolume[],
+  history: History,
+  clients: SimClient[],
+  initiators: NbdInitiator[],
+): void {
   const { world } = cluster
   const random = world.random('clients')
   const shift = random.below(cluster.nodes.length)
@@ -181,8 +202,16 @@ function startClients(cluster: SimCluster, schedule: Schedule, volumes: readonly
   const only = mix?.volumes === 'safe' ? 0 : mix?.volumes === 'relaxed' ? 1 : drawn
   for (let c = 0; c < schedule.clients; c++) {
     const volume = volumes[only < 2 ? only : c % 2]!
-    const depth = random.between(1, 4)
+    const depth = !mix && random.chance(0.1) ? random.between(5, 24) : random.between(1, 4)
     const home = cluster.nodes[(c + shift) % cluster.nodes.length]!
+    const seat = () => {
+      if (home.seat && random.chance(mix?.home ?? 0.7)) return home.seat
+      const seats = cluster.nodes.flatMap((node) => (node.seat ? [node.seat] : []))
+      return seats.length > 0 ? random.pick(seats) : undefined
+    }
+    const isNbd = cluster.options.nbd === true && random.chance(0.7)
+    const initiator = isNbd ? initiatorOf(cluster, volume, c, home) : undefined
+    if (initiator) initiators.push(initiator)
     const client = new SimClient({
       name: `c${c + 1}`,
       history,
@@ -197,15 +226,22 @@ function startClients(cluster: SimCluster, schedule: Schedule, volumes: readonly
       ...(mix ? { hotPages: mix.hotPages, largeShare: mix.largeShare ?? 0 } : {}),
       // So that they are at work all the time
       thinkMs: (depth * schedule.durationMs) / schedule.opsPerClient,
-      seat: () => {
-        if (home.seat && random.chance(mix?.home ?? 0.7)) return home.seat
-        const seats = cluster.nodes.flatMap((node) => (node.seat ? [node.seat] : []))
-        return seats.length > 0 ? random.pick(seats) : undefined
-      },
+      seat: initiator?.seat ?? seat,
     })
     clients.push(client)
-    client.start(world, WRITE_LIFE_MS + LIFE_SLACK_MS)
+    client.start(world, WRITE_LIFE_MS + LIFE_SLACK_MS + (isNbd ? NBD_SLACK_MS : 0))
   }
+}
+
+/** Connects to its home most of the time, to any node that runs otherwise. */
+function initiatorOf(cluster: SimCluster, volume: SimVolume, client: number, home: SimNode): NbdInitiator {
+  const random = cluster.world.random(`initiator ${client}`)
+  const choose = () => {
+    if (home.nbd && home.running && random.chance(0.7)) return home
+    const nodes = cluster.nodes.filter((node) => node.running && node.nbd)
+    return nodes.length > 0 ? random.pick(nodes) : undefined
+  }
+  return new NbdInitiator(cluster, { name: `initiator-${client + 1}`, number: client + 1, volume: volume.name, random, choose })
 }
 
 /** Every page that was ever touched is read once more, neighbours together, so that the final content is part of the history. */

@@ -2,19 +2,25 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
 import { BLOCK_BYTES } from '../../src/base/units.ts'
+import { leftovers, Watch } from './checkers.ts'
 import { SimCluster, type SimClusterOptions, type SimVolume } from './cluster.ts'
 import { History } from './history.ts'
+import { NbdInitiator } from './nbd-client.ts'
 import { SimClient } from './workload.ts'
 
 const WRITE_LIFE_MS = 4500
+/** A server that stands still may take so much longer to see that its client has gone. */
+const NBD_WRITE_LIFE_MS = WRITE_LIFE_MS + 2500
 const REAL_TIMEOUT_MS = 240_000
 
 export class Scenario extends SimCluster {
   readonly history = new History()
   readonly clients: SimClient[] = []
+  readonly initiators: NbdInitiator[] = []
+  readonly watch = new Watch(this)
 
   /** Clients on the named nodes (each stays on its own), `ops` operations each; they end by themselves. */
-  load(volume: SimVolume, options: { on: readonly number[]; ops: number; thinkMs?: number; readShare?: number }): void {
+  load(volume: SimVolume, options: { on: readonly number[]; ops: number; thinkMs?: number; readShare?: number; depth?: number; nbd?: boolean }): void {
     if (!volume.syncWhenWrite) this.history.relaxedVolumes.add(volume.volume)
     for (const number of options.on) {
       const node = this.node(number)
@@ -26,14 +32,23 @@ export class Scenario extends SimCluster {
         sizeBytes: volume.sizeBytes,
         syncWhenWrite: volume.syncWhenWrite,
         opsMax: options.ops,
-        depth: 2,
+        depth: options.depth ?? 2,
         readShare: options.readShare ?? 0.4,
         thinkMs: options.thinkMs ?? 10,
-        seat: () => node.seat,
+        seat: options.nbd === true ? this.#initiator(volume, number).seat : () => node.seat,
       })
       this.clients.push(client)
-      client.start(this.world, WRITE_LIFE_MS)
+      client.start(this.world, options.nbd === true ? NBD_WRITE_LIFE_MS : WRITE_LIFE_MS)
     }
+  }
+
+  /** Prefers the node, and takes any other while that one does not run. */
+  #initiator(volume: SimVolume, number: number): NbdInitiator {
+    const name = `initiator-${this.clients.length + 1}`
+    const choose = () => (this.node(number).nbd ? this.node(number) : this.nodes.find((node) => node.running && node.nbd))
+    const initiator = new NbdInitiator(this, { name, number: this.clients.length + 1, volume: volume.name, random: this.world.random(name), choose })
+    this.initiators.push(initiator)
+    return initiator
   }
 
   async seconds(count: number): Promise<void> {
@@ -77,7 +92,10 @@ export class Scenario extends SimCluster {
   /** All is well again: every replica serves, all copies are equal, nothing is left over, and the history has an explanation. */
   async allIsWell(): Promise<void> {
     await this.healthy()
-    await this.world.run(() => this.quiet, 5000)
+    for (const initiator of this.initiators) initiator.close()
+    await this.world.run(() => this.quiet && leftovers(this).length === 0, 5000)
+    this.watch.stop()
+    assert.deepEqual(this.watch.violations, [])
     assert.deepEqual(this.inspect(), [])
     const { violations, undecided } = this.history.check()
     assert.deepEqual(violations, [])
@@ -98,6 +116,7 @@ export function scenario(
     try {
       await t.form()
       await t.healthy()
+      t.watch.start()
       await body(t, await t.createVolume('db', { sizeBytes: 3 * BLOCK_BYTES, syncWhenWrite }))
     } catch (error) {
       process.stderr.write(`${title}: after ${t.world.nowMs.toFixed(0)} ms; the last lines of the nodes:\n${t.logLines.slice(-25).join('\n')}\n`)

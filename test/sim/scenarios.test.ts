@@ -305,6 +305,7 @@ scenario('a clock that is too slow by more than the bound makes only its own nod
   t.load(volume, { on: [1, 2], ops: 400 })
   await t.seconds(1)
   t.node(3).host.setDrift(-0.4)
+  t.node(3).untrustedUntilMs = t.world.nowMs + 10_000
   t.node(3).isolate()
   await t.seconds(5)
   t.node(3).rejoin()
@@ -322,3 +323,39 @@ scenario('timers half a second late cost time, and nothing else', async (t, volu
   await t.clientsDone()
   await t.allIsWell()
 })
+
+// ---- clients that speak NBD --------------------------------------------------------------------------------------------
+scenario(
+  'NBD clients with deep queues go on by another node when theirs is killed, and nothing is lost or torn',
+  async (t, volume) => {
+    t.load(volume, { on: [1, 2, 3], ops: 400, nbd: true, depth: 16, thinkMs: 100 })
+    await t.seconds(1)
+    t.node(2).crash({ losing: 'nothing' })
+    await t.seconds(2)
+    t.node(2).restart()
+    await t.clientsDone()
+    t.assertNoErrors()
+    assert.ok(
+      t.initiators.some((initiator) => initiator.connections > 1),
+      'one of them has connected again',
+    )
+    await t.allIsWell()
+  },
+  { nbd: true },
+)
+
+scenario(
+  'NBD clients of a frozen node go elsewhere; what it held for them does not land late',
+  async (t, volume) => {
+    t.load(volume, { on: [1, 2, 3], ops: 500, nbd: true, depth: 4, readShare: 0.3 })
+    for (let i = 0; i < 2; i++) {
+      await t.seconds(1)
+      t.node(2).freeze()
+      await t.seconds(i === 0 ? 1.5 : 14)
+      t.node(2).thaw()
+    }
+    await t.clientsDone()
+    await t.allIsWell()
+  },
+  { nbd: true, syncWhenWrite: false },
+)

@@ -13,11 +13,14 @@ import type { SimIoQueue } from '../../src/env/sim/ioqueue.ts'
 import type { VolumeLayer } from '../../src/volume/volume.ts'
 import { type History, type OpenOp, writeStamps } from './history.ts'
 
+/** What a client does with volumes: the volume layer of a node, or whatever stands in front of it. */
+export type SeatVolumes = Pick<VolumeLayer, 'read' | 'write' | 'zero' | 'zeroScratchPages' | 'trim' | 'flush' | 'open'>
+
 /** Where a client can sit: a running process with its volume layer. */
 export interface ClientSeat {
   readonly process: SimProcess
   readonly queue: SimIoQueue
-  readonly volumes: VolumeLayer
+  readonly volumes: SeatVolumes
   /** False: its clock is off by more than the bound, so that it may serve without a lease. */
   readonly trusted?: () => boolean
 }

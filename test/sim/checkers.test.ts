@@ -1,0 +1,84 @@
+/** Each checker of checkers.ts finds what it is there to find. */
+import assert from 'node:assert/strict'
+import test from 'node:test'
+import { BLOCK_BYTES, PAGE_BYTES } from '../../src/base/units.ts'
+import { ChainTable } from '../../src/chain/table.ts'
+import { contentOf, differingBytes, leftovers, RESYNC_OVERHEAD, Watch } from './checkers.ts'
+import { Scenario, scenario } from './scenario.ts'
+
+async function healthy(): Promise<Scenario> {
+  const t = new Scenario({ seed: 2, nodes: 3 })
+  await t.form()
+  await t.healthy()
+  return t
+}
+
+test('a row that is never freed is found', async () => {
+  const t = await healthy()
+  assert.deepEqual(leftovers(t), [])
+  t.node(2).plane!.replicas.records.alloc()
+  assert.deepEqual(leftovers(t), ['node-2: records 1 in use'])
+})
+
+test('a node that goes on after its lease is found, an honest one is not', async () => {
+  for (const cheats of [false, true]) {
+    const t = await healthy()
+    await t.createVolume('db', { sizeBytes: BLOCK_BYTES })
+    const watch = new Watch(t)
+    watch.start()
+    t.node(3).isolate()
+    const { leaseValid } = ChainTable.prototype
+    if (cheats) ChainTable.prototype.leaseValid = () => true
+    try {
+      await t.seconds(6)
+    } finally {
+      ChainTable.prototype.leaseValid = leaseValid
+    }
+    assert.deepEqual(
+      watch.violations.map(({ promise }) => promise),
+      cheats ? ['nobody serves without a lease'] : [],
+    )
+    assert.ok(watch.samples > 50)
+  }
+})
+
+test('a replica of the replicated state that differs is found', async () => {
+  const t = await healthy()
+  const watch = new Watch(t)
+  await t.world.run(() => new Set(t.nodes.map((node) => node.control!.member!.raft!.applied)).size === 1, 5000)
+  watch.sample()
+  assert.deepEqual(watch.violations, [])
+  const again = new Watch(t)
+  const { state } = t.node(2).control!.member!
+  const before = contentOf(state)
+  state.setSetting('storage.read_only', true)
+  assert.notEqual(contentOf(state), before)
+  again.sample()
+  assert.deepEqual(
+    again.violations.map(({ promise }) => promise),
+    ['all replicas of the replicated state are equal'],
+  )
+})
+
+scenario('a returning node is sent what differs, and at most a tenth more', async (t, volume) => {
+  t.load(volume, { on: [1, 2], ops: 300, readShare: 0 })
+  await t.clientsDone()
+  t.node(3).crash({ losing: 'nothing' })
+  await t.seconds(1)
+  t.load(volume, { on: [1, 2], ops: 60, readShare: 0 })
+  await t.clientsDone()
+  await t.seconds(1)
+  const source = t.node(1).stores[0]!
+  t.node(3).restart()
+  await t.until('its disk is mounted', () => t.node(3).stores.length > 0)
+  const returner = t.node(3).stores[0]!
+  let differs = 0
+  for (let slot = 0; slot < t.state!.chains.length; slot++) differs += differingBytes(slot, source, returner, PAGE_BYTES)
+  await t.healthy()
+  await t.seconds(2)
+  const moved = t.node(3).control!.member!.agent!.stats!.resync.bytesMoved
+  assert.ok(differs > 0 && moved > 0, `${differs} bytes differ, ${moved} moved`)
+  assert.ok(moved <= differs * RESYNC_OVERHEAD, `${moved} bytes moved, ${differs} differ`)
+  assert.ok(moved >= differs, 'what differs was moved')
+  await t.allIsWell()
+})
