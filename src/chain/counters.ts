@@ -23,6 +23,9 @@ export class Counters {
   readsLocal = 0
   readsRemote = 0
   readsRepaired = 0
+  /** Pages with a wrong checksum, or lost ones, whose content came from another replica; pages installed as lost. */
+  pagesRepaired = 0
+  pagesLost = 0
   /** Records sent to successors, with payload bytes; again after a new version or connection; to SYNCING successors. */
   forwards = 0
   forwardBytes = 0
@@ -81,6 +84,8 @@ export class Counters {
       replica_read_waited: this.readsWaited,
       replica_read_refused: this.readsRefused,
       replica_read_repaired: this.readsRepaired,
+      replica_pages_repaired: this.pagesRepaired,
+      replica_pages_lost: this.pagesLost,
       reliable_forward: this.forwards,
       reliable_forward_again: this.reforwards,
       reliable_forward_received: this.forwardsReceived,

@@ -8,7 +8,7 @@ import { MiB, PAGE_BYTES } from '../base/units.ts'
 import type { AsyncIo } from '../env/async-io.ts'
 import type { IoQueue, Tag } from '../env/ioqueue.ts'
 import { ReplicaState } from '../placement/chain.ts'
-import type { ControlToReactor, DiskStats, ReactorPort, ReactorQuery, TableMessage } from '../placement/messages.ts'
+import type { ControlToReactor, DiskStats, LostPage, ReactorPort, ReactorQuery, TableMessage } from '../placement/messages.ts'
 import { slotOf } from '../placement/ring.ts'
 import { NO_BLOCK } from '../store/store.ts'
 import { Lane, PeerFrame } from '../wire/peer.ts'
@@ -427,13 +427,16 @@ export class DataPlane {
     }
     if (this.#queue.nowMs >= this.#nextStatsMs) {
       this.#nextStatsMs = this.#queue.nowMs + STATS_MS
-      this.#port.send({
-        type: 'stats',
-        counters: this.#allCounters(),
-        disks: this.#diskStats(),
-        resync: this.#resync.stats(),
-      })
+      const resync = this.#resync.stats()
+      // also those that a mount has found
+      if (resync.lostPages > 0) this.#resync.heal()
+      this.#port.send({ type: 'stats', counters: this.#allCounters(), disks: this.#diskStats(), resync })
     }
+  }
+
+  /** Pages whose content is gone here and came from no other replica. */
+  lostPages(): LostPage[] {
+    return this.#resync.lostPages()
   }
 
   #allCounters(): Record<string, number> {

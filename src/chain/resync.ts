@@ -19,7 +19,7 @@
  *
  *   DIGESTS      n x (slot, version, disk)
  *   LIST_BLOCKS  slot, version, disk, 1 = after the block that follows | volume f64, layer, index
- *   BLOCK, PAGE  slot, version, volume f64, layer, index, page, whether ids follow, disk (0: any), 0 | 1024 x (idHigh, idLow)
+ *   BLOCK, PAGE  slot, version, volume f64, layer, index, page, whether ids follow, disk (0: any), options | 1024 x (idHigh, idLow)
  *
  * The answers, in the caller's buffer:
  *
@@ -27,6 +27,16 @@
  *   LIST_BLOCKS  count, rowWords, lastHigh, lastLow, committedHigh, committedLow, 1 = more to come, 0 | count x (volume f64, layer, index, digestA, digestB) | rows
  *   BLOCK        exists, count, rowWords, dataPage, lastHigh, lastLow, committedHigh, committedLow
  *                | count x (page | flag << 16, idHigh, idLow, crc) | rows | to page `dataPage`: content of the DATA pages
+ *   PAGE         content | idHigh, idLow, crc, flag if asked for
+ *
+ * A page that is bad at its source comes from any member of the chain, whatever its state, that holds the page with the same id and CRC: an id is
+ * given once, by the one head of one version (a process that begins anew is another incarnation, and the version is raised before it orders), to
+ * one content. So what follows the id in some replica is that content, also when the update was never committed there, or its client gave it up:
+ * a Cancel is an update of its own and takes nothing back. Whether the *id* belongs into the block is the asker's knowledge alone, and he asks
+ * for the id he has. (A page without an id, its leaf of the page table being lost, comes only from members that serve, and only when committed.)
+ *
+ * What no member can give is handed on as lost: id and CRC without content, flag DATA | PAGE_LOST. The copy is complete then but for that page,
+ * whose reads fail until it is overwritten, trimmed, or found on a member that comes back: lost pages are looked for every HEAL_MS.
  */
 import { XsanError } from '../base/errors.ts'
 import { Status } from '../base/status.ts'
@@ -34,10 +44,10 @@ import { PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
 import type { PageNumber } from '../env/arena.ts'
 import type { AsyncIo } from '../env/async-io.ts'
 import { ReplicaState } from '../placement/chain.ts'
-import type { ResyncStats } from '../placement/messages.ts'
+import type { LostPage, ResyncStats } from '../placement/messages.ts'
 import { ROW_WORDS, ROWS_MAX } from '../store/channel-rows.ts'
 import { DigestSum } from '../store/digest.ts'
-import { type BlockCapture, type BlockRow, NO_BLOCK, PageFlag, type ReplicaStore } from '../store/store.ts'
+import { type BlockCapture, type BlockRow, isPageFlag, NO_BLOCK, PAGE_LOST, PageFlag, type ReplicaStore } from '../store/store.ts'
 import { CallKind } from '../wire/peer.ts'
 import { answerOf, type CallAnswer, type Calls } from './calls.ts'
 import type { Counters } from './counters.ts'
@@ -74,8 +84,37 @@ const DONE = -1
 const FAILED = -2
 const IDLE_MS = 10
 const RETRY_MS = 50
+/** A page that the source's disk cannot read counts as bad after so many tries. */
+const READ_TRIES = 5
+/** Lost pages are looked for so often, so many at a time; bad ones remembered; named in the stats. */
+const HEAL_MS = 10_000
+const HEAL_PAGES = 64
+const LOST_MAX = 1024
+const LOST_NAMED = 8
+/** Options of PAGE: the answer carries the flag; any replica of the slot may answer, whatever its state. */
+const WITH_FLAG = 1
+const ANY_STATE = 2
+const PAGE_ABOUT_BYTES = 16
 
 type BlockIdentity = { readonly volume: number; readonly layer: number; readonly index: number }
+
+interface PageId {
+  readonly idHigh: number
+  readonly idLow: number
+  readonly crc: number
+}
+
+/** Of asking the other members for a page: NONE_HAS: all that can be asked have said no; UNSURE: one could not say. */
+const Fetch = { GIVEN: 0, NONE_HAS: 1, UNSURE: 2 } as const
+type Fetch = (typeof Fetch)[keyof typeof Fetch]
+
+/** A page of this node that was read, is bad, and came from nowhere: lost until its id changes. */
+interface BadPage extends BlockIdentity {
+  readonly slot: number
+  readonly page: number
+  readonly idHigh: number
+  readonly idLow: number
+}
 
 export class Resync {
   readonly #io: AsyncIo
@@ -90,6 +129,10 @@ export class Resync {
   #stopped = false
   #bytesMoved = 0
   #bytesNeeded = 0
+  /** By place; those that the stores have marked are not here. */
+  readonly #bad = new Map<string, BadPage>()
+  #healing = false
+  #healed = 0
 
   constructor(options: {
     io: AsyncIo
@@ -122,7 +165,25 @@ export class Resync {
       if (!session.reported) slotsLeft++
       blocksLeft += session.todo.size
     }
-    return { slotsLeft, blocksLeft, bytesMoved: this.#bytesMoved, bytesNeeded: this.#bytesNeeded }
+    const lost = this.lostPages()
+    return { slotsLeft, blocksLeft, bytesMoved: this.#bytesMoved, bytesNeeded: this.#bytesNeeded, lostPages: lost.length, lost: lost.slice(0, LOST_NAMED) }
+  }
+
+  /** Pages whose content is gone here and came from nowhere, at most LOST_MAX. */
+  lostPages(): LostPage[] {
+    const lost: LostPage[] = []
+    for (const store of new Set(this.#replicas.stores)) {
+      if (store.failed) continue
+      for (const { block, page } of store.lostPages(LOST_MAX - lost.length)) {
+        const { slot, volume, layer, index } = store.blockIdentity(block)
+        if (this.#replicas.storeOf(slot) === store) lost.push({ slot, volume, layer, index, page })
+      }
+    }
+    for (const [key, bad] of this.#bad) {
+      if (!this.#isStillBad(bad)) this.#bad.delete(key)
+      else if (lost.length < LOST_MAX) lost.push({ slot: bad.slot, volume: bad.volume, layer: bad.layer, index: bad.index, page: bad.page })
+    }
+    return lost
   }
 
   stop(): void {
@@ -370,6 +431,7 @@ export class Resync {
       const crc = new Uint32Array(count)
       const flags = new Uint8Array(count)
       let dataPages = 0
+      let lostPages = 0
       for (let i = 0; i < count; i++) {
         const at = BLOCK_HEADER_WORDS + i * PAGE_WORDS
         pages[i] = words[at]! & 0xffff
@@ -377,7 +439,8 @@ export class Resync {
         idHigh[i] = words[at + 1]!
         idLow[i] = words[at + 2]!
         crc[i] = words[at + 3]!
-        if (pages[i]! >= PAGES_PER_BLOCK || (i > 0 && pages[i]! <= pages[i - 1]!) || flags[i]! > PageFlag.ZERO) return this.#malformed(session)
+        if (pages[i]! >= PAGES_PER_BLOCK || (i > 0 && pages[i]! <= pages[i - 1]!) || !isPageFlag(flags[i]!)) return this.#malformed(session)
+        if (flags[i]! & PAGE_LOST) lostPages++
         if (flags[i] !== PageFlag.DATA) continue
         if ((dataPage + dataPages + 1) * PAGE_BYTES > answer.lengthBytes) return this.#malformed(session)
         if (this.#io.queue.arena.crc32c(page + dataPage + dataPages, 0, PAGE_BYTES) !== crc[i]) return this.#malformed(session)
@@ -410,6 +473,18 @@ export class Resync {
         this.#raise(session, store, svOf(committedHigh, committedLow), journalSeq)
       }
       settled()
+      if (lostPages > 0) {
+        const lost = [...pages].filter((_page, i) => flags[i]! & PAGE_LOST)
+        this.#counters.pagesLost += lostPages
+        this.#log('ERROR', 'pages that no replica can give are lost: reads of them fail until they are written anew', {
+          slot,
+          volume,
+          layer,
+          index,
+          pages: lost,
+        })
+        this.heal()
+      }
       this.#bytesMoved += dataPages * PAGE_BYTES
       this.#bytesNeeded += needed
       this.#counters.resyncBytesMoved += dataPages * PAGE_BYTES
@@ -577,7 +652,7 @@ export class Resync {
     const lastLow = store.lastLow[slot]!
     const capture = block === NO_BLOCK ? null : store.capture(block)
     const differing = capture === null ? [] : differingPages(capture, asked.idHigh, asked.idLow)
-    const dataPages = capture === null ? [] : differing.filter((page) => capture.flags[page] === PageFlag.DATA)
+    const dataPages = capture === null ? [] : differing.filter((page) => capture.flags[page]! & PageFlag.DATA)
     const dataPage = Math.ceil(((BLOCK_HEADER_WORDS + differing.length * PAGE_WORDS + rows.length) * 4) / PAGE_BYTES)
     const lengthBytes = (dataPage + dataPages.length) * PAGE_BYTES
     const { arena } = this.#io.queue
@@ -586,100 +661,292 @@ export class Resync {
       if (capture !== null) store.release(capture)
       return answerOf(lengthBytes <= capacityBytes ? Status.NO_BUFFER : Status.REQUEST_TOO_LARGE)
     }
+    const lost = new Set<number>()
+    if (capture !== null) {
+      const bad: number[] = []
+      let status = await this.#readCaptured(store, capture, dataPages, buffer + dataPage, bad)
+      store.release(capture)
+      if (status === Status.SUCCESS && bad.length > 0) {
+        const places = bad.map((page) => buffer + dataPage + dataPages.indexOf(page))
+        status = await this.#recover(slot, { volume, layer, index }, capture, bad, places, lost)
+      }
+      if (status !== Status.SUCCESS) {
+        arena.free(buffer)
+        this.#log('WARN', 'a resync source cannot read a block', { slot, volume, index, status, badPages: bad })
+        return answerOf(status)
+      }
+    }
+    // the content of lost pages is no part of the answer: what follows them moves up
+    let given = 0
+    for (const [i, page] of dataPages.entries()) {
+      if (lost.has(page)) continue
+      const from = (buffer + dataPage + i) * PAGE_BYTES
+      if (given < i) arena.bytes.copyWithin((buffer + dataPage + given) * PAGE_BYTES, from, from + PAGE_BYTES)
+      given++
+    }
     const words = new Uint32Array((dataPage * PAGE_BYTES) / 4)
     words.set([block === NO_BLOCK ? 0 : 1, differing.length, rows.length, dataPage, lastHigh, lastLow, committedHigh, committedLow])
     differing.forEach((page, i) => {
-      words.set([page | (capture!.flags[page]! << 16), capture!.idHigh[page]!, capture!.idLow[page]!, capture!.crc[page]!], BLOCK_HEADER_WORDS + i * PAGE_WORDS)
+      const flag = lost.has(page) ? PageFlag.DATA | PAGE_LOST : capture!.flags[page]! & ~PAGE_LOST
+      words.set([page | (flag << 16), capture!.idHigh[page]!, capture!.idLow[page]!, capture!.crc[page]!], BLOCK_HEADER_WORDS + i * PAGE_WORDS)
     })
     words.set(rows, BLOCK_HEADER_WORDS + differing.length * PAGE_WORDS)
     arena.bytes.set(new Uint8Array(words.buffer), buffer * PAGE_BYTES)
-    let status: number = Status.SUCCESS
-    let bad: number[] = []
-    if (capture !== null) {
-      for (let i = 0; i < dataPages.length && status === Status.SUCCESS; ) {
-        let run = 1
-        while (i + run < dataPages.length && dataPages[i + run] === dataPages[i]! + run) run++
-        status = await store.readCaptured(capture, dataPages[i]!, run, buffer + dataPage + i)
-        if (status === Status.BLOCK_CORRUPTED) bad = await this.#badPages(store, capture, dataPages.slice(i, i + run), buffer + dataPage + i)
-        i += run
-      }
-      store.release(capture)
-    }
-    if (status !== Status.SUCCESS) {
-      arena.free(buffer)
-      this.#log('WARN', 'a resync source cannot read a block', { slot, volume, index, status, badPages: bad })
-      // The returner asks again, and finds them repaired if any other replica can give them
-      for (const page of bad) await this.repair(slot, { volume, layer, index }, page)
-      return answerOf(status)
-    }
     this.#counters.syncingReads++
-    this.#counters.syncingReadBytes += dataPages.length * PAGE_BYTES
-    return { status, page: buffer, lengthBytes, free: () => arena.free(buffer) }
+    this.#counters.syncingReadBytes += given * PAGE_BYTES
+    return { status: Status.SUCCESS, page: buffer, lengthBytes: (dataPage + given) * PAGE_BYTES, free: () => arena.free(buffer) }
   }
 
-  async #badPages(store: ReplicaStore, capture: BlockCapture, pages: readonly number[], bufferPage: number): Promise<number[]> {
-    const bad: number[] = []
-    for (const page of pages) if ((await store.readCaptured(capture, page, 1, bufferPage)) === Status.BLOCK_CORRUPTED) bad.push(page)
-    return bad
+  /** Content of captured DATA pages to places that follow each other; those that cannot be read go to `bad`. Not SUCCESS: the disk as a whole. */
+  async #readCaptured(store: ReplicaStore, capture: BlockCapture, pages: readonly number[], bufferPage: number, bad: number[]): Promise<number> {
+    const isLost = (page: number) => (capture.flags[page]! & PAGE_LOST) !== 0
+    for (let i = 0; i < pages.length; ) {
+      const first = pages[i]!
+      let run = 1
+      while (i + run < pages.length && pages[i + run] === first + run && !isLost(first + run)) run++
+      if (isLost(first)) {
+        bad.push(first)
+        i++
+        continue
+      }
+      const status = await store.readCaptured(capture, first, run, bufferPage + i)
+      for (let j = 0; j < run && status !== Status.SUCCESS; j++) {
+        const one = await this.#readOne(store, capture, first + j, bufferPage + i + j)
+        if (store.failed) return Status.READ_FAILED
+        if (one !== Status.SUCCESS) bad.push(first + j)
+      }
+      i += run
+    }
+    return Status.SUCCESS
   }
 
-  // ---- repair of one page ------------------------------------------------------------------------------------------------------
+  async #readOne(store: ReplicaStore, capture: BlockCapture, page: number, bufferPage: number): Promise<number> {
+    for (let tries = 1; ; tries++) {
+      const status = await store.readCaptured(capture, page, 1, bufferPage)
+      if (status !== Status.READ_FAILED || tries === READ_TRIES || store.failed) return status
+      await this.#io.sleep(RETRY_MS)
+    }
+  }
+
+  // ---- bad pages ---------------------------------------------------------------------------------------------------------------
+
+  /**
+   * Content of bad pages of a released capture from other members, to `places`, and into the store here. Those that nobody has go to `lost`.
+   * Not SUCCESS: it cannot be said now, or is another instant's answer.
+   */
+  async #recover(
+    slot: number,
+    block: BlockIdentity,
+    capture: BlockCapture,
+    bad: readonly number[],
+    places: readonly number[],
+    lost: Set<number>,
+  ): Promise<number> {
+    for (const [i, page] of bad.entries()) {
+      const wanted = { idHigh: capture.idHigh[page]!, idLow: capture.idLow[page]!, crc: capture.crc[page]! }
+      if (isUnknown(wanted)) {
+        const found = await this.#repairPage(slot, block, page)
+        if (found !== Fetch.NONE_HAS) return Status.BLOCK_CORRUPTED
+        lost.add(page)
+        continue
+      }
+      const found = await this.#fetch(slot, block, page, wanted, places[i]!)
+      if (found === Fetch.UNSURE) return Status.BLOCK_CORRUPTED
+      if (found === Fetch.NONE_HAS) {
+        lost.add(page)
+        this.#noteBad(slot, block, page, wanted)
+        continue
+      }
+      const store = this.#replicas.storeOf(slot)
+      const row = store?.findBlock(block.volume, block.layer, block.index) ?? NO_BLOCK
+      if (row !== NO_BLOCK && (await store!.repairPage(row, page, wanted.idHigh, wanted.idLow, places[i]!, wanted.crc))) this.#counters.pagesRepaired++
+    }
+    return Status.SUCCESS
+  }
 
   /** Gets the page's content from another replica that holds the same id, and puts it in place. */
   async repair(slot: number, block: BlockIdentity, page: number): Promise<boolean> {
-    const table = this.#table
+    return (await this.#repairPage(slot, block, page)) === Fetch.GIVEN
+  }
+
+  async #repairPage(slot: number, block: BlockIdentity, page: number): Promise<Fetch> {
     const { arena } = this.#io.queue
-    const buffer = arena.alloc(2 * PAGE_BYTES)
-    if (buffer === -1) return false
+    const store = this.#replicas.storeOf(slot)
+    const row = store?.findBlock(block.volume, block.layer, block.index) ?? NO_BLOCK
+    if (store === undefined || row === NO_BLOCK) return Fetch.UNSURE
+    const id = new Uint32Array(2)
+    store.newestId(row, page, 1, id)
+    const wanted = { idHigh: id[0]!, idLow: id[1]!, crc: store.pageCrc(row, page) }
+    const buffer = arena.alloc(PAGE_BYTES)
+    if (buffer === -1) return Fetch.UNSURE
     try {
-      for (const peer of this.#peers.peers) {
-        const store = this.#replicas.storeOf(slot)
-        if (store === undefined) return false
-        if (!peer.up || !table.hasMember(slot, peer.node)) continue
-        const args = blockArgs(slot, table.version[slot]!, block, store, NO_BLOCK, 0, page)
-        const answer = await this.#calls.call(peer.index, CallKind.PAGE, new Uint8Array(args.buffer), buffer, 2 * PAGE_BYTES)
-        if (answer.status !== Status.SUCCESS || answer.lengthBytes !== PAGE_BYTES + 12) continue
-        const about = (buffer + 1) * PAGE_BYTES
-        const idHigh = arena.view.getUint32(about, true)
-        const idLow = arena.view.getUint32(about + 4, true)
-        const crc = arena.view.getUint32(about + 8, true)
-        const row = store.findBlock(block.volume, block.layer, block.index)
-        if (row === NO_BLOCK || arena.crc32c(buffer, 0, PAGE_BYTES) !== crc) continue
-        if (!(await store.repairPage(row, page, idHigh, idLow, buffer, crc))) continue
-        this.#log('WARN', 'a page with a wrong checksum was repaired', { slot, volume: block.volume, index: block.index, page, from: peer.node })
-        return true
-      }
-      return false
+      const given: { -readonly [K in keyof PageId]: number } & { flag: number } = { ...wanted, flag: PageFlag.DATA }
+      const found = await this.#fetch(slot, block, page, wanted, buffer, given)
+      if (found === Fetch.NONE_HAS && !isUnknown(wanted)) this.#noteBad(slot, block, page, wanted)
+      if (found !== Fetch.GIVEN) return found
+      // the block may have gone, and its row be another's
+      if (this.#replicas.storeOf(slot) !== store || store.findBlock(block.volume, block.layer, block.index) !== row) return Fetch.UNSURE
+      if (!(await store.repairPage(row, page, given.idHigh, given.idLow, buffer, given.crc, given.flag))) return Fetch.UNSURE
+      this.#counters.pagesRepaired++
+      this.#bad.delete(placeOf(block, page))
+      return Fetch.GIVEN
     } finally {
       arena.free(buffer)
     }
   }
 
+  /** Asks the other members for the page with that id and CRC, or for the page as they serve it when the id is unknown; `given` says what came. */
+  async #fetch(
+    slot: number,
+    block: BlockIdentity,
+    page: number,
+    wanted: PageId,
+    into: number,
+    given?: { -readonly [K in keyof PageId]: number } & { flag: number },
+  ): Promise<Fetch> {
+    const table = this.#table
+    const { arena } = this.#io.queue
+    const any = isUnknown(wanted)
+    const buffer = arena.alloc(2 * PAGE_BYTES)
+    if (buffer === -1) return Fetch.UNSURE
+    let found: Fetch = Fetch.NONE_HAS
+    try {
+      for (const peer of this.#peers.peers) {
+        if (!peer.up || !(any ? table.hasMember(slot, peer.node) : table.hasEntry(slot, peer.node))) continue
+        const args = pageArgs(slot, table.version[slot]!, block, page, any ? WITH_FLAG : WITH_FLAG | ANY_STATE)
+        const answer = await this.#calls.call(peer.index, CallKind.PAGE, new Uint8Array(args.buffer), buffer, PAGE_BYTES + PAGE_ABOUT_BYTES)
+        if (answer.status !== Status.SUCCESS) {
+          if (!CANNOT_GIVE.has(answer.status)) found = Fetch.UNSURE
+          continue
+        }
+        if (answer.lengthBytes !== PAGE_BYTES + PAGE_ABOUT_BYTES) continue
+        const about = (buffer + 1) * PAGE_BYTES
+        const [idHigh, idLow, crc, flag] = [0, 4, 8, 12].map((at) => arena.view.getUint32(about + at, true)) as [number, number, number, number]
+        if (flag > PageFlag.ZERO || (flag === PageFlag.DATA && arena.crc32c(buffer, 0, PAGE_BYTES) !== crc)) continue
+        if (!any) {
+          if (flag !== PageFlag.DATA || idHigh !== wanted.idHigh || idLow !== wanted.idLow) continue
+          if (crc !== wanted.crc) {
+            this.#log('ERROR', 'two replicas hold different contents of one page id', { slot, ...block, page, idHigh, idLow, node: peer.node })
+            continue
+          }
+        }
+        arena.bytes.copyWithin(into * PAGE_BYTES, buffer * PAGE_BYTES, (buffer + 1) * PAGE_BYTES)
+        if (given !== undefined) Object.assign(given, { idHigh, idLow, crc, flag })
+        this.#log('WARN', 'a bad page was repaired from another replica', { slot, volume: block.volume, index: block.index, page, from: peer.node })
+        return Fetch.GIVEN
+      }
+      return found
+    } finally {
+      arena.free(buffer)
+    }
+  }
+
+  // ---- lost pages --------------------------------------------------------------------------------------------------------------
+
+  #noteBad(slot: number, block: BlockIdentity, page: number, { idHigh, idLow }: PageId): void {
+    const { volume, layer, index } = block
+    const key = placeOf(block, page)
+    const old = this.#bad.get(key)
+    if ((old === undefined && this.#bad.size >= LOST_MAX) || (old?.idHigh === idHigh && old.idLow === idLow)) return
+    const bad = { slot, volume, layer, index, page, idHigh, idLow }
+    if (!this.#isStillBad(bad)) return
+    this.#bad.set(key, bad)
+    this.#log('ERROR', 'a bad page is found on no other replica: reads of it fail until it is written anew', { slot, volume, index, page })
+    this.heal()
+  }
+
+  /** The page here still is the one that was found bad, and the store has not marked it itself. */
+  #isStillBad({ slot, volume, layer, index, page, idHigh, idLow }: BadPage): boolean {
+    const store = this.#replicas.storeOf(slot)
+    const row = store?.findBlock(volume, layer, index) ?? NO_BLOCK
+    if (store === undefined || row === NO_BLOCK) return false
+    const id = new Uint32Array(2)
+    store.newestId(row, page, 1, id)
+    return id[0] === idHigh && id[1] === idLow && !store.isLost(row, page)
+  }
+
+  /** Looks for the content of lost pages from now on, until there are none. */
+  heal(): void {
+    if (this.#healing || this.#stopped) return
+    this.#healing = true
+    void this.#heal()
+  }
+
+  async #heal(): Promise<void> {
+    for (;;) {
+      await this.#io.sleep(HEAL_MS)
+      const lost = this.lostPages()
+      if (this.#stopped || lost.length === 0) break
+      for (let i = 0; i < Math.min(HEAL_PAGES, lost.length) && !this.#stopped; i++) {
+        const { slot, page, ...block } = lost[this.#healed++ % lost.length]!
+        if (await this.#isReadable(slot, block, page)) this.#bad.delete(placeOf(block, page))
+        else await this.repair(slot, block, page)
+      }
+    }
+    this.#healing = false
+  }
+
+  /** A disk that could not read the page may read it another time. */
+  async #isReadable(slot: number, block: BlockIdentity, page: number): Promise<boolean> {
+    const store = this.#replicas.storeOf(slot)
+    const row = store?.findBlock(block.volume, block.layer, block.index) ?? NO_BLOCK
+    if (store === undefined || row === NO_BLOCK || store.isLost(row, page)) return false
+    const { arena } = this.#io.queue
+    const buffer = arena.alloc(PAGE_BYTES)
+    if (buffer === -1) return false
+    const capture = store.capture(row)
+    const status = await store.readCaptured(capture, page, 1, buffer)
+    store.release(capture)
+    arena.free(buffer)
+    return status === Status.SUCCESS
+  }
+
+  // ---- one page, for another replica -------------------------------------------------------------------------------------------
+
   async #servePage(args: Uint8Array, capacityBytes: number): Promise<CallAnswer> {
     const asked = parseBlockArgs(args)
-    if (asked === null || capacityBytes < PAGE_BYTES + 12) return answerOf(Status.PROTOCOL_ERROR)
-    const store = this.#sourceStore(asked.slot, asked.version, asked.disk)
-    if (store === null) return answerOf(Status.ROUTING_STALE)
+    const aboutBytes = asked !== null && asked.options & WITH_FLAG ? PAGE_ABOUT_BYTES : PAGE_ABOUT_BYTES - 4
+    if (asked === null || capacityBytes < PAGE_BYTES + aboutBytes) return answerOf(Status.PROTOCOL_ERROR)
+    const { slot, page } = asked
+    const anyState = (asked.options & ANY_STATE) !== 0
+    const store = anyState && slot < this.#table.slotCount ? this.#replicas.storeOf(slot) : this.#sourceStore(slot, asked.version, asked.disk)
+    if (store === undefined || store === null) return answerOf(Status.ROUTING_STALE)
     const block = store.findBlock(asked.volume, asked.layer, asked.index)
     if (block === NO_BLOCK) return answerOf(Status.NOT_FOUND)
     const { arena } = this.#io.queue
     const buffer = arena.alloc(2 * PAGE_BYTES)
     if (buffer === -1) return answerOf(Status.NO_BUFFER)
     const capture = store.capture(block)
-    const { page } = asked
-    const status = capture.flags[page] === PageFlag.DATA ? await store.readCaptured(capture, page, 1, buffer) : Status.NOT_FOUND
+    const flag = capture.flags[page]!
+    const isCommitted = svOf(capture.idHigh[page]!, capture.idLow[page]!) <= this.#replicas.committed[slot]!
+    let status: number = Status.NOT_FOUND
+    if (!anyState && !isCommitted) status = Status.BUSY
+    else if (flag & PageFlag.DATA) status = await store.readCaptured(capture, page, 1, buffer)
+    else if (!anyState && asked.options & WITH_FLAG) {
+      arena.bytes.fill(0, buffer * PAGE_BYTES, (buffer + 1) * PAGE_BYTES)
+      status = Status.SUCCESS
+    }
     const about = (buffer + 1) * PAGE_BYTES
     arena.view.setUint32(about, capture.idHigh[page]!, true)
     arena.view.setUint32(about + 4, capture.idLow[page]!, true)
     arena.view.setUint32(about + 8, capture.crc[page]!, true)
+    arena.view.setUint32(about + 12, flag, true)
     store.release(capture)
     if (status !== Status.SUCCESS) {
       arena.free(buffer)
       return answerOf(status)
     }
-    return { status, page: buffer, lengthBytes: PAGE_BYTES + 12, free: () => arena.free(buffer as PageNumber) }
+    return { status, page: buffer, lengthBytes: PAGE_BYTES + aboutBytes, free: () => arena.free(buffer as PageNumber) }
   }
 }
+
+/** Answers to PAGE by which a member says that it does not have the content; after any other it may have it all the same. */
+const CANNOT_GIVE: ReadonlySet<number> = new Set([Status.BLOCK_CORRUPTED, Status.READ_FAILED, Status.NOT_FOUND, Status.ROUTING_STALE, Status.PROTOCOL_ERROR])
+
+const placeOf = ({ volume, layer, index }: BlockIdentity, page: number): string => `${volume}/${layer}/${index}/${page}`
+
+/** Its leaf of the page table was lost, and the id with it. */
+const isUnknown = ({ idHigh, idLow }: PageId): boolean => idHigh === 0 && idLow === 0
 
 const NO_PAGES = {
   pages: new Uint16Array(0),
@@ -704,17 +971,19 @@ function blockDigest(store: ReplicaStore, block: BlockRow): [number, number] {
   const sum = new DigestSum()
   sum.block(volume, layer, index)
   for (let page = 0; page < PAGES_PER_BLOCK; page++) {
-    if (capture.flags[page] !== PageFlag.NEVER) sum.page(page, capture.idHigh[page]!, capture.idLow[page]!, capture.crc[page]!, capture.flags[page]!)
+    const flag = capture.flags[page]! & ~PAGE_LOST
+    if (flag !== PageFlag.NEVER) sum.page(page, capture.idHigh[page]!, capture.idLow[page]!, capture.crc[page]!, flag)
   }
   store.release(capture)
   return sum.value()
 }
 
-/** Pages of the source whose id is not the asker's; equal id means equal content (protocol 1). */
+/** Pages of the source whose id is not the asker's; equal id means equal content (protocol 1). A lost page without an id is equal to nothing. */
 function differingPages(capture: BlockCapture, idHigh: Uint32Array, idLow: Uint32Array): number[] {
   const differing: number[] = []
   for (let page = 0; page < PAGES_PER_BLOCK; page++) {
     if (capture.idHigh[page] !== (idHigh[page] ?? 0) || capture.idLow[page] !== (idLow[page] ?? 0)) differing.push(page)
+    else if (capture.flags[page]! & PAGE_LOST && capture.idHigh[page] === 0 && capture.idLow[page] === 0) differing.push(page)
   }
   return differing
 }
@@ -729,23 +998,31 @@ function neededBytes(store: ReplicaStore, own: BlockRow, pages: Uint16Array, crc
 }
 
 const BLOCK_ARGS_WORDS = 10
+/** Both halves of an id that no update has. */
+const NO_ID = 0xffff_ffff
 
-function blockArgs(slot: number, version: number, block: BlockIdentity, store: ReplicaStore, own: BlockRow, disk: number, page = 0): Uint32Array {
-  const hasIds = own !== NO_BLOCK
-  const words = new Uint32Array(BLOCK_ARGS_WORDS + (hasIds ? PAGES_PER_BLOCK * 2 : 0))
+function pageArgs(slot: number, version: number, block: BlockIdentity, page: number, options: number, words = new Uint32Array(BLOCK_ARGS_WORDS)): Uint32Array {
   words[0] = slot
   words[1] = version
   new DataView(words.buffer).setFloat64(8, block.volume, true)
   words[4] = block.layer
   words[5] = block.index
   words[6] = page
+  words[9] = options
+  return words
+}
+
+function blockArgs(slot: number, version: number, block: BlockIdentity, store: ReplicaStore, own: BlockRow, disk: number): Uint32Array {
+  const hasIds = own !== NO_BLOCK
+  const words = pageArgs(slot, version, block, 0, 0, new Uint32Array(BLOCK_ARGS_WORDS + (hasIds ? PAGES_PER_BLOCK * 2 : 0)))
   words[7] = hasIds ? 1 : 0
   words[8] = disk
   if (hasIds) {
     const capture = store.capture(own)
     for (let i = 0; i < PAGES_PER_BLOCK; i++) {
-      words[BLOCK_ARGS_WORDS + i * 2] = capture.idHigh[i]!
-      words[BLOCK_ARGS_WORDS + i * 2 + 1] = capture.idLow[i]!
+      const isNothing = (capture.flags[i]! & PAGE_LOST) !== 0 && capture.idHigh[i] === 0 && capture.idLow[i] === 0
+      words[BLOCK_ARGS_WORDS + i * 2] = isNothing ? NO_ID : capture.idHigh[i]!
+      words[BLOCK_ARGS_WORDS + i * 2 + 1] = isNothing ? NO_ID : capture.idLow[i]!
     }
     store.release(capture)
   }
@@ -767,7 +1044,7 @@ function parseBlockArgs(args: Uint8Array) {
       idLow[i] = word(BLOCK_ARGS_WORDS + i * 2 + 1)
     }
   }
-  return { slot: word(0), version: word(1), volume, layer: word(4), index: word(5), page: word(6), disk: word(8), idHigh, idLow }
+  return { slot: word(0), version: word(1), volume, layer: word(4), index: word(5), page: word(6), disk: word(8), options: word(9), idHigh, idLow }
 }
 
 function listArgs(slot: number, version: number, disk: number, after: BlockIdentity | undefined): Uint32Array {

@@ -139,6 +139,12 @@ export class ChainTable {
     return this.ownState[slot]! <= ReplicaState.DRAINING
   }
 
+  /** Whether the chain names a replica on the node, in whatever state. */
+  hasEntry(slot: number, node: number): boolean {
+    for (let i = 0; i < this.entryCount[slot]!; i++) if (this.entryNode[slot * CHAIN_ENTRIES_MAX + i] === node) return true
+    return false
+  }
+
   /** Whether the node has a SERVING or DRAINING replica of the slot. */
   hasMember(slot: number, node: number): boolean {
     for (let i = 0; i < this.entryCount[slot]!; i++) {

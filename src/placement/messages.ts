@@ -111,4 +111,16 @@ export interface ResyncStats {
   /** Payload bytes moved, and payload bytes that really differed, since the last time nothing was left. */
   readonly bytesMoved: number
   readonly bytesNeeded: number
+  /** Pages of this node whose content is gone and on no other replica, and some of them by name. */
+  readonly lostPages: number
+  readonly lost: readonly LostPage[]
+}
+
+/** Page `page` (0 to 1023) of a block. */
+export interface LostPage {
+  readonly slot: number
+  readonly volume: number
+  readonly layer: number
+  readonly index: number
+  readonly page: number
 }

@@ -11,15 +11,13 @@ import { assert } from '../base/assert.ts'
 import { PAGES_PER_BLOCK } from '../base/units.ts'
 import { DigestSum } from './digest.ts'
 import { ROWS_PER_TABLE_PAGE } from './layout.ts'
-import { PageFlag } from './store.ts'
+import { PAGE_LOST, PageFlag } from './store.ts'
 
 export const PENDING = 0x8000_0000
 const BLOCKS_PER_CHUNK_BITS = 4
 const BLOCKS_PER_CHUNK = 1 << BLOCKS_PER_CHUNK_BITS
 const CHUNK_PAGES = BLOCKS_PER_CHUNK * PAGES_PER_BLOCK
 const NONE = -1
-/** `flags` of a page whose table leaf could not be read: its content is gone here. Or-ed to PageFlag.DATA. */
-export const PAGE_LOST = 0x80
 
 /** Pages of 16 blocks; page p of block row r is at ((r & 15) << 10) + p. */
 export class PageChunk {
@@ -56,6 +54,8 @@ export class BlockTable {
   /** Table pages whose copy on disk is behind. */
   readonly tableDirty: Uint8Array
   usedCount = 0
+  /** Rows that have had a lost page since the mount. */
+  readonly #lostRows = new Set<number>()
 
   readonly #slotFirst: Int32Array
   readonly #slotNext: Int32Array
@@ -229,6 +229,27 @@ export class BlockTable {
     }
   }
 
+  /** The row has a page with PAGE_LOST, or had one. */
+  noteLost(row: number): void {
+    this.#lostRows.add(row)
+  }
+
+  lostPages(limit: number): Array<{ row: number; page: number }> {
+    const lost: Array<{ row: number; page: number }> = []
+    for (const row of this.#lostRows) {
+      const before = lost.length
+      const { flags } = this.chunk(row)
+      const base = this.base(row)
+      for (let page = 0; page < PAGES_PER_BLOCK && this.used[row] === 1; page++) {
+        if ((flags[base + page]! & PAGE_LOST) === 0) continue
+        if (lost.length === limit) return lost
+        lost.push({ row, page })
+      }
+      if (lost.length === before) this.#lostRows.delete(row)
+    }
+    return lost
+  }
+
   /** Pages still at the pending place get their place in the journal. */
   resolve(row: number, firstPage: number, pageCount: number, pending: number, loc: number, locStep: number): void {
     const { loc: locs } = this.chunk(row)
@@ -266,7 +287,7 @@ export class BlockTable {
       const from = this.base(row)
       for (let page = 0; page < PAGES_PER_BLOCK; page++) {
         const at = from + page
-        if (chunk.flags[at] !== PageFlag.NEVER) sum.page(page, chunk.idHigh[at]!, chunk.idLow[at]!, chunk.crc[at]!, chunk.flags[at]!)
+        if (chunk.flags[at] !== PageFlag.NEVER) sum.page(page, chunk.idHigh[at]!, chunk.idLow[at]!, chunk.crc[at]!, chunk.flags[at]! & ~PAGE_LOST)
       }
     }
     return sum.value()

@@ -52,12 +52,12 @@ const CRC_TABLES = /* @__PURE__ */ (() => {
   return tables
 })()
 
-/** Checksum of a block: CRC-32C over its 1024 page CRCs (little-endian; 0 for pages without data); page 0 is at `from` in the columns. */
+/** Checksum of a block: CRC-32C over its 1024 page CRCs (little-endian; 0 for pages without data; lost ones have their CRC); page 0 is at `from` in the columns. */
 export function blockChecksum(crcs: Uint32Array, flags: Uint8Array, from: number): number {
   const t = CRC_TABLES
   let c = 0xffff_ffff
   for (let at = from; at < from + PAGES_PER_BLOCK; at++) {
-    const x = c ^ (flags[at] === PageFlag.DATA ? crcs[at]! : 0)
+    const x = c ^ (flags[at]! & PageFlag.DATA ? crcs[at]! : 0)
     c = t[768 + (x & 0xff)]! ^ t[512 + ((x >>> 8) & 0xff)]! ^ t[256 + ((x >>> 16) & 0xff)]! ^ t[x >>> 24]!
   }
   return ~c >>> 0

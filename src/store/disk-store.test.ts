@@ -10,7 +10,7 @@ import { SimIoQueue } from '../env/sim/ioqueue.ts'
 import type { DiskStore } from './disk-store.ts'
 import { BATCH_MAGIC, BatchHeader, Superblock } from './layout.ts'
 import { mountStore, probeStore } from './mount.ts'
-import { NO_BLOCK, RecordKind, StageRecord } from './store.ts'
+import { NO_BLOCK, PAGE_LOST, PageFlag, RecordKind, StageRecord } from './store.ts'
 
 const MOUNT = { path: PATH, identity: IDENTITY, slotCount: SLOTS, events: new Recorder(), bootId: 'boot-1', wallMs: () => 0 }
 const record = new StageRecord()
@@ -239,6 +239,82 @@ test('bit rot is told as the page, repaired from elsewhere, and stays repaired',
   const again = bench.alloc(1)
   assert.equal((await bench.read(store, store.findBlock(5, 0, 0), 22, 1, again)).status, Status.SUCCESS)
   assert.equal(Buffer.compare(bench.queue.arena.bytes.subarray(again * PAGE_BYTES, (again + 1) * PAGE_BYTES), good), 0)
+})
+
+test('a page installed as lost is an error for itself alone, over crashes and the destage, until it is overwritten, trimmed or repaired', async () => {
+  const bench = new Bench(12)
+  await bench.format({ journalBytes: 16 * MiB })
+  let store = await bench.mount()
+  const w = write(bench, store, { index: 0, firstPage: 0, pageCount: 8, id: 1 })
+  await bench.until(() => bench.events.durable >= w.seq)
+  const pages = Uint16Array.of(1, 2, 3, 4, 6)
+  const lost = PageFlag.DATA | PAGE_LOST
+  const ids = { idHigh: new Uint32Array(5).fill(1), idLow: new Uint32Array(5).fill(1) }
+  const content = bench.queue.arena.bytes.slice(w.page * PAGE_BYTES, (w.page + 8) * PAGE_BYTES)
+  const contentOf = (page: number): number => {
+    const at = bench.alloc(1)
+    bench.queue.arena.bytes.set(content.subarray(page * PAGE_BYTES, (page + 1) * PAGE_BYTES), at * PAGE_BYTES)
+    return at
+  }
+  const given = {
+    slot: 1,
+    volume: 5,
+    layer: 0,
+    index: 0,
+    pages,
+    ...ids,
+    crc: Uint32Array.from(pages, (page) => w.crcs[page]!),
+    flags: new Uint8Array(5).fill(lost),
+  }
+  const digest = store.slotDigest(1)
+  const { checksum, sizeBytes } = store.describe(store.findBlock(5, 0, 0))
+  store.startSession(1)
+  store.install({ ...given, payloadPage: 0, remove: false, rows: new Uint32Array(0), lastHigh: 1, lastLow: 1 })
+  store.endSession(1)
+  const statuses = async (): Promise<number[]> => {
+    const buffer = bench.alloc(1)
+    const row = store.findBlock(5, 0, 0)
+    const all: number[] = []
+    for (let page = 0; page < 8; page++) all.push((await bench.read(store, row, page, 1, buffer)).status === Status.BLOCK_CORRUPTED ? page : -1)
+    bench.free(buffer)
+    return all.filter((page) => page >= 0)
+  }
+  assert.deepEqual(await statuses(), [1, 2, 3, 4, 6])
+  assert.deepEqual(store.slotDigest(1), digest, 'a lost page is the same page')
+  assert.equal(store.describe(store.findBlock(5, 0, 0)).checksum, checksum)
+  assert.deepEqual(await bench.read(store, store.findBlock(5, 0, 0), 0, 8, bench.alloc(8)), { status: Status.BLOCK_CORRUPTED, extra: 1 })
+  await bench.until(() => bench.events.durable >= store.stagedSeq && store.stagedSeq > w.seq)
+  bench.kill()
+  store = await bench.mount()
+  assert.deepEqual(await statuses(), [1, 2, 3, 4, 6], 'replayed')
+  write(bench, store, { index: 0, firstPage: 2, pageCount: 1, id: 2 })
+  Object.assign(record, { kind: RecordKind.ZERO, slot: 1, volume: 5, index: 0, firstPage: 3, pageCount: 1, idHigh: 1, idLow: 3, clientHigh: 0 })
+  store.stage(record)
+  assert.deepEqual(await statuses(), [1, 4, 6])
+  let row = store.findBlock(5, 0, 0)
+  assert.equal(await bench.settle(store.repairPage(row, 4, 1, 1, contentOf(4), 1)), false, 'another content')
+  assert.equal(await bench.settle(store.repairPage(row, 4, 1, 1, contentOf(4), w.crcs[4]!)), true)
+  assert.deepEqual(await statuses(), [1, 6])
+  // through the destage into the tables: the segments of these records are reused
+  for (let id = 10; store.counters.destagedSegments < 8; id++) {
+    const more = write(bench, store, { index: 1, firstPage: (id * 64) % 1024, pageCount: 64, id })
+    await bench.until(() => bench.events.staged >= more.seq)
+    bench.free(more.page)
+  }
+  assert.deepEqual(await statuses(), [1, 6])
+  bench.kill()
+  store = await bench.mount()
+  assert.deepEqual(await statuses(), [1, 6], 'from the page tables')
+  row = store.findBlock(5, 0, 0)
+  assert.deepEqual(
+    store.lostPages(10),
+    [1, 6].map((page) => ({ block: row, page })),
+  )
+  assert.equal(store.lostPages(1).length, 1)
+  assert.equal(store.describe(row).sizeBytes, sizeBytes)
+  assert.equal(await bench.settle(store.repairPage(row, 1, 1, 1, contentOf(1), w.crcs[1]!)), true)
+  assert.equal(await bench.settle(store.repairPage(row, 6, 1, 1, contentOf(6), w.crcs[6]!)), true)
+  assert.deepEqual(store.lostPages(10), [])
 })
 
 test('a disk that hangs, or cannot write, fails once, and everything that waits is told', async () => {

@@ -15,7 +15,7 @@ import { Status } from '../base/status.ts'
 import { BLOCK_BYTES, PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
 import type { AsyncIo } from '../env/async-io.ts'
 import type { Handle, IoQueue, Tag } from '../env/ioqueue.ts'
-import { type BlockTable, PAGE_LOST, PENDING } from './block-table.ts'
+import { type BlockTable, PENDING } from './block-table.ts'
 import { CHANNELS_PER_CLIENT, type ChannelRows, invalidPackedRows, ROW_WORDS } from './channel-rows.ts'
 import type { Deferred, Done } from './deferred.ts'
 import type { Destage } from './destage.ts'
@@ -24,7 +24,18 @@ import { Journal, type JournalOptions } from './journal.ts'
 import { INSTALL_ENTRY_BYTES, INSTALL_PAGES_MAX, INSTALL_ROWS_MAX, InstallFlag, JournalKind, RecordHeader, recordBytes, WRITE_PAGES_MAX } from './layout.ts'
 import type { MountOptions } from './mount-options.ts'
 import { Reader } from './read.ts'
-import { type BlockCapture, type BlockInstall, type BlockRow, NO_BLOCK, PageFlag, RecordKind, type ReplicaStore, type StageRecord } from './store.ts'
+import {
+  type BlockCapture,
+  type BlockInstall,
+  type BlockRow,
+  isPageFlag,
+  NO_BLOCK,
+  PAGE_LOST,
+  PageFlag,
+  RecordKind,
+  type ReplicaStore,
+  type StageRecord,
+} from './store.ts'
 import type { SuperblockState } from './superblock.ts'
 import { checksumOf, sizeOf } from './tables.ts'
 
@@ -62,8 +73,6 @@ class DiskCapture implements BlockCapture {
     this.crc = chunk.crc.slice(from, to)
     this.flags = chunk.flags.slice(from, to)
     this.loc = chunk.loc.slice(from, to)
-    // A lost page is shown as data; reading it finds that its CRC is wrong
-    for (let page = 0; page < PAGES_PER_BLOCK; page++) this.flags[page]! &= ~PAGE_LOST
   }
 }
 
@@ -422,7 +431,7 @@ export class DiskStore implements ReplicaStore {
       const page = given.pages[i]!
       const flag = given.flags[i]!
       const entry = at + RecordHeader.size + (i - first) * INSTALL_ENTRY_BYTES
-      assert(page < PAGES_PER_BLOCK && flag <= PageFlag.ZERO, `install of page ${page}, flag ${flag}`)
+      assert(page < PAGES_PER_BLOCK && isPageFlag(flag), `install of page ${page}, flag ${flag}`)
       view.setUint16(entry, page, true)
       view.setUint8(entry + 2, flag)
       view.setUint8(entry + 3, 0)
@@ -456,6 +465,7 @@ export class DiskStore implements ReplicaStore {
       chunk.idLow[at] = never ? 0 : given.idLow[i]!
       chunk.crc[at] = never ? 0 : given.crc[i]!
       chunk.loc[at] = pending
+      if (given.flags[i]! & PAGE_LOST) this.#table.noteLost(row)
     }
   }
 
@@ -595,7 +605,15 @@ export class DiskStore implements ReplicaStore {
 
   // ---- repair, sweep, looking ------------------------------------------------------------------------------------------------------
 
-  async repairPage(block: BlockRow, page: number, idHigh: number, idLow: number, payloadPage: number, crc: number): Promise<boolean> {
+  async repairPage(
+    block: BlockRow,
+    page: number,
+    idHigh: number,
+    idLow: number,
+    payloadPage: number,
+    crc: number,
+    flag: number = PageFlag.DATA,
+  ): Promise<boolean> {
     const table = this.#table
     if (this.failed || table.used[block] === 0) return false
     const { volume, layer, index, slot } = this.blockIdentity(block)
@@ -603,18 +621,27 @@ export class DiskStore implements ReplicaStore {
       const chunk = table.chunk(block)
       const at = table.base(block) + page
       if (table.find(volume, layer, index) !== block) return false
-      const lost = (chunk.flags[at]! & PAGE_LOST) !== 0
-      if (!lost && compareIds(chunk.idHigh[at]!, chunk.idLow[at]!, idHigh, idLow) !== 0) return false
+      const isUnknown = (chunk.flags[at]! & PAGE_LOST) !== 0 && chunk.idHigh[at] === 0 && chunk.idLow[at] === 0
+      const isSame = compareIds(chunk.idHigh[at]!, chunk.idLow[at]!, idHigh, idLow) === 0 && chunk.crc[at] === crc && flag === PageFlag.DATA
+      if (!isUnknown && !isSame) return false
       if (this.failed) return false
       if (!this.journal.tooManyWaiting(false) && this.journal.freePages > PAGES_KEPT * 2) break
       await this.#io.sleep(1)
     }
     const given = { slot, volume, layer, index, remove: false, lastHigh: 0, lastLow: 0, payloadPage, rows: new Uint32Array(0) }
     const pages = { pages: Uint16Array.of(page), idHigh: Uint32Array.of(idHigh), idLow: Uint32Array.of(idLow), crc: Uint32Array.of(crc) }
-    const install: BlockInstall = { ...given, ...pages, flags: Uint8Array.of(PageFlag.DATA) }
+    const install: BlockInstall = { ...given, ...pages, flags: Uint8Array.of(flag) }
     this.#installPages(install, 0, 1, payloadPage, block, InstallFlag.FIRST | InstallFlag.LAST | InstallFlag.REPAIR)
     this.journal.kick()
     return await this.journal.durable()
+  }
+
+  isLost(block: BlockRow, page: number): boolean {
+    return (this.#table.chunk(block).flags[this.#table.base(block) + page]! & PAGE_LOST) !== 0
+  }
+
+  lostPages(limit: number): ReadonlyArray<{ readonly block: BlockRow; readonly page: number }> {
+    return this.#table.lostPages(limit).map(({ row, page }) => ({ block: row as BlockRow, page }))
   }
 
   async sweep(exists: (volume: number) => boolean): Promise<number> {

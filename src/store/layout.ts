@@ -101,7 +101,7 @@ export const BatchHeader = struct(
 export const JournalKind = { WRITE: 1, ZERO: 2, EMPTY: 3, REMOVE: 4, INSTALL_PAGES: 5, INSTALL_ROWS: 6, SESSION: 7 } as const
 /** First and last record of an install: between them nothing else; without the last one nothing of it counts. */
 export const InstallFlag = { FIRST: 1, LAST: 2, REMOVE: 4, REPAIR: 8 } as const
-/** WRITE: pageCount crcs u32 follow; INSTALL_PAGES: pageCount entries {page u16, flag u8, 0, crc, idHigh, idLow}; INSTALL_ROWS: rowCount packed rows. */
+/** WRITE: pageCount crcs u32 follow; INSTALL_PAGES: pageCount entries {page u16, flag u8 (129: lost), 0, crc, idHigh, idLow}; INSTALL_ROWS: rowCount packed rows. */
 export const RecordHeader = struct(
   'RecordHeader',
   { size: 64, endian: 'little', source: SOURCE },
@@ -188,7 +188,13 @@ export const PAGE_ENTRY_BYTES = 16
 export const PageEntry = struct(
   'PageEntry',
   { size: PAGE_ENTRY_BYTES, endian: 'little', source: SOURCE },
-  { crc: u32, id: u64, sectorMask: note(u8, 'sectors with content; 255 in this version'), flags: note(u8, 'PageFlag'), spare: u16 },
+  {
+    crc: u32,
+    id: u64,
+    sectorMask: note(u8, 'sectors with content; 255 in this version'),
+    flags: note(u8, 'PageFlag; 129: lost, id and crc as far as known'),
+    spare: u16,
+  },
 )
 /** What the spares of entries 0, 1, 2, ... of a leaf hold. */
 export const LeafSpare = {

@@ -21,6 +21,7 @@ import {
   type BlockInstall,
   type BlockRow,
   NO_BLOCK,
+  PAGE_LOST,
   PageFlag,
   RecordKind,
   type ReplicaStore,
@@ -372,7 +373,7 @@ export class MemoryStore implements ReplicaStore {
       const block = this.#block(row)
       sum.block(block.volume, block.layer, block.index)
       block.pages.forEach((page, i) => {
-        if (page !== undefined) sum.page(i, page.idHigh, page.idLow, page.crc, page.flag)
+        if (page !== undefined) sum.page(i, page.idHigh, page.idLow, page.crc, page.flag & ~PAGE_LOST)
       })
     }
     return sum.value()
@@ -450,12 +451,20 @@ export class MemoryStore implements ReplicaStore {
     return this.#enter(true, apply, () => this.#allUnchanged(data, payloadPage))
   }
 
-  async repairPage(row: BlockRow, page: number, idHigh: number, idLow: number, payloadPage: number, crc: number): Promise<boolean> {
+  async repairPage(
+    row: BlockRow,
+    page: number,
+    idHigh: number,
+    idLow: number,
+    payloadPage: number,
+    crc: number,
+    flag: number = PageFlag.DATA,
+  ): Promise<boolean> {
     const { volume, layer, index } = this.#block(row)
     const key = keyOf(volume, layer, index)
     const old = this.#block(row).pages[page]
-    if (old === undefined || compareIds(old.idHigh, old.idLow, idHigh, idLow) !== 0) return false
-    const repaired = { idHigh, idLow, crc, flag: PageFlag.DATA, bytes: this.#copy(payloadPage) }
+    if (old === undefined || compareIds(old.idHigh, old.idLow, idHigh, idLow) !== 0 || old.crc !== crc || flag !== PageFlag.DATA) return false
+    const repaired = { idHigh, idLow, crc, flag, bytes: this.#copy(payloadPage) }
     const seq = this.#enter(
       true,
       (state) => {
@@ -466,6 +475,20 @@ export class MemoryStore implements ReplicaStore {
     )
     while (this.durableSeq < seq && !this.failed) await this.#async(0.5, () => {})
     return true
+  }
+
+  isLost(row: BlockRow, page: number): boolean {
+    return ((this.#block(row).pages[page]?.flag ?? 0) & PAGE_LOST) !== 0
+  }
+
+  lostPages(limit: number): ReadonlyArray<{ readonly block: BlockRow; readonly page: number }> {
+    const lost: Array<{ block: BlockRow; page: number }> = []
+    for (const block of this.#live.blocks.values()) {
+      block.pages.forEach((each, page) => {
+        if (each !== undefined && each.flag & PAGE_LOST && lost.length < limit) lost.push({ block: this.#rowOf.get(block) as BlockRow, page })
+      })
+    }
+    return lost
   }
 
   async sweep(exists: (volume: number) => boolean): Promise<number> {
@@ -488,7 +511,7 @@ export class MemoryStore implements ReplicaStore {
       checksum: this.#checksum(block),
       state: block.updateSeq > this.stagedSeq ? 'DIRTY' : 'CLEAN',
       timestampMs: block.timestampMs,
-      sizeBytes: block.pages.reduce((max, page, i) => (page?.flag === PageFlag.DATA ? i + 1 : max), 0) * PAGE_BYTES,
+      sizeBytes: block.pages.reduce((max, page, i) => (page !== undefined && page.flag & PageFlag.DATA ? i + 1 : max), 0) * PAGE_BYTES,
       extent: row,
     }
   }
@@ -565,8 +588,10 @@ export class MemoryStore implements ReplicaStore {
     for (let i = 0; i < pages.length; i++) {
       const at = (bufferPage + i) * PAGE_BYTES
       const page = pages[i]
-      if (page?.bytes == null) arena.bytes.fill(0, at, at + PAGE_BYTES)
-      else {
+      if (page?.bytes == null) {
+        arena.bytes.fill(0, at, at + PAGE_BYTES)
+        if (bad < 0 && page !== undefined && page.flag & PAGE_LOST) bad = i
+      } else {
         arena.bytes.set(page.bytes, at)
         if (bad < 0 && arena.crc32c(bufferPage + i, 0, PAGE_BYTES) !== page.crc) bad = i
       }

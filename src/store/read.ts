@@ -9,10 +9,10 @@ import { columns, f64, i32 } from '../base/columns.ts'
 import { Status } from '../base/status.ts'
 import { PAGE_BYTES } from '../base/units.ts'
 import { Errno, type Handle, type IoQueue } from '../env/ioqueue.ts'
-import { PAGE_LOST, PENDING } from './block-table.ts'
+import { PENDING } from './block-table.ts'
 import type { Deferred, Done } from './deferred.ts'
 import { dataOffset, type Geometry, journalOffset } from './layout.ts'
-import { PageFlag } from './store.ts'
+import { PAGE_LOST, PageFlag } from './store.ts'
 
 const READS_MAX = 2048
 /** Fragments under way at one time: of one page, and of up to LONG_PAGES. Each owns as many CRC results. */

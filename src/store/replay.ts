@@ -35,7 +35,7 @@ import {
   segmentPages,
   WRITE_PAGES_MAX,
 } from './layout.ts'
-import { PageFlag } from './store.ts'
+import { isPageFlag, PAGE_LOST, PageFlag } from './store.ts'
 
 const DESCRIPTOR_PAGES_MAX = 4
 /** Holds the longest segment start. */
@@ -331,7 +331,7 @@ class Replay {
         for (let p = 0; p < pageCount; p++) {
           const entry = at + RecordHeader.size + p * INSTALL_ENTRY_BYTES
           const flag = view.getUint8(entry + 2)
-          if (view.getUint16(entry, true) >= PAGES_PER_BLOCK || flag > PageFlag.ZERO) return null
+          if (view.getUint16(entry, true) >= PAGES_PER_BLOCK || !isPageFlag(flag)) return null
           if (flag === PageFlag.DATA) dataPages++
         }
       }
@@ -538,6 +538,7 @@ function applyInstallEntries(view: DataView, at: number, pageCount: number, tabl
     const p = base + view.getUint16(entry, true)
     const flag = view.getUint8(entry + 2)
     chunk.flags[p] = flag
+    if (flag & PAGE_LOST) table.noteLost(row)
     chunk.crc[p] = view.getUint32(entry + 4, true)
     chunk.idHigh[p] = view.getUint32(entry + 8, true)
     chunk.idLow[p] = view.getUint32(entry + 12, true)

@@ -11,7 +11,7 @@ import { Status } from '../base/status.ts'
 import { BLOCK_BYTES, PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
 import type { DiskStore } from './disk-store.ts'
 import { type MemoryImage, MemoryStore } from './memory-store.ts'
-import { type BlockCapture, type BlockInstall, PageFlag, RecordKind, type ReplicaStore, StageRecord } from './store.ts'
+import { type BlockCapture, type BlockInstall, NO_BLOCK, PAGE_LOST, PageFlag, RecordKind, type ReplicaStore, StageRecord } from './store.ts'
 
 /** `SEEDS=FIRST+COUNT` runs others. */
 const [FIRST = 1, COUNT = 6] = (process.env['SEEDS'] ?? '').split('+').filter(Boolean).map(Number)
@@ -130,12 +130,15 @@ class Pair {
     const pages = Uint16Array.from({ length: PAGES_PER_BLOCK }, (_, i) => i)
       .filter(() => random.chance(count / PAGES_PER_BLOCK))
       .filter(() => !remove)
-    const flags = Uint8Array.from(pages, () => random.pick([PageFlag.DATA, PageFlag.DATA, PageFlag.DATA, PageFlag.ZERO, PageFlag.NEVER]))
+    const lost = PageFlag.DATA | PAGE_LOST
+    const flags = Uint8Array.from(pages, () =>
+      random.chance(0.01) ? lost : random.pick([PageFlag.DATA, PageFlag.DATA, PageFlag.DATA, PageFlag.ZERO, PageFlag.NEVER]),
+    )
     const data = flags.filter((flag) => flag === PageFlag.DATA).length
     if (this.bench.queue.arena.stats().freeBytes < 24 * 1024 * 1024) return
     const payload = data > 0 ? this.bench.payload(data) : { page: 0, crcs: new Uint32Array(0) }
     let next = 0
-    const crc = Uint32Array.from(flags, (flag) => (flag === PageFlag.DATA ? payload.crcs[next++]! : 0))
+    const crc = Uint32Array.from(flags, (flag) => (flag === PageFlag.DATA ? payload.crcs[next++]! : flag === lost ? 0x1234_5678 : 0))
     const id = this.nextId++
     const never = (value: number) => Uint32Array.from(flags, (flag) => (flag === PageFlag.NEVER ? 0 : value))
     const rows = random.chance(0.5) ? this.memory.rows.pack() : new Uint32Array(0)
@@ -191,8 +194,11 @@ class Pair {
         ),
       ),
     )
-    assert.deepEqual(both, [Status.SUCCESS, Status.SUCCESS])
-    assert.ok(this.#same(a, b, pages), 'a read differs')
+    const row = memory.findBlock(volume, layer, index)
+    const isLost = row !== NO_BLOCK && Array.from({ length: pages }, (_, i) => memory.isLost(row, first + i)).includes(true)
+    const wanted = isLost ? Status.BLOCK_CORRUPTED : Status.SUCCESS
+    assert.deepEqual(both, [wanted, wanted])
+    if (!isLost) assert.ok(this.#same(a, b, pages), 'a read differs')
     bench.free(a)
     bench.free(b)
   }
@@ -239,12 +245,27 @@ class Pair {
     if (withContent) {
       const pages = 256
       const buffers = [bench.alloc(pages), bench.alloc(pages)]
-      for (let first = 0; first < PAGES_PER_BLOCK; first += pages) {
-        if (a.flags.subarray(first, first + pages).every((flag) => flag !== PageFlag.DATA)) continue
-        const statuses = await bench.settle(Promise.all([store.readCaptured(a, first, pages, buffers[0]!), memory.readCaptured(b, first, pages, buffers[1]!)]))
-        assert.deepEqual(statuses, [Status.SUCCESS, Status.SUCCESS])
-        assert.ok(this.#same(buffers[0]!, buffers[1]!, pages), 'content differs')
+      for (let first = 0; first < PAGES_PER_BLOCK; ) {
+        // a lost page alone, others up to the next one
+        const lost = a.flags.subarray(first, first + pages).findIndex((flag) => (flag & PAGE_LOST) !== 0)
+        const count = lost === 0 ? 1 : lost > 0 ? lost : Math.min(pages, PAGES_PER_BLOCK - first)
+        if (a.flags.subarray(first, first + count).some((flag) => flag & PageFlag.DATA)) {
+          const statuses = await bench.settle(
+            Promise.all([store.readCaptured(a, first, count, buffers[0]!), memory.readCaptured(b, first, count, buffers[1]!)]),
+          )
+          const wanted = lost === 0 ? Status.BLOCK_CORRUPTED : Status.SUCCESS
+          assert.deepEqual(statuses, [wanted, wanted])
+          if (lost !== 0) assert.ok(this.#same(buffers[0]!, buffers[1]!, count), 'content differs')
+        }
+        first += count
       }
+      const lostOf = (s: typeof store | typeof memory, row: number) =>
+        s
+          .lostPages(Number.POSITIVE_INFINITY)
+          .filter((each) => each.block === row)
+          .map(({ page }) => page)
+          .sort((x, y) => x - y)
+      assert.deepEqual(lostOf(store, mine), lostOf(memory, theirs))
       for (const buffer of buffers) bench.free(buffer)
     }
     store.release(a)

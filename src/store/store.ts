@@ -77,13 +77,21 @@ export interface StoreEvents {
 /** Consistent image of one block at one instant, for resync; holds the block's content in place until released. */
 export interface BlockCapture {
   readonly row: BlockRow
-  /** Per page 0..1023; ids 0,0 = never written. flags: PAGE_ZERO or PAGE_DATA. */
+  /** Per page 0..1023; ids 0,0 = never written. flags: PageFlag, for a lost page DATA | PAGE_LOST. */
   readonly idHigh: Uint32Array
   readonly idLow: Uint32Array
   readonly crc: Uint32Array
   readonly flags: Uint8Array
 }
 export const PageFlag = { NEVER: 0, DATA: 1, ZERO: 2 } as const
+/**
+ * Or-ed to PageFlag.DATA, in memory, in page tables, in installs and in resync answers: the page's content is gone here, a read of it is
+ * BLOCK_CORRUPTED until it is repaired, overwritten or trimmed. Id and CRC stay; both are 0 when they went with the leaf of the page table
+ * that held them. Digests and checksums take no note of it: a lost page is a page with data like its healthy copies.
+ */
+export const PAGE_LOST = 0x80
+/** Flag of a page that may come from elsewhere: a PageFlag, or that of a lost page, which has no content with it. */
+export const isPageFlag = (flag: number): boolean => flag <= PageFlag.ZERO || flag === (PageFlag.DATA | PAGE_LOST)
 
 /** One block's answer to be installed (protocol 23): pages whose id differed come with their content, all others stay. */
 export interface BlockInstall {
@@ -91,7 +99,7 @@ export interface BlockInstall {
   readonly volume: number
   readonly layer: number
   readonly index: number
-  /** Page numbers that change, ascending, with their new id, crc and flag (NEVER deletes the page). Empty with `remove`: drop the block. */
+  /** Page numbers that change, ascending, with their new id, crc and flag (NEVER deletes the page; DATA | PAGE_LOST comes without content). Empty with `remove`: drop the block. */
   readonly pages: Uint16Array
   readonly idHigh: Uint32Array
   readonly idLow: Uint32Array
@@ -173,8 +181,14 @@ export interface ReplicaStore {
    * Throws XsanError INSUFFICIENT_SPACE (no extent for it), BUSY (no journal space now: `onRoom` will call).
    */
   install(install: BlockInstall): JournalSeq
-  /** Repairs one page with content of the same id from another replica (bit rot). False when the id here is no longer that. */
-  repairPage(block: BlockRow, page: number, idHigh: number, idLow: number, payloadPage: number, crc: number): Promise<boolean>
+  /**
+   * Repairs one page with content of the same id from another replica (bit rot). False when id or CRC here are not those. A lost page without
+   * an id takes any, and `flag` may then be ZERO or NEVER.
+   */
+  repairPage(block: BlockRow, page: number, idHigh: number, idLow: number, payloadPage: number, crc: number, flag?: number): Promise<boolean>
+  isLost(block: BlockRow, page: number): boolean
+  /** Pages marked as lost, in no order, at most so many. */
+  lostPages(limit: number): ReadonlyArray<{ readonly block: BlockRow; readonly page: number }>
   /** Drops all blocks of volumes for which `exists` says no (garbage of deleted volumes). Returns how many. */
   sweep(exists: (volume: number) => boolean): Promise<number>
   /** For `block-location` and `volume-info`: updateVer, commitVer is the chain's, checksum over the pages, state DIRTY/CLEAN, timestamp, size. */

@@ -1,7 +1,7 @@
 /** Pages of the extent table and leaves of the page tables: encoding from the index, and taking back what a mount finds (bytes in layout.ts). */
 import { BLOCK_BYTES, PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
 import type { Arena } from '../env/arena.ts'
-import { type BlockTable, PAGE_LOST } from './block-table.ts'
+import type { BlockTable } from './block-table.ts'
 import { blockChecksum } from './digest.ts'
 import {
   ExtentRow,
@@ -14,7 +14,7 @@ import {
   ROWS_PER_TABLE_PAGE,
   TABLE_PAGE_MAGIC,
 } from './layout.ts'
-import { PageFlag } from './store.ts'
+import { PAGE_LOST, PageFlag } from './store.ts'
 
 /** Of a copy on disk: the higher one wins. */
 export interface Generation {
@@ -106,6 +106,7 @@ export function loadLeaf(arena: Arena, bufferPage: number, table: BlockTable, ro
     chunk.idHigh[base + i] = PageEntry.get.idHi(view, entry)
     chunk.idLow[base + i] = PageEntry.get.idLo(view, entry)
     chunk.flags[base + i] = PageEntry.get.flags(view, entry)
+    if (chunk.flags[base + i]! & PAGE_LOST) table.noteLost(row)
     chunk.loc[base + i] = 0
   }
 }
@@ -114,6 +115,7 @@ export function loadLeaf(arena: Arena, bufferPage: number, table: BlockTable, ro
 export function loseLeaf(table: BlockTable, row: number, leaf: number): void {
   const base = table.base(row) + leaf * PAGES_PER_LEAF
   table.chunk(row).flags.fill(PageFlag.DATA | PAGE_LOST, base, base + PAGES_PER_LEAF)
+  table.noteLost(row)
 }
 
 export function checksumOf(table: BlockTable, row: number): number {
@@ -125,7 +127,7 @@ export function checksumOf(table: BlockTable, row: number): number {
 export function sizeOf(table: BlockTable, row: number): number {
   const { flags } = table.chunk(row)
   const base = table.base(row)
-  for (let page = PAGES_PER_BLOCK - 1; page >= 0; page--) if (flags[base + page] === PageFlag.DATA) return (page + 1) * PAGE_BYTES
+  for (let page = PAGES_PER_BLOCK - 1; page >= 0; page--) if (flags[base + page]! & PageFlag.DATA) return (page + 1) * PAGE_BYTES
   return 0
 }
 

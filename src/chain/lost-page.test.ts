@@ -1,0 +1,130 @@
+import assert from 'node:assert/strict'
+import test from 'node:test'
+import { ChainCluster, pattern, TestClient } from '../../test/support/chain-cluster.ts'
+import { Status } from '../base/status.ts'
+import { PAGE_BYTES } from '../base/units.ts'
+import { ReplicaState } from '../placement/chain.ts'
+
+const BLOCK = 0
+const ROTTEN = 2
+
+/** Three nodes, one slot with one block; pages 0 to 3 are on all of them. */
+async function cluster3() {
+  const cluster = new ChainCluster({ nodes: 3, slots: 1, chainOf: () => [1, 2, 3] })
+  await cluster.start()
+  const client = () => new TestClient(cluster.node(1))
+  assert.equal(await cluster.world.settle(client().write(BLOCK, 0, pattern(1, 4 * PAGE_BYTES)), 5000), Status.SUCCESS)
+  await cluster.until('quiet', () => cluster.quiet)
+  return { cluster, client }
+}
+
+async function write(cluster: ChainCluster, page: number, of: number, node = 1): Promise<number> {
+  return cluster.world.settle(new TestClient(cluster.node(node)).write(BLOCK, page * PAGE_BYTES, pattern(of)), 20_000)
+}
+
+async function read(cluster: ChainCluster, node: number, page: number) {
+  return cluster.world.settle(new TestClient(cluster.node(node)).read(BLOCK, page, 1), 20_000)
+}
+
+function rot(cluster: ChainCluster, node: number, page = ROTTEN): void {
+  const { store } = cluster.node(node)
+  store.rot(store.findBlock(1, 0, BLOCK), page)
+}
+
+const lostOn = (cluster: ChainCluster, node: number) =>
+  cluster
+    .node(node)
+    .plane.lostPages()
+    .map(({ index, page }) => [index, page])
+
+/** Page ROTTEN has rotted on node 1, the only one that serves, and nodes 2 and 3 lack its id. */
+async function lost() {
+  const { cluster } = await cluster3()
+  await cluster.kill(3)
+  await cluster.kill(2)
+  assert.equal(await write(cluster, ROTTEN, 7), Status.SUCCESS)
+  rot(cluster, 1)
+  cluster.restart(2)
+  cluster.restart(3)
+  await cluster.until('resynced', () => cluster.allServing, 20_000)
+  return cluster
+}
+
+test('a bad page of the only serving copy comes from a member that only waits, if that one has it', { timeout: 60_000 }, async () => {
+  const { cluster } = await cluster3()
+  await cluster.kill(3)
+  assert.equal(await write(cluster, ROTTEN, 7), Status.SUCCESS)
+  await cluster.kill(2)
+  rot(cluster, 1)
+  // node 3 lacks the page and is the first to sync; node 2 has it and waits behind it
+  cluster.network.cut(cluster.node(3).host, cluster.node(1).host)
+  cluster.network.cut(cluster.node(1).host, cluster.node(3).host)
+  cluster.restart(3)
+  cluster.restart(2)
+  await cluster.world.runFor(500)
+  const stateOf = (node: number) => cluster.chains[0]!.entries.find((entry) => entry.node === node)!.state
+  assert.equal(stateOf(3), ReplicaState.SYNCING)
+  assert.equal(stateOf(2), ReplicaState.WAITING)
+  cluster.network.healAll()
+  await cluster.until('repaired', () => cluster.node(1).plane.counters.pagesRepaired > 0)
+  assert.equal(stateOf(2), ReplicaState.WAITING)
+  await cluster.until('resynced', () => cluster.allServing, 20_000)
+  for (const node of [1, 2, 3]) {
+    assert.deepEqual(await read(cluster, node, ROTTEN), { status: Status.SUCCESS, bytes: pattern(7) })
+    assert.deepEqual(lostOn(cluster, node), [])
+    assert.equal(cluster.node(node).plane.counters.pagesLost, 0)
+  }
+})
+
+test('a page that no replica can give does not hold up the resync: it alone is an error, named on every node', { timeout: 60_000 }, async () => {
+  const cluster = await lost()
+  cluster.assertEqual()
+  for (const node of [1, 2, 3]) {
+    assert.equal((await read(cluster, node, ROTTEN)).status, Status.BLOCK_CORRUPTED, `node ${node}`)
+    for (const page of [0, 1, 3])
+      assert.deepEqual((await read(cluster, node, page)).bytes, pattern(1, 4 * PAGE_BYTES).slice(page * PAGE_BYTES, (page + 1) * PAGE_BYTES))
+    assert.deepEqual(lostOn(cluster, node), [[BLOCK, ROTTEN]])
+  }
+})
+
+test('a write of a part of a lost page is an error, one of the whole page heals it', { timeout: 60_000 }, async () => {
+  const cluster = await lost()
+  const client = new TestClient(cluster.node(2))
+  assert.equal(await cluster.world.settle(client.write(BLOCK, ROTTEN * PAGE_BYTES + 512, pattern(9, 512)), 20_000), Status.BLOCK_CORRUPTED)
+  assert.equal(await write(cluster, ROTTEN, 8, 3), Status.SUCCESS)
+  await cluster.until('quiet', () => cluster.quiet)
+  for (const node of [1, 2, 3]) {
+    assert.deepEqual(await read(cluster, node, ROTTEN), { status: Status.SUCCESS, bytes: pattern(8) })
+    assert.deepEqual(lostOn(cluster, node), [])
+  }
+  assert.equal(await cluster.world.settle(client.write(BLOCK, ROTTEN * PAGE_BYTES + 512, pattern(9, 512)), 5000), Status.SUCCESS)
+})
+
+test('a lost page stays lost over restarts, also when its last bad copy is gone, and is found again by those who begin anew', { timeout: 60_000 }, async () => {
+  const cluster = await lost()
+  await cluster.kill(1)
+  for (const number of [2, 3]) {
+    await cluster.kill(number, { power: true })
+    cluster.restart(number)
+    await cluster.until('one serves', () => cluster.chains[0]!.entries[0]!.state === ReplicaState.SERVING, 20_000)
+    await cluster.until('both serve', () => cluster.chains[0]!.entries.filter((entry) => entry.state === ReplicaState.SERVING).length === 2, 20_000)
+  }
+  for (const node of [2, 3]) {
+    assert.equal((await read(cluster, node, ROTTEN)).status, Status.BLOCK_CORRUPTED)
+    assert.deepEqual(lostOn(cluster, node), [[BLOCK, ROTTEN]])
+  }
+})
+
+test('a lost page is repaired by itself when a copy with its id comes back', { timeout: 60_000 }, async () => {
+  const { cluster } = await cluster3()
+  await cluster.kill(3)
+  assert.equal(await write(cluster, ROTTEN, 7), Status.SUCCESS)
+  await cluster.kill(2)
+  rot(cluster, 1)
+  cluster.restart(3)
+  await cluster.until('two serve', () => cluster.chains[0]!.entries[1]!.state === ReplicaState.SERVING, 20_000)
+  assert.equal((await read(cluster, 3, ROTTEN)).status, Status.BLOCK_CORRUPTED)
+  cluster.restart(2)
+  await cluster.until('healed', () => [1, 3].every((node) => lostOn(cluster, node).length === 0), 60_000)
+  for (const node of [1, 2, 3]) assert.deepEqual((await read(cluster, node, ROTTEN)).bytes, pattern(7))
+})
