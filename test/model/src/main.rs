@@ -115,6 +115,16 @@ fn print(k: &Cfg, count: u64, len: usize, seed: u64) -> Res {
     }
     Ok(String::new())
 }
+/// a schedule around a trace: its steps under the rules as they are, those that still exist, then fair steps until everything is quiet
+fn retrace(k: &Cfg, steps: &[String], seed: u64) -> Res {
+    let mut rng = Rng(seed * 7919 + 1); let mut s = initial(k); let mut line = print::Line::new(k, seed, &s); let mut taken = 0;
+    for l in steps { let mut v = s.steps(k, true);
+        if let Some(i) = v.iter().position(|x| x.0.to_string() == *l) { let (a, t) = v.swap_remove(i); line.step(k, &a, &s, &t); s = t; taken += 1; if let Some(b) = &s.bad { return Err((b.clone(), steps.to_vec())) } } }
+    for _ in 0..8000 { if s.quiet(k, N) { break } let mut v = s.steps(k, false); let i = rng.below(v.len()); let (a, t) = v.swap_remove(i); line.step(k, &a, &s, &t); s = t; if let Some(b) = &s.bad { return Err((b.clone(), steps.to_vec())) } }
+    if !s.quiet(k, N) { return Err(("no rest".into(), steps.to_vec())) }
+    eprintln!("{taken} of {} steps of the trace", steps.len());
+    Ok(line.end(&s) + "\n")
+}
 /// replay: each PREFIX of "PREFIX;PREFIX;..." takes the first step whose label starts so
 fn script(k: &Cfg, steps: &str) -> Res {
     let mut s = initial(k); let mut t = vec![];
@@ -165,8 +175,19 @@ fn main() {
             Ok(if missed.is_empty() { "every mutation caught".into() } else { format!("not caught: {missed:?}") })
         }
         "print" => { k.code = true; print(&k, get("count", 1), get("len", 40) as usize, get("seed", 1)) }
+        "retrace" => { // the trace by which a mutation is caught, under the rules as they are
+            k.code = true;
+            match a.iter().find_map(|x| x.strip_prefix("steps=")) {
+                Some(text) => { let (mut s, mut t) = (initial(&k), vec![]);
+                    for p in text.split(';').map(|p| p.trim()).filter(|p| !p.is_empty()) { let v = s.steps(&k, true); let Some((l, n)) = v.iter().find(|x| x.0.to_string().starts_with(p)) else { panic!("no step '{p}' after {t:#?}; there are {:#?}", v.iter().map(|x| x.0.to_string()).collect::<Vec<_>>()) }; t.push(l.to_string()); s = n.clone() }
+                    retrace(&k, &t, get("seed", 1)) }
+                None => match walk(&k, get("secs", 30), get("len", 150) as usize, get("seed", 1), get("best", 1) == 1) {
+                    Err((e, t)) => { eprintln!("{}", &e[..e.len().min(150)]); k.mu = 0; retrace(&k, &t, get("seed", 1)) }
+                    Ok(r) => Err((format!("the mutation is not caught: {r}"), vec![])) },
+            }
+        }
         "script" => script(&k, a.iter().find_map(|x| x.strip_prefix("steps=")).unwrap_or("")),
         m => panic!("unknown mode {m}"),
     };
-    match res { Ok(r) if mode == "print" => print!("{r}"), Ok(r) => println!("holds: {r}"), Err((e, t)) => { for (i, l) in t.iter().enumerate() { println!("{:3} {l}", i + 1) } println!("VIOLATION: {}", &e[..e.len().min(9000)]); std::process::exit(1) } }
+    match res { Ok(r) if mode == "print" || mode == "retrace" => print!("{r}"), Ok(r) => println!("holds: {r}"), Err((e, t)) => { for (i, l) in t.iter().enumerate() { println!("{:3} {l}", i + 1) } println!("VIOLATION: {}", &e[..e.len().min(9000)]); std::process::exit(1) } }
 }

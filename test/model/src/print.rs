@@ -8,6 +8,8 @@ pub const FORMAT: &str = "xsan-schedule 1";
 fn id(i: Id) -> String { format!("{}.{}", i.cv, i.sv) }
 fn letter(st: St) -> char { match st { St::Serving => 'S', St::Draining => 'D', St::Syncing => 'Y', St::LastSrv => 'L', St::Waiting => 'W', St::Offline => 'O' } }
 
+fn chain(c: &Chain) -> String { c.iter().map(|m| format!("{}/{}/{}/{}", m.n, letter(m.st), m.since, m.inc)).collect::<Vec<_>>().join(",") }
+
 /// what the replay can see of a state, fact by fact: name and value
 fn facts(k: &Cfg, s: &S) -> Vec<(String, String)> {
     let mut out = vec![];
@@ -23,7 +25,8 @@ fn facts(k: &Cfg, s: &S) -> Vec<(String, String)> {
         out.push((format!("w{n}"), x.d().row.iter().map(|r| format!("{}.{}.{}", r.seq, r.slot, id(r.id))).collect::<Vec<_>>().join(",")));
     }
     for i in 0..k.slots {
-        out.push((format!("c{i}"), format!("{}:{}", s.cur(i), s.chain(i).iter().map(|m| format!("{}/{}/{}/{}", m.n, letter(m.st), m.since, m.inc)).collect::<Vec<_>>().join(","))));
+        out.push((format!("c{i}"), format!("{}:{}", s.cur(i), chain(s.chain(i)))));
+        out.push((format!("e{i}"), s.chain_steps(k, i).iter().filter(|(l, _)| !l.contains("DRAIN n")).map(|(_, c)| chain(c)).collect::<Vec<_>>().join("|")));
         out.push((format!("g{i}"), s.g[i].iter().map(|r| format!("{}:{}.{}.{}", id(r.id), r.w.c, r.w.seq, r.w.blk)).collect::<Vec<_>>().join(",")));
     }
     out

@@ -359,7 +359,7 @@ impl S {
     }
 
     // ---- coordinator: the transition table (rule 30) ----------------------------------------------------------------
-    fn chain_steps(&self, k: &Cfg, s: usize) -> Vec<(String, Chain)> {
+    pub fn chain_steps(&self, k: &Cfg, s: usize) -> Vec<(String, Chain)> {
         let c = *self.chain(s); let v = self.cur(s) + 1; let mut out = vec![];
         let restarted = |m: &Mem| (member(m.st) || m.st == Syncing) && m.inc != self.reg[m.n as usize];
         let down = |m: &Mem| self.view[m.n as usize] == View::Down || restarted(m);

@@ -129,6 +129,10 @@ class Side {
   readonly forwards: HeldForward[] = []
   readonly acks: HeldAck[] = []
   leased = false
+  /** Of the newest table that was sent to it. */
+  revision = 0
+  /** The process has been given a lease. */
+  granted = false
   /** Tries that were answered SUCCESS. */
   readonly answered = new Set<number>()
   readonly #receive: (row: number) => string | null
@@ -264,7 +268,8 @@ export class Replay {
   /** Per node: journal position of each of the model's states of its disk, the durable one first. */
   readonly #marks: number[][] = [[0], [0], [0]]
   #stepIndex = 0
-  #tries = 0
+  /** Updates that were put before a head, by number. */
+  readonly #tries: Array<{ slot: number; channel: number; seq: number }> = []
   #revision = 1
   readonly #trace: ((line: string) => void) | undefined
 
@@ -419,12 +424,22 @@ export class Replay {
       disks: nodes.map((each) => ({ disk: each.disk, node: each.number })),
       volumes: [{ volume: VOLUME, name: 'db', sizeBytes: 2 ** 40, replicas: 3, syncWhenWrite: true, readOnly: false }],
     }
+    this.#sides[n]!.revision = this.#revision
     this.#cluster.node(n + 1).send(message as never)
   }
 
   #grant(n: number): void {
-    this.#sides[n]!.leased = true
-    this.#cluster.node(n + 1).send({ type: 'lease', untilMs: NEVER_MS, revision: 1 as never })
+    this.#sides[n]!.leased = this.#sides[n]!.granted = true
+    this.#cluster.node(n + 1).send({ type: 'lease', untilMs: NEVER_MS, revision: this.#sides[n]!.revision as never })
+  }
+
+  /** A process that never had a lease is given one that names a table it has not: it must not use it (rule 28). */
+  async #grantTooEarly(n: number): Promise<void> {
+    const side = this.#sides[n]!
+    side.granted = side.leased = true
+    this.#cluster.node(n + 1).send({ type: 'lease', untilMs: NEVER_MS, revision: (this.#revision + 1) as never })
+    await this.#pass(CONTROL_MS)
+    if (side.plane.table.leaseValid(side.node.queue.nowMs)) this.#fail(`node ${n} uses a lease before its table`)
   }
 
   async #pass(ms: number): Promise<void> {
@@ -493,6 +508,7 @@ export class Replay {
         await this.#learned(a, before[a]!)
         break
       case 'renew':
+        if (!this.#sides[a]!.granted) await this.#grantTooEarly(a)
         this.#sendTable(
           a,
           this.#history.map((chains, slot) => [slot, chains.length] as const),
@@ -505,6 +521,12 @@ export class Replay {
       case 'expire':
         this.#sides[a]!.leased = false
         this.#doubt(a)
+        // whatever is asked for again there is answered no more
+        for (const [channel, row] of this.#facts.get(`w${a}`)!.split(',').entries()) {
+          const [seq = 0, slot = 0] = row.split('.').map(Number)
+          if (seq > 0) this.#update(a, slot, channel, seq, this.#schedule.blocks)
+        }
+        await this.#pass(STEP_MS)
         break
       case 'dead':
         this.#doubt(a)
@@ -573,6 +595,33 @@ export class Replay {
     }
     this.#mark()
     this.#compare()
+    this.#compareAnswers()
+    for (let slot = 0; slot < this.#schedule.slots; slot++) this.#compareCoordinator(slot)
+  }
+
+  /** Who was told that its update has taken effect, was told so by a head under a lease that holds it committed (rule 13). */
+  #compareAnswers(): void {
+    for (const [n, side] of this.#sides.entries()) {
+      for (const attempt of side.answered) {
+        const { slot, channel, seq } = this.#tries[attempt]!
+        const { state, version } = this.#replicas[n]![slot]!
+        const isHead = state === ReplicaState.SERVING && this.#history[slot]![version - 1]!.entries[0]!.node === n + 1
+        const isCommitted = this.#facts.get(`g${slot}`)!.includes(`:${channel}.${seq}.`)
+        if (!isHead || !isCommitted || !this.#nodes[n]!.lease)
+          this.#fail(`node ${n} answers update ${channel}.${seq} of slot ${slot}: head ${isHead}, committed ${isCommitted}, lease ${this.#nodes[n]!.lease}`)
+      }
+      side.answered.clear()
+    }
+  }
+
+  /** What the coordinator would do of itself now, the model may do. */
+  #compareCoordinator(slot: number): void {
+    const step = nextStep(this.#chain(slot), this.#event(slot, {}))
+    if (step === null) return
+    const allowed = this.#facts.get(`e${slot}`)!
+    const result = sketch(step.chain)
+    if (!allowed.split('|').some((entries) => sketch(chainOf(`${step.chain.version}:${entries}`)) === result))
+      this.#fail(`the coordinator would make the step "${step.transition}" to ${result}; the model allows ${allowed || 'none'}`)
   }
 
   async #sync(n: number): Promise<void> {
@@ -607,7 +656,7 @@ export class Replay {
 
   /** An update arrives at a head; returns the number of the try. */
   #update(n: number, slot: number, channel: number, seq: number, block: number): number {
-    const attempt = ++this.#tries
+    const attempt = this.#tries.push({ slot, channel, seq }) - 1
     const isEmpty = block >= this.#schedule.blocks
     this.#inProcess(n, ({ node, plane }) => {
       const { updates, crcs } = plane.writes
