@@ -76,6 +76,9 @@ export interface DataPlaneOptions {
   readonly settings?: Partial<ClientSettings>
 }
 
+/** A stopping node waits so long at most for its uncommitted records, when others can take over. */
+const DRAIN_MS = 100
+
 export class DataPlane {
   readonly counters = new Counters()
   readonly table: ChainTable
@@ -672,8 +675,13 @@ export class DataPlane {
     this.#client.stopping = true
     this.writes.stopping = true
     const endMs = this.#queue.nowMs + 10_000
-    while ((this.#client.underWay > 0 || this.replicas.records.inUse > 0) && this.#queue.nowMs < endMs) await this.#io.sleep(5)
+    while (this.#client.underWay > 0 && this.#queue.nowMs < endMs) await this.#io.sleep(2)
+    // Other heads go on sending: what they forward does not end until this replica is out of their chains. They send it again, nothing is lost.
+    const drainedMs = this.table.nodes.size > 1 ? Math.min(endMs, this.#queue.nowMs + DRAIN_MS) : endMs
+    while (this.replicas.records.inUse > 0 && this.#queue.nowMs < drainedMs) await this.#io.sleep(2)
     await Promise.all(this.replicas.stores.map((store) => flushStore(this.#io, store)))
+    // what still comes from peers is refused from here on: "stopped" is as good as a proof of death
+    this.table.endLease()
     this.#stopped = true
     this.#resync.stop()
     this.#queue.cancelTimeout(this.#tickTag, 0)

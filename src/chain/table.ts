@@ -59,6 +59,7 @@ export class ChainTable {
   entryState = new Uint8Array(0)
 
   #leaseUntilMs = -1
+  #leaseEnded = false
   #grantUntilMs = -1
   #grantRevision = 0
 
@@ -98,7 +99,15 @@ export class ChainTable {
     if (this.#grantRevision <= this.revision && this.#grantUntilMs > this.#leaseUntilMs) this.#leaseUntilMs = this.#grantUntilMs
   }
 
+  /** This process serves nothing any more, whatever is granted: the coordinator goes on without it as soon as it is told. */
+  endLease(): void {
+    this.#leaseUntilMs = 0
+    this.#grantUntilMs = 0
+    this.#leaseEnded = true
+  }
+
   grantLease(untilMs: number, revision: number): void {
+    if (this.#leaseEnded) return
     if (revision <= this.revision) {
       this.#leaseUntilMs = Math.max(this.#leaseUntilMs, untilMs)
     } else {

@@ -98,6 +98,7 @@ export class Coordinator {
   readonly #started: Promise<void>
   /** Raised by each new evidence: a renewal that arrived before says nothing of now. */
   #generation = 0
+  readonly #stoppedProcesses = new Map<NodeNumber, Incarnation>()
   /** Nodes that the change under way drops. */
   #blocked: ReadonlySet<NodeNumber> = new Set()
   /** Nodes that are DOWN and whose peers were told to close their connections, by this leader. */
@@ -199,6 +200,8 @@ export class Coordinator {
     this.#confirm(lease, incarnation, tableRevision)
     const { leaseMs } = this.#options
     const refuse = (reason: string): Grant => ({ granted: false, reason, leaseMs, tableRevision: this.#state.revision, renewInMs: this.#renewInMs() })
+    // a renewal that was overtaken by its own end
+    if (this.#stoppedProcesses.get(node) === incarnation) return refuse('it has stopped')
     if (this.#blocked.has(node)) return refuse('a change of the chains without this node is under way')
     const oldest = lease.told[0]
     if (tableRevision < this.#state.revision && oldest !== undefined && arrivedMs - oldest.sinceMs > leaseMs / 2) {
@@ -218,6 +221,13 @@ export class Coordinator {
   refused(against: ReadonlyArray<{ readonly node: NodeNumber; readonly incarnation: Incarnation }>): void {
     if (!booleanSetting(this.#state, this.#options.own, 'failover.trust_refused', true)) return
     this.#evidence(against, 'its host refuses connections')
+  }
+
+  /** That process has said itself, after giving up its lease, that it serves nothing any more: as good as a proof of death. */
+  stopped(node: NodeNumber, incarnation: Incarnation): void {
+    this.#checkSender(node, incarnation)
+    this.#stoppedProcesses.set(node, incarnation)
+    this.#evidence([{ node, incarnation }], 'it has stopped')
   }
 
   /** Protocol 24, 31. Several disks of one node never hold one slot in the same state, so the entry's `since` tells which is meant. */

@@ -42,6 +42,7 @@ const REGISTER_TRY_MS = 5000
 /** A node without a leader says what it knows after so long. */
 const STATUS_PATIENCE_MS = 2500
 const STOP_PATIENCE_MS = 12_000
+const STOPPED_PATIENCE_MS = 500
 const NUDGE_TIMEOUT_MS = 500
 /** A node that starts asks who leads so often and so many times; then it waits for what comes. */
 const HELLO_EVERY_MS = 80
@@ -217,17 +218,21 @@ export class Member {
 
   async stop(): Promise<void> {
     if (this.#stopped) return
-    if (this.#agent?.ready) await this.#agent.stopDataPlane(STOP_PATIENCE_MS)
-    this.#stopped = true
-    this.#agent?.stop()
-    this.#heartbeats?.stop()
     const raft = this.#raft
+    // The order keeps the stall of clients short: while leadership is handed over this node still serves; once it has stopped serving, the new leader
+    // hears so from itself and takes it out of the chains. Each step is a courtesy: without it the others find out by themselves.
     if (raft?.isLeader) {
       const coordinator = this.#coordinator
       const heir = raft.members.voters.find((voter) => voter !== this.node && coordinator !== undefined && coordinator.leaseOf(voter).leaseMs > 0)
-      // a courtesy: without it the others find a leader by themselves
       if (heir !== undefined) await raft.transferLeader(heir).catch(() => undefined)
     }
+    if (this.#agent?.ready) {
+      const drained = await this.#agent.stopDataPlane(STOP_PATIENCE_MS)
+      if (drained) await this.#agent.announceStopped(STOPPED_PATIENCE_MS).catch(() => undefined)
+    }
+    this.#stopped = true
+    this.#agent?.stop()
+    this.#heartbeats?.stop()
     this.#coordinator?.stop()
     this.#leaderClient.stop()
     this.#transport.stop()

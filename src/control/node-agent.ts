@@ -141,16 +141,22 @@ export class NodeAgent {
     })
   }
 
-  /** Drains the data plane; resolves when it says so. Renewals go on until then. */
-  stopDataPlane(timeoutMs: number): Promise<void> {
+  /** Drains the data plane; resolves when it says so, or with false. Renewals go on until then. */
+  stopDataPlane(timeoutMs: number): Promise<boolean> {
     return new Promise((resolve) => {
-      const timer = this.#clock.setTimer(timeoutMs, resolve)
+      const timer = this.#clock.setTimer(timeoutMs, () => resolve(false))
       this.#resolveStopped = () => {
         this.#clock.clearTimer(timer)
-        resolve()
+        resolve(true)
       }
       this.#options.port.send({ type: 'stop' })
     })
+  }
+
+  /** After {@link stopDataPlane}: lets the cluster go on without this process at once. A courtesy; without it the closed ports tell. */
+  async announceStopped(timeoutMs: number): Promise<void> {
+    this.stop()
+    await this.#options.leaderClient.call('Report', { stopped: true }, { timeoutMs })
   }
 
   stop(): void {

@@ -106,6 +106,7 @@ class FakeDataPlane {
   #take(message: ControlToReactor): void {
     this.process.world.asyncPending = true
     const { node, incarnation } = this.registration
+    if (message.type === 'lease' && this.stopped) return
     if (message.type === 'table') {
       assert.ok(message.revision > this.revision, 'tables come in order')
       this.revision = message.revision
@@ -130,6 +131,7 @@ class FakeDataPlane {
     } else if (message.type === 'peerDown') this.peersDown.push(`${message.node}.${message.incarnation}`)
     else if (message.type === 'stop') {
       this.stopped = true
+      this.leaseUntilMs = 0
       this.tell({ type: 'stopped' }, 2)
     } else if (message.type === 'query') {
       const { query } = message
@@ -687,6 +689,31 @@ test('a clean stop drains the data plane and hands the leadership over', async (
   assert.ok(leader.data!.stopped)
   const next = cluster.nodes.find((node) => node !== leader && node.leads)
   if (next === undefined) await cluster.until(() => cluster.nodes.some((node) => node !== leader && node.leads), 500, 'another leads')
+})
+
+test('a node that stops says so itself: nobody waits for its lease, nor for its process to be gone', async () => {
+  for (const [seed, isLeader] of [
+    [42, true],
+    [43, false],
+  ] as const) {
+    const cluster = await TestCluster.up({ seed, nodes: 3 })
+    await cluster.threeVoters()
+    await cluster.world.runFor(1000)
+    const going = cluster.nodes.find((node) => node.leads === isLeader)!
+    const others = cluster.nodes.filter((node) => node !== going)
+    const stopping = going.plane.stop()
+    const { node } = going.data!.registration
+    const isOut = () =>
+      others.every((other) =>
+        [...other.data!.chains.values()].every((chain) => chain.entries.every((entry) => entry.node !== node || entry.state === ReplicaState.OFFLINE)),
+      )
+    const tookMs = await cluster.until(isOut, 5000, 'its replicas are out of the chains')
+    assert.ok(tookMs < LEASE_MS / 4, `took ${tookMs} ms`)
+    assert.equal(going.process.state, 'running')
+    assert.ok(!going.data!.serves, 'it serves nothing any more')
+    assert.ok(others.every((other) => other.data!.serves))
+    await cluster.world.settle(stopping, 5000)
+  }
 })
 
 test('two runs of one seed are the same', async () => {

@@ -120,6 +120,10 @@ export const LEADER_PEER_METHODS: Readonly<Record<string, PeerHandler>> = {
     const coordinator = await context.coordinator()
     if (state.incarnation(sender.node) !== sender.incarnation)
       throw new XsanError('PERMISSION_DENIED', `process ${sender.incarnation} of node ${sender.node} is fenced`)
+    if (flag(request, 'stopped')) {
+      coordinator.stopped(sender.node, sender.incarnation)
+      return { tableRevision: state.revision }
+    }
     coordinator.confirm(sender.node, sender.incarnation, number(request, 'appliedRevision'))
     const refused = list(request, 'refused').map((item) => {
       const peer = item as Message
