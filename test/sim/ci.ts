@@ -8,6 +8,7 @@
  */
 import { parseArgs } from 'node:util'
 import { CANARIES, type Canary } from './canaries.ts'
+import { addCoverage, coverageText } from './coverage.ts'
 import { FOCUS_NAMES, PROFILES } from './faults.ts'
 import { runTasks, type Task } from './pool.ts'
 import { planText } from './run.ts'
@@ -32,6 +33,7 @@ let runs = 0
 let virtualSeconds = 0
 let events = 0
 let found = 0
+const reached = new Map<string, number>()
 const began = process.hrtime.bigint()
 await runTasks(tasks(), Number(values.jobs), (task, result) => {
   runs += result.runs
@@ -48,6 +50,7 @@ await runTasks(tasks(), Number(values.jobs), (task, result) => {
     }
     return
   }
+  addCoverage(reached, result.coverage)
   const violations = [...result.violations]
   if (result.undecided > 0) violations.push({ promise: 'every history is decided', detail: `${result.undecided} pages were too much work` })
   if (violations.length === 0) return
@@ -60,4 +63,5 @@ say(
   `${seedsPerPlan} seeds of each of ${PROFILES.length + FOCUS_NAMES.length} kinds, each twice; ${found} of ${CANARIES.length} canaries found; ${failed} failed; ` +
     `${runs} runs in ${Math.round(seconds)} s: ${Math.round(virtualSeconds / seconds)} simulated seconds and ${Math.round(events / seconds)} events per second`,
 )
+for (const line of coverageText(reached)) say(line)
 process.exitCode = failed === 0 ? 0 : 1

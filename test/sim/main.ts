@@ -9,6 +9,7 @@ import { parseArgs } from 'node:util'
 import { messageOf, XsanError } from '../../src/base/errors.ts'
 import type { Seed } from '../../src/env/sim/world.ts'
 import { CANARIES, canaryOf } from './canaries.ts'
+import { addCoverage, coverageText } from './coverage.ts'
 import { describeFault, FOCUS_NAMES, type FocusName, PROFILES, type Profile, parseSchedule, type Schedule, shrink } from './faults.ts'
 import { Picture } from './picture.ts'
 import { runTasks } from './pool.ts'
@@ -236,6 +237,7 @@ async function runRange(range: string, jobsText: string, options: Options): Prom
   let virtualSeconds = 0
   let undecided = 0
   let firstFailure: Seed | undefined
+  const reached = new Map<string, number>()
   const began = process.hrtime.bigint()
   function* tasks() {
     for (let seed = from; seed <= to; seed++) yield { seed: seedOf(seed), plan, canary, twice: options.checkDeterminism }
@@ -245,6 +247,7 @@ async function runRange(range: string, jobsText: string, options: Options): Prom
     events += result.events
     virtualSeconds += result.virtualSeconds
     undecided += result.undecided
+    addCoverage(reached, result.coverage)
     const [violation] = result.violations
     if (violation === undefined) return
     failed++
@@ -270,10 +273,11 @@ async function runRange(range: string, jobsText: string, options: Options): Prom
       seconds: Math.round(seconds),
       events_per_second: Math.round(events / seconds),
       virtual_seconds_per_second: Math.round(virtualSeconds / seconds),
+      reached: Object.fromEntries([...reached].sort(([a], [b]) => (a < b ? -1 : 1))),
     })
   } else {
     const first = firstFailure === undefined ? '' : `, the first is ${firstFailure}`
-    process.stdout.write(`${seeds} seeds, ${failed} failed${first}; ${speedText(virtualSeconds, events, seconds)}\n`)
+    process.stdout.write(`${seeds} seeds, ${failed} failed${first}; ${speedText(virtualSeconds, events, seconds)}\n${coverageText(reached).join('\n')}\n`)
   }
   return failed === 0 ? 0 : 1
 }

@@ -3,6 +3,7 @@ import { spawn } from 'node:child_process'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import type { Seed } from '../../src/env/sim/world.ts'
+import type { Coverage } from './coverage.ts'
 import type { Violation } from './history.ts'
 import type { Plan } from './run.ts'
 
@@ -25,6 +26,7 @@ export interface TaskResult {
   readonly events: number
   readonly virtualSeconds: number
   readonly violations: readonly Violation[]
+  readonly coverage: Coverage
 }
 
 const WORKER = fileURLToPath(new URL('worker.ts', import.meta.url))

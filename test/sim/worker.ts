@@ -4,6 +4,7 @@
  */
 import { createInterface } from 'node:readline'
 import { canaryOf } from './canaries.ts'
+import { startCoverage, takeCoverage } from './coverage.ts'
 import type { Task, TaskResult } from './pool.ts'
 import { type RunResult, runSchedule, scheduleFor } from './run.ts'
 
@@ -37,10 +38,11 @@ async function perform(task: Task): Promise<TaskResult> {
       violations.push(...result.violations)
     }
     const { seed, hash, undecided } = result
-    return { seed, hash, undecided, runs, events, virtualSeconds, violations }
+    return { seed, hash, undecided, runs, events, virtualSeconds, violations, coverage: takeCoverage() }
   } finally {
     undo?.()
   }
 }
 
+startCoverage()
 for await (const line of createInterface({ input: process.stdin })) process.stdout.write(`${JSON.stringify(await perform(JSON.parse(line) as Task))}\n`)
