@@ -151,9 +151,17 @@ export function parseDuration(text: string): number {
   return Number(match[1]) * { ms: 1, s: 1000, m: 60_000, h: 3_600_000 }[(match[2] ?? 's') as 'ms' | 's' | 'm' | 'h']
 }
 
+/** As large as the 32 bits it travels in. */
 export function parseCount(text: string): number {
   if (!/^\d+$/.test(text)) throw new UsageError(`"${text}" is not a whole number`, 'Write digits only.')
+  if (Number(text) > 0xffffffff) throw new UsageError(`${text} is too large a number`, 'Write one below 4294967296.')
   return Number(text)
+}
+
+export function parsePositive(text: string): number {
+  const count = parseCount(text)
+  if (count === 0) throw new UsageError('0 is too small a number', 'Write 1 or more.')
+  return count
 }
 
 export const sleep = (delayMs: number) => new Promise<void>((resolve) => setTimeout(resolve, delayMs))

@@ -1,7 +1,7 @@
 import { Option } from 'commander'
 import { parseSize } from '../base/units.ts'
 import { asDryRun, dryRunOption } from './dry-run.ts'
-import { command, parseCount } from './program.ts'
+import { command, parsePositive } from './program.ts'
 import { volumeOutput } from './volume-output.ts'
 
 interface Options {
@@ -15,8 +15,8 @@ export const volumeCreate = command<Options>({
   usage: 'create <name> <size>',
   description: 'create a thin volume',
   options: [
-    new Option('--replicas <n>', 'copies; default: storage.default_replica_count').argParser(parseCount),
-    new Option('--min-copies <n>', 'copies that must be there for a write to be accepted').argParser(parseCount),
+    new Option('--replicas <n>', 'copies; default: storage.default_replica_count').argParser(parsePositive),
+    new Option('--min-copies <n>', 'copies that must be there for a write to be accepted').argParser(parsePositive),
     new Option('--sync <mode>', 'acknowledge a write when it is on stable storage (on) or in memory of all copies (off)').choices(['on', 'off']),
     dryRunOption(),
   ],

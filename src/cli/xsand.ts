@@ -11,6 +11,9 @@ const STOP_MS_MAX = 25_000
 
 const program = xsandProgram()
 
+// Nobody may listen any more: no reason to end
+process.stderr.on('error', () => {})
+
 try {
   program.parse()
   await run(program.opts<{ config: string }>().config)
@@ -23,7 +26,8 @@ async function run(file: string): Promise<void> {
   const die = (error: unknown): never => {
     if (node !== undefined) {
       node.log.log('FATAL', 'this process has to end', { error })
-      dump(node, error instanceof Error ? (error.stack ?? error.message) : String(error))
+      // a known fault of the world tells all there is to tell
+      if (!(error instanceof XsanError) || error.status === 'INTERNAL') dump(node, error instanceof Error ? (error.stack ?? error.message) : String(error))
     }
     if (node === undefined || error instanceof XsanError) process.exit(report(error, 'xsand'))
     process.exit(ExitCode.FAULT)

@@ -16,7 +16,8 @@ export class AdminClient {
 
   /** `timeoutMs`: of every call, whatever the caller thinks right. */
   constructor(address: string, timeoutMs?: number) {
-    if (!/^[^:\s]+:\d+$/.test(address))
+    const port = Number(/^[^:\s]+:(\d{1,5})$/.exec(address)?.[1] ?? 0)
+    if (port < 1 || port > 65_535)
       throw new XsanError('INVALID_PARAM', `"${address}" is not an address of the form HOST:PORT`, 'For example: --server 127.0.0.1:8080')
     this.address = address
     this.#timeoutMs = timeoutMs

@@ -68,7 +68,9 @@ function listen(server: Server, host: string, port: number): Promise<void> {
         error.code === 'EADDRINUSE'
           ? `admin port ${port} on ${host} is taken${holder ? ` by ${holder}` : ''}`
           : `cannot listen on ${host}:${port}: ${error.message}`
-      reject(new XsanError(error.code === 'EADDRINUSE' ? 'BUSY' : 'INVALID_PARAM', message, 'Choose another network.admin_port.', { cause: error }))
+      const nextStep =
+        error.code === 'EADDRNOTAVAIL' ? 'Set cluster.bind_ip or network.admin_ip to an address of this host.' : 'Choose another network.admin_port.'
+      reject(new XsanError(error.code === 'EADDRINUSE' ? 'BUSY' : 'INVALID_PARAM', message, nextStep, { cause: error }))
     })
     server.listen({ host, port, exclusive: true }, () => resolve())
   })

@@ -11,7 +11,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { dirname, resolve } from 'node:path'
 import { z } from 'zod'
 import { messageOf, XsanError } from '../base/errors.ts'
-import { BLOCK_BYTES, GiB, MiB, parseSize } from '../base/units.ts'
+import { BLOCK_BYTES, formatSize, GiB, MiB, parseSize } from '../base/units.ts'
 
 export const DEFAULT_CONFIG_PATH = '/etc/xsan/xsan.json'
 /** Of network.max_connections. */
@@ -22,7 +22,11 @@ const SOCKET_PATH_BYTES_MAX = 107
 const size = (bytes: { min: number; max: number }) =>
   z.preprocess(
     (value) => (typeof value === 'string' ? sizeOrNaN(value) : value),
-    z.number('must be a size: a number of bytes, or text such as "4G"').int().min(bytes.min).max(bytes.max),
+    z
+      .number('must be a size: a number of bytes, or text such as "4G"')
+      .int('must be a whole number of bytes')
+      .min(bytes.min, `must be at least ${formatSize(bytes.min)}`)
+      .max(bytes.max, `must be at most ${formatSize(bytes.max)}`),
   )
 const port = (byDefault: number) => z.number().int().min(0).max(65535).default(byDefault)
 const ms = (limits: { min: number; max: number; byDefault: number }) => z.number().int().min(limits.min).max(limits.max).default(limits.byDefault)
@@ -199,7 +203,11 @@ export function describeKey(key: string): { readonly hot: boolean; readonly desc
     parse(value) {
       const result = leaf.schema.safeParse(value)
       if (result.success) return result.data
-      throw new XsanError('INVALID_PARAM', `${key}: ${result.error.issues.map((issue) => issueText(issue, value)).join('; ')}`, leaf.description)
+      throw new XsanError(
+        'INVALID_PARAM',
+        `${key}: ${result.error.issues.map((issue) => issueText(issue, value)).join('; ')}`,
+        `xsan config show says: ${leaf.description}`,
+      )
     },
   }
 }
@@ -252,7 +260,7 @@ function parseFile(file: string): unknown {
   try {
     text = readFileSync(file, 'utf8')
   } catch (error) {
-    throw new XsanError('INVALID_PARAM', `cannot read ${file}: ${messageOf(error)}`, 'Look at its permissions.', { cause: error })
+    throw new XsanError('INVALID_PARAM', `cannot read ${file}: ${messageOf(error)}`, 'Name a file that this user may read.', { cause: error })
   }
   try {
     return JSON.parse(text)

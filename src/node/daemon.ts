@@ -8,7 +8,7 @@
  * - The process is the failure unit: an uncaught error, a dead reactor or failing metadata end it at once.
  * - `/readyz` says ready only while this node holds its lease and has everything loaded.
  */
-import { accessSync, constants, mkdirSync, readFileSync } from 'node:fs'
+import { readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { messageOf, XsanError } from '../base/errors.ts'
 import { FlightEvent } from '../base/flight.ts'
@@ -26,6 +26,7 @@ import { GrpcRpc } from '../env/node/rpc.ts'
 import type { ReactorToControl } from '../placement/messages.ts'
 import { serveAdminHttp } from './admin-http.ts'
 import { CONNECTIONS_MAX, type Config, describeKey, type LoadedConfig } from './config.ts'
+import { makeDirectory } from './directories.ts'
 import { type FoundDisk, findDisks, rememberFormatted } from './disks.ts'
 import { FlightRecorders } from './flight-file.ts'
 import { createHmacSha256 } from './hmac.ts'
@@ -188,17 +189,6 @@ function stages(log: NodeLog) {
 function prepareDirectories({ cluster, nbd }: Config): void {
   makeDirectory(cluster.data_dir, 'cluster.data_dir')
   if (nbd.socket !== '') makeDirectory(dirname(nbd.socket), 'the directory of nbd.socket')
-}
-
-function makeDirectory(path: string, what: string): void {
-  try {
-    mkdirSync(path, { recursive: true, mode: 0o750 })
-    accessSync(path, constants.R_OK | constants.W_OK | constants.X_OK)
-  } catch (error) {
-    throw new XsanError('INVALID_PARAM', `${what}, ${path}, cannot be used: ${messageOf(error)}`, 'Name a directory that this user may write to.', {
-      cause: error,
-    })
-  }
 }
 
 function loadEngine() {

@@ -7,7 +7,7 @@
  * Invariant: once a disk has been formatted, its uuid is never given to what is found blank at its path (`rememberFormatted`): a disk swapped for an
  * empty one would answer for the old one's data with zeros.
  */
-import { closeSync, existsSync, fstatSync, fsyncSync, openSync, readFileSync, readSync, renameSync, statSync, writeSync } from 'node:fs'
+import { closeSync, existsSync, fstatSync, fsyncSync, lstatSync, openSync, readFileSync, readSync, renameSync, statSync, writeSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { crc32c } from '../base/crc32c.ts'
 import { messageOf, XsanError } from '../base/errors.ts'
@@ -55,7 +55,19 @@ type Names = Readonly<Record<string, Remembered>>
 
 function readNames(dataDir: string): Names {
   const path = join(dataDir, NAMES_FILE)
-  return existsSync(path) ? (JSON.parse(readFileSync(path, 'utf8')) as Names) : {}
+  if (!existsSync(path)) return {}
+  try {
+    return JSON.parse(readFileSync(path, 'utf8')) as Names
+  } catch (error) {
+    throw new XsanError(
+      'DISK_CORRUPTED',
+      `${path} is damaged: ${messageOf(error)}`,
+      'Remove it: it is written anew from the disks; only blank disks get other names.',
+      {
+        cause: error,
+      },
+    )
+  }
 }
 
 function writeNames(dataDir: string, disks: ReadonlyArray<Remembered & { readonly path: string }>): void {
@@ -77,6 +89,9 @@ function findDisk(device: DeviceConfig, place: string, names: Names, newUuid: ()
   const remembered = Object.hasOwn(names, path) ? names[path] : undefined
   const uuidOfBlank = () => (remembered === undefined || remembered.formatted ? newUuid() : remembered.uuid)
   if (!existsSync(path)) {
+    if (lstatSync(path, { throwIfNoEntry: false }) !== undefined) {
+      throw new XsanError('DISK_NOT_FOUND', `${place}: ${path} is a symbolic link that leads nowhere`, 'Correct the path, or see why the device is missing.')
+    }
     if (size === undefined) {
       throw new XsanError('DISK_NOT_FOUND', `${place}: there is no ${path}`, 'Correct the path; or, to have a file created there, add "size", such as "10G".')
     }

@@ -53,8 +53,8 @@ export async function startReactor(options: ReactorHostOptions): Promise<Reactor
     failed = true
     options.onFatal(error)
   }
-  const deliver = (message: ReactorToControl): void => {
-    if (message.type === 'failed') fail(new XsanError('INTERNAL', message.message, message.nextStep))
+  const deliver = (message: Exclude<ReactorMessage, { type: 'running' | 'tags' }>): void => {
+    if (message.type === 'failed') fail(new XsanError('status' in message ? (message.status ?? 'INTERNAL') : 'INTERNAL', message.message, message.nextStep))
     options.onMessage?.(message)
     if (handler) handler(message)
     else early.push(message)

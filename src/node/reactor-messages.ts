@@ -1,4 +1,6 @@
 /** What the main thread gives to a reactor's thread at its start. Structured-clonable. */
+
+import type { StatusName } from '../base/status.ts'
 import type { LogLevelName } from '../env/control.ts'
 import type { ControlToReactor, ReactorToControl } from '../placement/messages.ts'
 import type { FoundDisk } from './disks.ts'
@@ -44,6 +46,7 @@ export type ReactorMessage =
   | ReactorToControl
   | { readonly type: 'running'; readonly wakeId: number }
   | { readonly type: 'tags'; readonly tags: readonly string[] }
+  | { readonly type: 'failed'; readonly message: string; readonly nextStep: string; readonly status?: StatusName }
 
 /** Numbers of the messages in the flight recorder. */
 export const MESSAGE_TYPES: ReadonlyArray<(ControlToReactor | ReactorMessage)['type']> = [

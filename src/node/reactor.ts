@@ -40,7 +40,7 @@ try {
 } catch (error) {
   const known = error instanceof XsanError ? error : undefined
   if (!known && !(error instanceof IoError)) throw error
-  port.send({ type: 'failed', message: `${stage}: ${messageOf(error)}`, nextStep: known?.nextStep ?? '' })
+  post({ type: 'failed', message: `${stage}: ${messageOf(error)}`, nextStep: known?.nextStep ?? '', status: known?.status ?? 'INTERNAL' })
 }
 
 async function run(): Promise<void> {
@@ -106,10 +106,20 @@ async function run(): Promise<void> {
     const level = settings['log.level']
     if (typeof level === 'string' && Object.hasOwn(LogLevel, level)) log.level = level as LogLevelName
   })
-  const nbdPort = nbd.listenTcp(config.nbd.host, config.nbd.port)
-  if (config.nbd.socket !== '') nbd.listenUnix(config.nbd.socket)
+  const nbdPort = listening('Set nbd.bind_ip to an address of this host, and nbd.port to a free port.', () => nbd.listenTcp(config.nbd.host, config.nbd.port))
+  if (config.nbd.socket !== '') listening('Set nbd.socket to a path where a socket can be made, or to "".', () => nbd.listenUnix(config.nbd.socket))
   post({ type: 'tags', tags: queue.tagNames })
   port.send({ type: 'ready', dataPort: dataPlane.dataPort, nbdPort })
+}
+
+/** What cannot be listened on is the configuration's fault, or another process's. */
+function listening<T>(nextStep: string, listen: () => T): T {
+  try {
+    return listen()
+  } catch (error) {
+    if (!(error instanceof IoError)) throw error
+    throw new XsanError(error.code === 'EADDRINUSE' ? 'BUSY' : 'INVALID_PARAM', error.message, nextStep, { cause: error })
+  }
 }
 
 /** A blank disk is formatted first; anything else that is not ours is refused by the store, with its reason. */

@@ -83,6 +83,7 @@ export interface StructOptions {
 export interface Struct<F extends Fields> {
   readonly name: string
   readonly size: number
+  readonly endian: 'big' | 'little'
   readonly source: string
   /** Byte offset of each field from the start of the struct. */
   readonly offsets: { readonly [K in keyof F & string]: number }
@@ -218,5 +219,5 @@ export function struct<const F extends Fields>(name: string, options: StructOpti
     }`
   const support: Support = { assert, DecodeError }
   const derived = new Function('support', source)(support) as Pick<Struct<F>, 'get' | 'set' | 'encode' | 'decode' | 'invalid'>
-  return { name, size: options.size, source: options.source, offsets: offsets as Struct<F>['offsets'], docs, ...derived }
+  return { name, size: options.size, endian: options.endian, source: options.source, offsets: offsets as Struct<F>['offsets'], docs, ...derived }
 }

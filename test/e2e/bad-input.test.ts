@@ -4,6 +4,7 @@ import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
 import { connect, type Socket } from 'node:net'
 import test, { after, afterEach, before } from 'node:test'
+import { XsanError } from '../../src/base/errors.ts'
 import { Prng } from '../../src/base/prng.ts'
 import { run, sleep, until } from '../support/commands.ts'
 import { DevCluster, isAlive } from '../support/dev-cluster.ts'
@@ -256,5 +257,96 @@ test('a full disk: ENOSPC for new blocks, overwrites, reads and trim go on, dele
     await next.close()
   } finally {
     await full.end()
+  }
+})
+
+test('clients that say half a word and wait are dropped in time, on every port; others are served meanwhile', { timeout: TEST_MS }, async () => {
+  const { data, nbd, admin } = cluster.node('node-1')
+  const half: ReadonlyArray<readonly [string, number, Buffer]> = [
+    ['NBD, before the client flags', port(nbd), Buffer.alloc(0)],
+    ['NBD, in the middle of an option', port(nbd), Buffer.from('00000003494841', 'hex')],
+    ['data, in the middle of a hello', port(data), Buffer.from([1, 2, 3, 4, 0x58, 0x50])],
+    ['admin, in the middle of a head', port(admin), Buffer.from('GET /metrics HTTP/1.1\r\nX-Slow: ')],
+  ]
+  const startMs = performance.now()
+  const closed = half.map(([what, to, bytes]) => sendUntilClosed(to, bytes, 45_000).catch((error: unknown) => assert.fail(`${what}: ${String(error)}`)))
+  for (let i = 0; i < 20; i++) {
+    await honest.read(i * 4096, 4096)
+    assert.equal((await fetch(`${admin}/healthz`)).status, 200)
+  }
+  await Promise.all(closed)
+  assert.ok(performance.now() - startMs < 45_000)
+})
+
+test('an admin port full of idle connections still closes them, and answers afterwards', { timeout: TEST_MS }, async () => {
+  const { admin } = cluster.node('node-1')
+  const sockets = await Promise.all(Array.from({ length: 80 }, () => open(port(admin))))
+  for (const socket of sockets) socket.destroy()
+  await until('the admin port answers', 20_000, () =>
+    fetch(`${admin}/readyz`).then(
+      ({ status }) => status === 200,
+      () => false,
+    ),
+  )
+  assert.equal((await fetch(`${admin}/../../etc/passwd`)).status, 404)
+  assert.equal((await fetch(`${admin}/metrics`, { method: 'POST', body: 'x' })).status, 405)
+})
+
+test('gRPC calls with nonsense in every field are refused with a reason, and nothing changes', { timeout: TEST_MS }, async () => {
+  const before = JSON.stringify((await cluster.call<{ volumes: unknown[] }>('Volume/List')).volumes.length)
+  const nasty = ['', ' ', '../x', 'a'.repeat(100_000), '\u0000', '__proto__', 'db\n', '💥', '-1', '1e99']
+  for (const text of nasty) {
+    for (const [method, request] of [
+      ['Volume/Create', { name: `bad ${text}`, sizeBytes: 4096 }],
+      ['Volume/Info', { volume: text }],
+      ['Volume/Delete', { volume: text }],
+      ['Volume/Resize', { volume: text, sizeBytes: 2 ** 53 }],
+      ['Cluster/RemoveNode', { nodeId: text || 'x', force: true }],
+      ['Config/Set', { key: text, valueJson: text }],
+      ['Debug/BlockLocation', { block: text }],
+      ['Debug/FlightRecorder', { nodeId: text || 'x' }],
+      ['Cluster/Join', { token: text }],
+    ] as const)
+      await assert.rejects(
+        cluster.call(method, request),
+        (error) => error instanceof XsanError && error.status !== 'INTERNAL',
+        `${method} ${text.slice(0, 20)}`,
+      )
+  }
+  for (const sizeBytes of [0, 1, 513, 2 ** 53])
+    await assert.rejects(cluster.call('Volume/Create', { name: 'huge', sizeBytes }), (error) => error instanceof XsanError && error.status === 'INVALID_PARAM')
+  await assert.rejects(cluster.call('Cluster/AddNode', { nodeId: 'a/b' }), /cannot be a node_id/)
+  await assert.rejects(cluster.call('Volume/List', { pageToken: 'x' }), /no page token/)
+  assert.equal(JSON.stringify((await cluster.call<{ volumes: unknown[] }>('Volume/List')).volumes.length), before)
+})
+
+test('`dev down` while clients write: they see their connection close, what was acknowledged is there after `dev up`', { timeout: 180_000 }, async () => {
+  const own = await DevCluster.up({ nodes: 1, replicas: 1, diskSize: '512M' })
+  try {
+    await own.createVolume('busy', '64M')
+    const client = await own.nbd('node-1', 'busy')
+    let acknowledged = 0
+    let ended: unknown
+    const writing = (async () => {
+      while (ended === undefined) {
+        try {
+          await client.write((acknowledged % 16_000) * 4096, Buffer.alloc(4096, (acknowledged % 250) + 1))
+          acknowledged++
+        } catch (error) {
+          ended = error
+        }
+      }
+    })()
+    await until('some are acknowledged', 10_000, () => acknowledged > 50)
+    await own.down()
+    await writing
+    assert.ok(ended instanceof ConnectionLost || (ended instanceof NbdError && ended.errno === Errno.ESHUTDOWN), String(ended))
+    await own.resume()
+    const again = await own.nbd('node-1', 'busy')
+    for (let i = Math.max(0, acknowledged - 200); i < acknowledged; i++)
+      assert.equal((await again.read((i % 16_000) * 4096, 4096))[0], (i % 250) + 1, `write ${i} of ${acknowledged}`)
+    await again.close()
+  } finally {
+    await own.end()
   }
 })

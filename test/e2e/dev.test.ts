@@ -122,7 +122,25 @@ test('wrong use is refused with the next step, and starts nothing', { timeout: 1
   assert.match(taken.stderr, new RegExp(`port ${port} is taken by PID ${process.pid}`))
   assert.ok(!existsSync(join(dir, 'node-1')))
 
-  const one = await dev(dir, 'up', '--nodes', '1', '--disk-size', '512M')
+  for (const [args, pattern] of [
+    [['up', '--base-port', '70000'], /and the last port is 65535/],
+    [['up', '--nodes', '65'], /1 to 64 nodes/],
+    [['up', '--disk-size', '1M'], /storage\.devices\[0\]\.size: must be at least 64MiB/],
+    [['up', '--set', '__proto__.a=1'], /unknown key/],
+    [['up', '--set', '=1'], /not of the form key=value/],
+  ] as const) {
+    const { code, stderr } = await refused(...args)
+    assert.equal(code, 1, stderr)
+    assert.match(stderr, pattern)
+  }
+  for (const place of ['/proc/xsan', '/dev/null/x'])
+    assert.match((await xsan('dev', 'up', '--nodes', '1', '--dir', place)).stderr, /the directory of the playground, \/.*, cannot be used/)
+
+  // two at once: one makes it, the other finds it
+  const [one, other] = await Promise.all([dev(dir, 'up', '--nodes', '1', '--disk-size', '512M'), dev(dir, 'up', '--nodes', '1', '--disk-size', '512M')])
+  assert.equal(other.nodes[0]!.pid, one.nodes[0]!.pid)
+  assert.match((await refused('up', '--nodes', '1', '--set', 'cluster=5')).stderr, /cluster: /)
+  assert.match((await refused('kill', 'node-1', '--signal', 'NOPE')).stderr, /"NOPE" is not a signal/)
   assert.equal(JSON.parse(readFileSync(join(dir, 'node-1/xsan.json'), 'utf8')).storage.default_replica_count, 1)
   assert.equal((await refused('kill', 'node-7')).code, 5)
   assert.match((await refused('start', 'node-7')).stderr, /there is no node node-7\. Try: One of: node-1/)

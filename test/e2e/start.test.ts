@@ -1,7 +1,7 @@
 /** How a node starts, and how it refuses to: real processes, each bad input with a clear error that names the thing and the next step. */
 import assert from 'node:assert/strict'
 import { type ChildProcess, spawn } from 'node:child_process'
-import { existsSync, mkdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, openSync, readdirSync, readFileSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import test, { type TestContext } from 'node:test'
@@ -52,9 +52,9 @@ class Node {
     })
   }
 
-  start(config = this.config, env: Readonly<Record<string, string>> = {}): void {
-    const child = spawn(bin('xsand'), ['--config', config], { stdio: ['ignore', 'ignore', 'pipe'], env: { ...process.env, ...env } })
-    child.stderr.on('data', (chunk: Buffer) => {
+  start(config = this.config, env: Readonly<Record<string, string>> = {}, stderr: number | 'pipe' = 'pipe'): void {
+    const child = spawn(bin('xsand'), ['--config', config], { stdio: ['ignore', 'ignore', stderr], env: { ...process.env, ...env } })
+    child.stderr?.on('data', (chunk: Buffer) => {
       this.#stderr += chunk.toString()
     })
     this.#child = child
@@ -85,11 +85,14 @@ class Node {
     await until(`the node is ready\n${this.#stderr}`, 20_000, async () => (await this.state()) === 'ready')
   }
 
+  exited(): Promise<number | null> {
+    return new Promise((resolve) => this.#child!.once('exit', resolve))
+  }
+
   /** Sends a signal and returns the exit code. */
-  async end(signal: NodeJS.Signals): Promise<number | null> {
-    const child = this.#child!
-    const code = new Promise<number | null>((resolve) => child.once('exit', resolve))
-    child.kill(signal)
+  end(signal: NodeJS.Signals): Promise<number | null> {
+    const code = this.exited()
+    this.#child!.kill(signal)
     return code
   }
 
@@ -282,4 +285,47 @@ test('the service manager hears of start, state, watchdog and stop', { timeout: 
   assert.match(heard, /READY=1 STATUS=uninitialized: .* MAINPID=\d+/)
   assert.equal(await node.end('SIGTERM'), 0)
   await until(`stopping\n${heard}`, 5000, () => heard.includes('STOPPING=1'))
+})
+
+test('places that cannot be used are named before anything starts: data directory, disks.json, links that lead nowhere', { timeout: TIMEOUT_MS }, async (t) => {
+  const proc = await new Node(t, { cluster: { data_dir: '/proc/xsan/data' } }).refused()
+  assert.equal(proc.code, 1)
+  assert.match(proc.stderr, /start failed at "directory": cluster\.data_dir, \/proc\/xsan\/data, cannot be used/)
+
+  const damaged = new Node(t)
+  mkdirSync(join(damaged.dir, 'data'))
+  writeFileSync(join(damaged.dir, 'data/disks.json'), '{"a')
+  assert.match((await damaged.refused()).stderr, /XSAN-207 DISK_CORRUPTED: start failed at "disks": .*disks\.json is damaged: .* Try: Remove it/)
+
+  const dangling = new Node(t)
+  symlinkSync('nowhere', join(dangling.dir, 'disk'))
+  assert.match((await dangling.refused()).stderr, /DISK_NOT_FOUND: .*storage\.devices\[0\]: .*disk is a symbolic link that leads nowhere/)
+
+  const address = await new Node(t, { network: { admin_ip: '192.0.2.1' } }).refused()
+  assert.match(address.stderr, /cannot listen on 192\.0\.2\.1:\d+.* Try: Set cluster\.bind_ip or network\.admin_ip to an address of this host/)
+})
+
+test('an NBD address that is not of this host ends the node with a clear error, and without a flight recorder', { timeout: TIMEOUT_MS }, async (t) => {
+  const node = new Node(t, { nbd: { bind_ip: '192.0.2.1' } })
+  node.start()
+  await node.answers()
+  const ended = node.exited()
+  await run(bin('xsan'), ['--server', node.grpc, 'cluster', 'init'])
+  assert.equal(await ended, 1, node.stderr)
+  assert.match(
+    node.stderr,
+    /error XSAN-002 INVALID_PARAM: opening the NBD export: cannot listen on 192\.0\.2\.1:\d+.* Try: Set nbd\.bind_ip to an address of this host/,
+  )
+  assert.deepEqual(
+    readdirSync(join(node.dir, 'data')).filter((name) => name.startsWith('flight-')),
+    [],
+  )
+})
+
+test('a log that cannot be written is no reason to stop serving', { timeout: TIMEOUT_MS }, async (t) => {
+  const node = new Node(t)
+  node.start(node.config, {}, openSync('/dev/full', 'w'))
+  await node.init()
+  await must(bin('xsan'), ['--server', node.grpc, 'volume', 'create', 'v', '64M'])
+  assert.equal(await node.end('SIGTERM'), 0)
 })

@@ -9,10 +9,11 @@
  * No file is shared by two nodes but dev.json, so several `dev start` may run at once.
  */
 import { createHash } from 'node:crypto'
-import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { messageOf, XsanError } from '../../base/errors.ts'
+import { makeDirectory } from '../../node/directories.ts'
 
 export interface DevNode {
   readonly id: string
@@ -110,7 +111,7 @@ export function wipe(cluster: DevCluster): void {
 }
 
 export function writeJson(path: string, value: unknown): void {
-  mkdirSync(join(path, '..'), { recursive: true })
+  makeDirectory(join(path, '..'), 'the directory of the playground')
   writeAtomic(path, value)
 }
 

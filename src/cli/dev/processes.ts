@@ -1,6 +1,7 @@
 /** Starting, watching and ending the processes of a playground. They outlive the command that starts them. */
 import { spawn } from 'node:child_process'
 import { closeSync, openSync, readFileSync, rmSync, writeSync } from 'node:fs'
+import { constants } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { XsanError } from '../../base/errors.ts'
@@ -96,7 +97,7 @@ export async function until(condition: () => boolean, timeoutMs: number): Promis
 
 export function toSignal(text: string): NodeJS.Signals {
   const name = `SIG${text.toUpperCase().replace(/^SIG/, '')}`
-  if (!/^SIG[A-Z0-9]+$/.test(name)) throw new XsanError('INVALID_PARAM', `"${text}" is not a signal`, 'For example: --signal STOP')
+  if (!Object.hasOwn(constants.signals, name)) throw new XsanError('INVALID_PARAM', `"${text}" is not a signal`, 'For example: --signal STOP')
   return name as NodeJS.Signals
 }
 
@@ -111,11 +112,20 @@ function procStat(pid: number): { state: string; startTicks: string } | undefine
   }
 }
 
-/** One starter of a node at a time. A lock whose owner is gone is taken over. */
-async function withStartLock<T>(dir: string, id: string, body: () => Promise<T>): Promise<T> {
-  const path = join(nodeDir(dir, id), 'start.lock')
-  const took = await until(() => tryLock(path), LOCK_WAIT_MS)
-  if (!took) throw new XsanError('BUSY', `another command has been starting ${id} for ${LOCK_WAIT_MS / 1000} s`, `Remove ${path} if there is none.`)
+/** One `up` or `down` of a playground at a time; the next waits, and finds what the first has made. */
+export function withDirLock<T>(dir: string, waitMs: number, body: () => Promise<T>): Promise<T> {
+  return withLock(join(dir, 'up.lock'), waitMs, `another command has been starting or ending the playground in ${dir}`, body)
+}
+
+/** One starter of a node at a time. */
+function withStartLock<T>(dir: string, id: string, body: () => Promise<T>): Promise<T> {
+  return withLock(join(nodeDir(dir, id), 'start.lock'), LOCK_WAIT_MS, `another command has been starting ${id}`, body)
+}
+
+/** A lock whose owner is gone is taken over. */
+async function withLock<T>(path: string, waitMs: number, why: string, body: () => Promise<T>): Promise<T> {
+  const took = await until(() => tryLock(path), waitMs)
+  if (!took) throw new XsanError('BUSY', `${why} for ${waitMs / 1000} s`, `Remove ${path} if there is none.`)
   try {
     return await body()
   } finally {

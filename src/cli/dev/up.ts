@@ -1,20 +1,21 @@
-import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { Option } from 'commander'
 import { XsanError } from '../../base/errors.ts'
 import { parseSize } from '../../base/units.ts'
 import { AdminClient } from '../../node/admin-client.ts'
-import { assignment, resolveConfig } from '../../node/config.ts'
+import { assignment, loadConfig, resolveConfig } from '../../node/config.ts'
+import { makeDirectory } from '../../node/directories.ts'
 import { command, parseCount, sleep } from '../program.ts'
 import { clusterExists, configPath, type DevCluster, type DevNode, nodeDir, readCluster, socketPath, wipe, writeCluster, writeJson } from './files.ts'
 import { dirOption, timeoutOption } from './options.ts'
 import { freePorts, PORTS_PER_NODE, requireFree } from './ports.ts'
-import { endProcess, startProcess } from './processes.ts'
+import { endProcess, processState, startProcess, withDirLock } from './processes.ts'
 import { startNodes } from './start.ts'
 import { clusterOutput, waitState } from './view.ts'
 
 const HOST = '127.0.0.1'
 const NODES_MAX = 64
+const PORT_MAX = 65_535
 const OPEN_MS = 30_000
 const JOIN_MS = 60_000
 const END_MS = 3000
@@ -52,12 +53,15 @@ export const devUp = command<Options>({
   examples: ['xsan dev up --nodes 3 --dir /tmp/play', 'xsan dev up --nodes 1 --dir /tmp/one --set storage.sync_when_write=false'],
   versioned: false,
   async run({ options, progress }) {
-    if (clusterExists(options.dir)) await clearUnformed(options.dir)
-    const cluster = clusterExists(options.dir) ? resume(options) : await lay(options)
-    if (cluster.formed) await startNodes(cluster, cluster.nodes, options.timeout)
-    else await form(cluster, options, progress)
-    await waitServing(cluster, options.timeout)
-    return clusterOutput(cluster)
+    makeDirectory(options.dir, 'the directory of the playground')
+    return withDirLock(options.dir, options.timeout, async () => {
+      if (clusterExists(options.dir)) await clearUnformed(options.dir)
+      const cluster = clusterExists(options.dir) ? resume(options, progress) : await lay(options)
+      if (cluster.formed) await startNodes(cluster, cluster.nodes, options.timeout)
+      else await form(cluster, options, progress)
+      await waitServing(cluster, options.timeout)
+      return clusterOutput(cluster)
+    })
   },
 })
 
@@ -70,7 +74,7 @@ async function clearUnformed(dir: string): Promise<void> {
 }
 
 /** The playground that is already there; the options must not ask for another one. */
-function resume(options: Options): DevCluster {
+function resume(options: Options, progress: (line: string) => void): DevCluster {
   const cluster = readCluster(options.dir)
   if (cluster.nodes.length !== options.nodes) {
     throw new XsanError(
@@ -80,7 +84,13 @@ function resume(options: Options): DevCluster {
     )
   }
   if (options.set.length > 0) {
-    for (const { id } of cluster.nodes) writeJson(join(nodeDir(cluster.dir, id), 'xsan.json.d', '50-set.json'), overrides(options.set))
+    for (const { id } of cluster.nodes) {
+      const { config } = loadConfig(configPath(cluster.dir, id))
+      resolveConfig([{ file: configPath(cluster.dir, id), json: config }, ...options.set.map(assignment)], nodeDir(cluster.dir, id))
+      writeJson(join(nodeDir(cluster.dir, id), 'xsan.json.d', '50-set.json'), overrides(options.set))
+    }
+    const running = cluster.nodes.filter(({ id }) => processState(cluster.dir, id).state !== 'dead').map(({ id }) => id)
+    if (running.length > 0) progress(`${running.join(', ')} run already: --set holds for them from their next start on`)
   }
   return cluster
 }
@@ -92,6 +102,13 @@ async function lay(options: Options): Promise<DevCluster> {
   const replicas = options.replicas ?? Math.min(3, count)
   if (replicas > count) throw new XsanError('INVALID_PARAM', `${replicas} copies need as many nodes, there are ${count}`, `--replicas ${count}`)
   const ports = count * PORTS_PER_NODE
+  if (options.basePort !== undefined && (options.basePort < 1 || options.basePort + ports - 1 > PORT_MAX)) {
+    throw new XsanError(
+      'INVALID_PARAM',
+      `${ports} ports from ${options.basePort} on are needed, and the last port is ${PORT_MAX}`,
+      `--base-port ${PORT_MAX - ports + 1} or less`,
+    )
+  }
   if (options.basePort !== undefined) await requireFree(options.basePort, ports)
   const base = options.basePort ?? (await freePorts(ports))
   const clusterId = `dev-${base}`
@@ -115,7 +132,7 @@ async function lay(options: Options): Promise<DevCluster> {
     const sources = [{ file: configPath(dir, node.id), json: config }, ...options.set.map(assignment)]
     // Wrong --set: say so before anything starts
     resolveConfig(sources, nodeDir(dir, node.id))
-    mkdirSync(node.dataDir, { recursive: true })
+    makeDirectory(node.dataDir, 'the directory of the playground')
     writeJson(configPath(dir, node.id), config)
     if (options.set.length > 0) writeJson(join(nodeDir(dir, node.id), 'xsan.json.d', '50-set.json'), overrides(options.set))
   }

@@ -40,7 +40,7 @@ export const nodeAdmit: Operation<NodeAdmitArgs, { node: NodeNumber }> = {
       throw new XsanError(
         'ALREADY_EXISTS',
         `a node ${args.nodeId} is a member already`,
-        'Give this node a cluster.node_id of its own, or remove the old one with `xsan node remove`.',
+        'Give this node a cluster.node_id of its own, or remove the old one with `xsan cluster remove`.',
       )
     }
     if (args.featureMax < state.featureLevel) {

@@ -22,7 +22,7 @@ export const tokenAdd: Operation<TokenAddArgs, null> = {
       throw new XsanError(
         'ALREADY_EXISTS',
         `${args.nodeId} is a member already`,
-        'Give the new node a node_id of its own, or remove the old one with `xsan node remove`.',
+        'Give the new node a node_id of its own, or remove the old one with `xsan cluster remove`.',
       )
     }
     const old = [...state.tokens.values()].filter((token) => token.expiresAtMs < args.wallMs)

@@ -16,6 +16,8 @@ import { type AdminService, atLeader, flag, fresh, here, number, type ServiceCon
 
 /** A heartbeat of a process that died may still arrive for so long after its death is known. */
 const BEAT_LATE_MS = 250
+/** As cluster.node_id of the configuration. */
+const NODE_ID = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/
 const TOKEN_VALID_MS = 24 * 3600_000
 const TOKEN_VALID_MS_MAX = 30 * TOKEN_VALID_MS
 
@@ -35,17 +37,20 @@ export const clusterService: AdminService = {
     const { env, hmac, state } = context
     const coordinator = await fresh(context)
     const cluster = state.theCluster
+    const nodeId = text(request, 'nodeId')
+    if (nodeId !== '' && !NODE_ID.test(nodeId))
+      throw new XsanError(
+        'INVALID_PARAM',
+        `${JSON.stringify(nodeId)} cannot be a node_id`,
+        'Use letters, digits, ".", "_" and "-", at most 63, a letter or digit first.',
+      )
     const validMs = number(request, 'validMs') || TOKEN_VALID_MS
     if (validMs > TOKEN_VALID_MS_MAX)
       throw new XsanError('INVALID_PARAM', `a token that is good for ${validMs} ms`, `Take at most ${TOKEN_VALID_MS_MAX} (30 days).`)
     // drawn from the request's id, so that a repeated request gives the same token
     const secret = toHex(hmac(new TextEncoder().encode(`${cluster.key} join token`), new TextEncoder().encode(call.requestId)))
     const expiresAtMs = env.clock.wallMs() + validMs
-    await coordinator.propose(
-      'token.add',
-      { hash: hashSecret(hmac, cluster.uuid, secret), nodeId: text(request, 'nodeId'), expiresAtMs, wallMs: env.clock.wallMs() },
-      call.requestId,
-    )
+    await coordinator.propose('token.add', { hash: hashSecret(hmac, cluster.uuid, secret), nodeId, expiresAtMs, wallMs: env.clock.wallMs() }, call.requestId)
     const leaderFirst = [...state.nodes.values()].sort((a, b) => Number(b.node === context.self) - Number(a.node === context.self) || a.node - b.node)
     const addresses = leaderFirst.map((node) => node.grpc).filter((address) => address !== '')
     return { token: encodeToken({ clusterId: cluster.id, clusterUuid: cluster.uuid, addresses, secret }), expiresAtMs }

@@ -64,14 +64,20 @@ export function knownError(error: unknown): XsanError {
   return error instanceof XsanError ? error : new XsanError('INTERNAL', messageOf(error), "Look for this message in the node's log.")
 }
 
+/** An HTTP/2 peer takes headers of some KiB, and refuses the whole answer when there are more; a message may quote what the caller sent. */
+const TEXT_CHARS_MAX = 1500
+
+const cut = (text: string) => (text.length <= TEXT_CHARS_MAX ? text : `${text.slice(0, TEXT_CHARS_MAX)}... (${text.length} characters)`)
+
 export function toGrpcStatus(error: unknown): Partial<StatusObject> {
   const known = knownError(error)
+  const message = cut(known.message)
   const metadata = new Metadata()
   metadata.set('xsan-status', known.status)
   metadata.set('xsan-code', String(known.code))
-  metadata.set('xsan-message-bin', Buffer.from(known.message))
-  if (known.nextStep) metadata.set('xsan-next-step-bin', Buffer.from(known.nextStep))
-  return { code: GRPC_CODES[known.status], details: `${known.status}: ${known.message}`, metadata }
+  metadata.set('xsan-message-bin', Buffer.from(message))
+  if (known.nextStep) metadata.set('xsan-next-step-bin', Buffer.from(cut(known.nextStep)))
+  return { code: GRPC_CODES[known.status], details: `${known.status}: ${message}`, metadata }
 }
 
 /** What a failed call means. Without our metadata the answer did not come from a handler of ours. */

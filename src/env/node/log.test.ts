@@ -1,8 +1,11 @@
 import assert from 'node:assert/strict'
+import { closeSync, openSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import test from 'node:test'
 import { XsanError } from '../../base/errors.ts'
 import type { LogLevelName } from '../control.ts'
-import { NodeLog } from './log.ts'
+import { LineWriter, NodeLog } from './log.ts'
 
 function capture(level: LogLevelName) {
   const lines: Array<Record<string, unknown>> = []
@@ -54,4 +57,26 @@ test('a field does not hide one that every line carries', () => {
   const { log, lines } = capture('INFO')
   log.log('INFO', 'a node is up', { node: 'node-2' })
   assert.deepEqual([lines[0]!['node'], lines[0]!['about_node']], ['node-1', 'node-2'])
+})
+
+test('a log that cannot be written costs lines, not the process, and the next one that can says how many', (t) => {
+  const full = openSync('/dev/full', 'w')
+  const path = join(tmpdir(), `xsan-log-${process.pid}`)
+  const good = openSync(path, 'w')
+  t.after(() => {
+    closeSync(full)
+    closeSync(good)
+    rmSync(path)
+  })
+  const writer = new LineWriter(full)
+  writer.write('one\n')
+  writer.write('two\n')
+  // the same number, now a file with room
+  closeSync(full)
+  const again = openSync(path, 'a')
+  assert.equal(again, full, 'the lowest free descriptor')
+  writer.write('three\n')
+  const [notice, line] = readFileSync(path, 'utf8').trimEnd().split('\n')
+  assert.equal((JSON.parse(notice!) as { lost: number }).lost, 2)
+  assert.equal(line, 'three')
 })

@@ -3,6 +3,7 @@
  *   {"ts":"2026-01-31T12:00:00.000Z","level":"WARN","code":"XSAN-204","node":"node-1",...,"file":"src/x.ts:12","func":"f","msg":"..."}
  * `file` and `func` cost a stack trace, so they are taken at WARN and worse, and at every level once DEBUG is switched on.
  */
+import { writeSync } from 'node:fs'
 import { relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import pino from 'pino'
@@ -40,7 +41,7 @@ export class NodeLog implements Log {
           timestamp: () => `,"ts":"${new Date().toISOString()}"`,
           formatters: { level: (label) => ({ level: label.toUpperCase() }) },
         },
-        options.write ? { write: options.write } : pino.destination({ fd: 2, sync: true }),
+        { write: options.write ?? new LineWriter(2).write },
       )
   }
 
@@ -66,6 +67,43 @@ export class NodeLog implements Log {
       { level: this.#shared.level },
       { pino: this.#pino.child(own), shared: this.#shared, taken: new Set([...this.#taken, ...Object.keys(own)]) },
     )
+  }
+}
+
+/** Waits for the reader of a full pipe, in all; then the line is lost. */
+const FULL_MS_MAX = 100
+
+/**
+ * Writes lines to a file descriptor at once. A log that cannot be written (a full disk, a reader that went away) must not end a storage node: such
+ * lines are lost and counted, and the first one that gets through says how many.
+ */
+export class LineWriter {
+  readonly #fd: number
+  readonly #pause = new Int32Array(new SharedArrayBuffer(4))
+  #lost = 0
+
+  constructor(fd: number) {
+    this.#fd = fd
+  }
+
+  readonly write = (line: string): void => {
+    const lost = this.#lost
+    const notice = lost > 0 ? `${JSON.stringify({ level: 'WARN', ts: new Date().toISOString(), msg: 'lines of the log were lost', lost })}\n` : ''
+    if (this.#tryWrite(Buffer.from(notice + line))) this.#lost = 0
+    else this.#lost = lost + 1
+  }
+
+  #tryWrite(bytes: Uint8Array): boolean {
+    let at = 0
+    for (let waitedMs = 0; at < bytes.length; ) {
+      try {
+        at += writeSync(this.#fd, bytes, at)
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== 'EAGAIN' || waitedMs++ >= FULL_MS_MAX) return false
+        Atomics.wait(this.#pause, 0, 0, 1)
+      }
+    }
+    return true
   }
 }
 

@@ -55,6 +55,7 @@ const REPLIES_PER_SEND_MAX = 128
 const REFUSALS_MAX = 8
 /** A client that has not finished negotiating by then is dropped. */
 const NEGOTIATION_MS_MAX = 10_000
+const DEADLINE_AGAIN_MS = 100
 /**
  * A reactor that stood still for this long (SIGSTOP, a paused guest) finds requests of unknown age in its sockets. Their clients may have gone on by
  * another node meanwhile, so that an old write would land over a newer one (protocol 16): all connections are closed instead.
@@ -154,7 +155,10 @@ export class NbdServer {
     this.#sendTag = queue.register('nbd send', (c, result) => this.#onSent(c, result))
     this.#closeTag = queue.register('nbd close', (c) => this.#onClosed(c))
     this.#deadlineTag = queue.register('nbd deadline', (c, result) => {
-      if (result === 0 && this.#connections.isUsed(c) && this.#connections.negotiating[c] === 1) this.#queue.cancel(this.#socket(c))
+      if (result !== 0 || !this.#connections.isUsed(c) || this.#connections.negotiating[c] !== 1) return
+      // again and again: a receive that has some of its bytes ends with them, not with an error, and the next one is begun
+      this.#queue.cancel(this.#socket(c))
+      this.#queue.timeout(DEADLINE_AGAIN_MS, this.#deadlineTag, c)
     })
     this.#done = (row, status) => this.#onDone(row, status)
     this.#turnMs = queue.nowMs
