@@ -348,11 +348,13 @@ export class SimFile {
 }
 
 /** Stands for every page of zeros; nobody writes into it. */
-const ZERO_PAGE = Buffer.alloc(PAGE_BYTES)
+/** Not a Buffer: `slice` of one shares its memory, and what changes a copy would change every page of zeros of every disk. */
+const ZERO_PAGE = new Uint8Array(PAGE_BYTES)
+const ZEROS = Buffer.from(ZERO_PAGE.buffer)
 
 function isZero(bytes: Uint8Array, start: number): boolean {
   for (let i = start; i < start + PAGE_BYTES; i += 256) if (bytes[i] !== 0) return false
-  return ZERO_PAGE.equals(bytes.subarray(start, start + PAGE_BYTES))
+  return ZEROS.equals(bytes.subarray(start, start + PAGE_BYTES))
 }
 
 /** Without a `subarray` object for the small pieces. */

@@ -261,6 +261,20 @@ test('a read gives the checksum of each page, EIO and hangs are injected, rot is
   assert.equal(await m.world.settle(a.io.read(handle, 0, page, 0, 4096), 1000), -Errno.EIO)
 })
 
+test('a page of zeros that rots, or is torn by a loss of power, is that page alone', async () => {
+  const m = make()
+  const a = m.start(0)
+  const disk = m.hosts[0]!.addDisk({ name: 'd', mount: '/d/' })
+  disk.faults.short = 0
+  const { handle } = a.queue.openFile({ path: '/d/x', createBytes: 1 << 20, lock: true })
+  const page = a.queue.arena.alloc(8192)
+  a.queue.arena.bytes.fill(0, page * PAGE_BYTES, page * PAGE_BYTES + 8192)
+  await m.world.settle(a.io.write(handle, 0, page, 0, 8192), 1000)
+  disk.rot(1)
+  const rotten = disk.files.flatMap((file) => [...file.pages.values()].filter((content) => content.some((byte) => byte !== 0)))
+  assert.equal(rotten.length, 1)
+})
+
 test('mistakes in the use of ranges, handles and sends are assertions', async () => {
   const m = make()
   const a = m.start(0)
