@@ -4,9 +4,11 @@
  * Phase 1: faults, safety. Phase 2: no faults, liveness: everything pending completes and every replica serves within LIVENESS_MS of
  * virtual time; then every page is read once more, replicas are compared, and nothing may be left allocated.
  */
-import { BLOCK_BYTES, KiB, PAGE_BYTES } from '../../src/base/units.ts'
+import { Status } from '../../src/base/status.ts'
+import { BLOCK_BYTES, KiB, PAGE_BYTES, PAGES_PER_BLOCK } from '../../src/base/units.ts'
 import { kvStore } from '../../src/env/sim/control.ts'
 import { type Seed, seededPrng } from '../../src/env/sim/world.ts'
+import { ReplicaState } from '../../src/placement/chain.ts'
 import { leftovers, Watch } from './checkers.ts'
 import { SimCluster, type SimNode, type SimVolume, usedBytes } from './cluster.ts'
 import { type FocusName, makeSchedule, type Profile, type Schedule } from './faults.ts'
@@ -246,29 +248,62 @@ function initiatorOf(cluster: SimCluster, volume: SimVolume, client: number, hom
 
 /** Every page that was ever touched is read once more, neighbours together, so that the final content is part of the history. */
 async function readAll(cluster: SimCluster, history: History, node: SimNode, volume: SimVolume): Promise<void> {
-  const { world } = cluster
-  const { seat } = node
-  if (!seat) throw new Error(`${node.id} has no data plane`)
+  if (!node.seat) throw new Error(`${node.id} has no data plane`)
   const pages = history.pagesOf(volume.volume)
   for (let i = 0; i < pages.length; ) {
     const first = pages[i]!
     let count = 1
     while (count < FINAL_READ_PAGES_MAX && pages[i + count] === first + count) count++
     i += count
-    const lengthBytes = count * PAGE_BYTES
-    const buffer = seat.queue.arena.alloc(lengthBytes)
-    const open = history.beginRead({ client: 'final', volume: volume.volume, offsetBytes: first * PAGE_BYTES, lengthBytes, nowMs: world.nowMs })
-    let status = -1
-    const done = (_row: number, result: number) => {
-      status = result
+    if (await readRange(cluster, history, node, volume, first, count)) continue
+    // among them are bad ones: each by itself is good, or on no replica
+    for (let page = first; page < first + count; page++) {
+      if (await readRange(cluster, history, node, volume, page, 1)) continue
+      const holder = await holderOf(cluster, volume, page)
+      if (holder !== undefined) throw new Error(`the final read of page ${page} of ${volume.name} finds it bad, and ${holder} holds it`)
     }
-    seat.process.schedule(0, 'final read', () => {
-      seat.volumes.read(volume.volume, first * PAGE_BYTES, lengthBytes, buffer, done, 0)
-      node.plane?.settle()
-    })
-    if (!(await world.run(() => status >= 0, 30_000))) throw new Error(`the final read of page ${first} of ${volume.name} does not end`)
-    history.endRead(open, status === 0 ? seat.queue.arena.bytes : undefined, buffer * PAGE_BYTES, world.nowMs)
-    if (status !== 0) throw new Error(`the final read of page ${first} of ${volume.name} ends with status ${status}`)
-    seat.queue.arena.free(buffer as never)
   }
+}
+
+/** False: a page of the range is bad. */
+async function readRange(cluster: SimCluster, history: History, node: SimNode, volume: SimVolume, first: number, count: number): Promise<boolean> {
+  const { world } = cluster
+  const seat = node.seat!
+  const lengthBytes = count * PAGE_BYTES
+  const buffer = seat.queue.arena.alloc(lengthBytes)
+  const open = history.beginRead({ client: 'final', volume: volume.volume, offsetBytes: first * PAGE_BYTES, lengthBytes, nowMs: world.nowMs })
+  let status = -1
+  const done = (_row: number, result: number) => {
+    status = result
+  }
+  seat.process.schedule(0, 'final read', () => {
+    seat.volumes.read(volume.volume, first * PAGE_BYTES, lengthBytes, buffer, done, 0)
+    node.plane?.settle()
+  })
+  if (!(await world.run(() => status >= 0, 30_000))) throw new Error(`the final read of page ${first} of ${volume.name} does not end`)
+  history.endRead(open, status === 0 ? seat.queue.arena.bytes : undefined, buffer * PAGE_BYTES, world.nowMs)
+  seat.queue.arena.free(buffer as never)
+  if (status !== 0 && status !== Status.BLOCK_CORRUPTED) throw new Error(`the final read of page ${first} of ${volume.name} ends with status ${status}`)
+  return status === 0
+}
+
+/** A disk whose replica serves, and has the page's content. */
+async function holderOf(cluster: SimCluster, volume: SimVolume, page: number): Promise<string | undefined> {
+  const index = Math.floor(page / PAGES_PER_BLOCK)
+  for (const node of cluster.nodes) {
+    if (node.queue === undefined) continue
+    for (const store of node.stores) {
+      const row = store.findBlock(volume.volume, 0, index)
+      if (row < 0) continue
+      const entry = cluster.state?.chains[store.blockIdentity(row).slot]?.entries.find(({ disk }) => disk === store.disk)
+      if (entry?.state !== ReplicaState.SERVING) continue
+      const buffer = node.queue.arena.alloc(PAGE_BYTES)
+      const capture = store.capture(row)
+      const status = await cluster.settle(store.readCaptured(capture, page % PAGES_PER_BLOCK, 1, buffer))
+      store.release(capture)
+      node.queue.arena.free(buffer as never)
+      if (status === Status.SUCCESS) return `disk ${store.disk} of ${node.id}`
+    }
+  }
+  return undefined
 }
