@@ -4,11 +4,11 @@
  * What it claims is compared byte by byte at the end.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
-import { mkdtempSync, rmSync, statSync } from 'node:fs'
+import { existsSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { formatSize, MiB } from '../src/base/units.ts'
-import { endChild, must, type Ran, ROOT, sleep } from '../test/support/commands.ts'
+import { bin, endChild, endRunning, must, type Ran, ROOT, run, sleep } from '../test/support/commands.ts'
 import { DevCluster, type Status } from '../test/support/dev-cluster.ts'
 import { VerifiedLoad } from '../test/support/verified-load.ts'
 
@@ -79,10 +79,18 @@ let cluster: DevCluster | undefined
 let probe: VerifiedLoad | undefined
 let fioProcess: ChildProcess | undefined
 
-for (const signal of ['SIGINT', 'SIGTERM'] as const) {
-  process.once(signal, () => {
-    console.error(`\n${signal}: cleaning up`)
-    cleanUp().finally(() => process.exit(1))
+let interrupted = false
+for (const [signal, number] of [
+  ['SIGINT', 2],
+  ['SIGTERM', 15],
+  ['SIGHUP', 1],
+] as const) {
+  // again and again: a second one must not leave the nodes behind
+  process.on(signal, () => {
+    if (interrupted) return
+    interrupted = true
+    console.error(`\n${signal}: ending the nodes, removing the files`)
+    cleanUp().finally(() => process.exit(128 + number))
   })
 }
 
@@ -92,6 +100,8 @@ try {
   report(await demo(cluster))
   exitCode = 0
 } catch (error) {
+  // whoever interrupted it ends the process
+  if (interrupted) await new Promise(() => {})
   console.error(`\nThe demo failed: ${error instanceof Error ? error.message : String(error)}`)
   for (const { id } of cluster?.nodes ?? []) console.error(`--- the end of the log of ${id}\n${cluster!.log(id).trimEnd().split('\n').slice(-8).join('\n')}`)
 } finally {
@@ -221,6 +231,8 @@ function headedBy(status: Status, id: string): string {
 }
 
 async function step<T>(title: string, body: () => Promise<T>): Promise<T> {
+  // a step that begins now would start again what is being ended
+  if (interrupted) await new Promise(() => {})
   const from = performance.now()
   process.stdout.write(`- ${title} ... `)
   const result = await body()
@@ -249,16 +261,23 @@ Play on by hand:
   qemu-img info nbd://...   nbdcopy, fio --ioengine=nbd     use it
   npx xsan dev kill node-1 --dir /tmp/play                  and watch: npx xsan cluster status --watch
   npx xsan dev start node-1 --dir /tmp/play
-  npx xsan dev down --wipe --dir /tmp/play`)
+  npx xsan dev down --wipe --dir /tmp/play
+Or keep these three nodes, with what is on them: npm run demo -- --keep`)
 }
 
 async function cleanUp(): Promise<void> {
   probe?.close()
   if (fioProcess) await endChild(fioProcess)
-  if (KEEP && cluster) {
+  if (KEEP && cluster && !interrupted) {
     console.log(`\nThe nodes go on: npx xsan dev status --dir ${cluster.dir}\nEnd them with:   npx xsan dev down --wipe --dir ${cluster.dir}; rm -r ${parent}`)
     return
   }
+  await endRunning()
   await cluster?.end().catch((error: unknown) => console.error(String(error)))
+  // interrupted while the nodes were being started: their playground is known only from its files
+  for (const name of existsSync(parent) ? readdirSync(parent) : []) {
+    const dir = join(parent, name)
+    if (existsSync(join(dir, 'dev.json'))) await run(bin('xsan'), ['dev', 'down', '--wipe', '--dir', dir])
+  }
   rmSync(parent, { recursive: true, force: true })
 }

@@ -24,6 +24,14 @@ export interface RunOptions {
   readonly input?: string
 }
 
+/** Programs that {@link run} has started and that have not ended. */
+const running = new Set<ChildProcess>()
+
+/** Ends them all: for a program that is itself interrupted. */
+export async function endRunning(): Promise<void> {
+  await Promise.all([...running].map(endChild))
+}
+
 /** Never rejects; a program that takes too long is killed. */
 export function run(command: string, args: readonly string[], options: RunOptions = {}): Promise<Ran> {
   return new Promise((resolve) => {
@@ -34,6 +42,7 @@ export function run(command: string, args: readonly string[], options: RunOption
       timeout: options.timeoutMs ?? 60_000,
       killSignal: 'SIGKILL',
     })
+    running.add(child)
     const stdout: Buffer[] = []
     const stderr: Buffer[] = []
     let left = OUTPUT_BYTES_MAX
@@ -45,14 +54,18 @@ export function run(command: string, args: readonly string[], options: RunOption
     child.stderr?.on('data', keep(stderr))
     child.stdin?.on('error', () => {})
     if (options.input !== undefined) child.stdin?.end(options.input)
-    child.on('error', (error) => resolve({ code: -1, stdout: '', stderr: error.message }))
-    child.on('close', (code, signal) =>
+    child.on('error', (error) => {
+      running.delete(child)
+      resolve({ code: -1, stdout: '', stderr: error.message })
+    })
+    child.on('close', (code, signal) => {
+      running.delete(child)
       resolve({
         code: code ?? -1,
         stdout: Buffer.concat(stdout).toString(),
         stderr: `${Buffer.concat(stderr)}${signal === null ? '' : `(ended by ${signal})`}`,
-      }),
-    )
+      })
+    })
   })
 }
 

@@ -1,6 +1,6 @@
 /** Starting, watching and ending the processes of a playground. They outlive the command that starts them. */
 import { spawn } from 'node:child_process'
-import { closeSync, openSync, readFileSync, rmSync, writeSync } from 'node:fs'
+import { closeSync, openSync, readdirSync, readFileSync, rmSync, writeSync } from 'node:fs'
 import { constants } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -67,6 +67,25 @@ export async function signalProcess(dir: string, id: string, signal: NodeJS.Sign
 
 /** Ends it: gently, and when that takes too long, not. */
 export async function endProcess(dir: string, id: string, graceMs: number): Promise<void> {
+  await endKnown(dir, id, graceMs)
+  // one whose starter was killed before it could write down the pid
+  const strays = straysOf(configPath(dir, id))
+  for (const pid of strays) process.kill(pid, 'SIGKILL')
+  await until(() => strays.every((pid) => 'ZX'.includes(procStat(pid)?.state ?? 'X')), graceMs)
+}
+
+/** Daemons that run with this configuration. */
+function straysOf(config: string): number[] {
+  return readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name))
+    .filter((name) => {
+      const args = readText(`/proc/${name}/cmdline`).split('\0')
+      return args.includes(DAEMON) && args[args.indexOf('--config') + 1] === config
+    })
+    .map(Number)
+}
+
+async function endKnown(dir: string, id: string, graceMs: number): Promise<void> {
   if (processState(dir, id).state === 'frozen') await signalProcess(dir, id, 'SIGCONT', graceMs)
   try {
     await signalProcess(dir, id, 'SIGTERM', graceMs)
