@@ -13,8 +13,9 @@ import { crc32c } from '../../src/base/crc32c.ts'
 import { messageOf, XsanError } from '../../src/base/errors.ts'
 import type { VolumeNumber } from '../../src/base/ids.ts'
 import { MiB, PAGE_BYTES } from '../../src/base/units.ts'
-import { DataPlane } from '../../src/chain/data-plane.ts'
+import { DataPlane, type DataPlaneLimits } from '../../src/chain/data-plane.ts'
 import { type MountedStore, StoreRelay } from '../../src/chain/store-relay.ts'
+import { votersWanted } from '../../src/control/members.ts'
 import type { ControlConfig, Registration } from '../../src/control/options.ts'
 import { ControlPlane } from '../../src/control/plane.ts'
 import { AsyncIo } from '../../src/env/async-io.ts'
@@ -70,6 +71,10 @@ export interface SimClusterOptions {
   readonly network?: Partial<NetworkOptions>
   readonly retryTotalMs?: number
   readonly writeLifeMs?: number
+  /** Copies of everything; default: 3, or as many as there are nodes. */
+  readonly replicas?: number
+  /** Of the data planes: queues and credits. */
+  readonly limits?: Partial<DataPlaneLimits>
   /** Every node has its NBD export. */
   readonly nbd?: boolean
   /** Remember who allocated each range of the arenas. */
@@ -312,7 +317,7 @@ export class SimNode {
       bootId: `${this.id} boot ${this.host.boots}`,
       pid: this.#starts,
       disks: [{ uuid: this.#diskUuid, path: DISK_PATH, type: 'ssd', role: 'capacity', capacityBytes: options.diskBytes ?? DISK_BYTES }],
-      replicas: Math.min(3, options.nodes),
+      replicas: options.replicas ?? Math.min(3, options.nodes),
       syncWhenWrite: true,
       slotCount: options.slotCount ?? 16,
       ...(options.leaseMs === undefined ? {} : { leaseMs: options.leaseMs }),
@@ -383,6 +388,7 @@ export class SimNode {
       stores,
       identity: { clusterId: registration.clusterUuid, node: registration.node, incarnation: registration.incarnation, reactor: 0 },
       listen: { host: this.host.address, port: DATA_PORT },
+      ...(options.limits === undefined ? {} : { limits: options.limits }),
       authenticate: {
         hmac: (bytes) => simulatedMac(registration.clusterKey, bytes),
         nonce: () => this.env!.entropy.bytes(16),
@@ -525,7 +531,7 @@ export class SimCluster {
   }
 
   async createVolume(name: string, options: { sizeBytes: number; replicas?: number; syncWhenWrite?: boolean }): Promise<SimVolume> {
-    const { sizeBytes, replicas = Math.min(3, this.nodes.length), syncWhenWrite = true } = options
+    const { sizeBytes, replicas = this.options.replicas ?? Math.min(3, this.nodes.length), syncWhenWrite = true } = options
     const answer = await this.settle(this.anyNode().call('xsan.v1.Volume/Create', { name, sizeBytes, replicas, syncWhenWrite }))
     const volume: SimVolume = { volume: Number(answer['id']) as VolumeNumber, name, sizeBytes, syncWhenWrite }
     assert(volume.volume > 0, `volume ${name} got the number ${volume.volume}`)
@@ -555,7 +561,9 @@ export class SimCluster {
     if (!state?.cluster) return 'no cluster'
     const leaving = [...state.nodes.values()].find((node) => node.state !== 'member')
     if (leaving) return `${leaving.id} is leaving`
-    const wanted = Math.min(3, new Set([...state.disks.values()].filter((disk) => disk.state === 'ok').map((disk) => disk.node)).size)
+    const { voters = [] } = this.members().find((node) => node.control?.member?.raft?.isLeader)?.control?.member?.raft?.members ?? {}
+    if (voters.length < votersWanted(state.nodes.size)) return `${voters.length} nodes vote`
+    const wanted = Math.min(this.options.replicas ?? 3, new Set([...state.disks.values()].filter((disk) => disk.state === 'ok').map((disk) => disk.node)).size)
     for (const [slot, chain] of state.chains.entries()) {
       const serving = chain.entries.filter((entry) => entry.state === ReplicaState.SERVING).length
       if (serving < wanted || chain.entries.some((entry) => entry.state !== ReplicaState.SERVING)) {

@@ -1,12 +1,13 @@
 /** Scenarios in prose: a healthy cluster of three, a volume, clients at work; something happens; what the clients saw is checked. */
 import assert from 'node:assert/strict'
 import test from 'node:test'
-import { BLOCK_BYTES } from '../../src/base/units.ts'
+import { BLOCK_BYTES, PAGE_BYTES } from '../../src/base/units.ts'
+import { ReplicaState } from '../../src/placement/chain.ts'
 import { leftovers, Watch } from './checkers.ts'
 import { SimCluster, type SimClusterOptions, type SimVolume } from './cluster.ts'
-import { History } from './history.ts'
+import { History, writeStamps } from './history.ts'
 import { NbdInitiator } from './nbd-client.ts'
-import { SimClient } from './workload.ts'
+import { type ClientSeat, SimClient } from './workload.ts'
 
 const WRITE_LIFE_MS = 4500
 /** A server that stands still may take so much longer to see that its client has gone. */
@@ -18,6 +19,7 @@ export class Scenario extends SimCluster {
   readonly clients: SimClient[] = []
   readonly initiators: NbdInitiator[] = []
   readonly watch = new Watch(this)
+  #paths = 0
 
   /** Clients on the named nodes (each stays on its own), `ops` operations each; they end by themselves. */
   load(volume: SimVolume, options: { on: readonly number[]; ops: number; thinkMs?: number; readShare?: number; depth?: number; nbd?: boolean }): void {
@@ -42,11 +44,74 @@ export class Scenario extends SimCluster {
     }
   }
 
+  /** An initiator that does nothing by itself. */
+  initiatorOn(volume: SimVolume, number: number): NbdInitiator {
+    return this.#initiator(volume, number)
+  }
+
+  /** One write of whole pages by a path of the caller's choice; the history knows of it. */
+  writeOnce(volume: SimVolume, seat: ClientSeat, offsetBytes: number, lengthBytes: number): { readonly ended: boolean } {
+    const page = seat.queue.arena.alloc(lengthBytes)
+    const { volume: number, syncWhenWrite } = volume
+    const client = `path ${++this.#paths}`
+    const open = this.history.beginWrite({ client, volume: number, offsetBytes, lengthBytes, nowMs: this.world.nowMs })
+    writeStamps(seat.queue.arena.bytes, page * PAGE_BYTES, open)
+    const result = { ended: false }
+    const end = (outcome: 'ok' | 'failed') => {
+      if (result.ended) return
+      result.ended = true
+      this.history.endWrite(open, outcome, this.world.nowMs, syncWhenWrite)
+      seat.queue.arena.free(page as never)
+    }
+    // In a turn of its queue, as an export does
+    const tag = seat.queue.register(client, () =>
+      seat.volumes.write(number, offsetBytes, lengthBytes, page, 0, (_row, status) => end(status === 0 ? 'ok' : 'failed'), 0),
+    )
+    seat.queue.timeout(0, tag, 0)
+    seat.process.onEnd(() => {
+      if (result.ended) return
+      result.ended = true
+      this.history.clientDied(client, this.world.nowMs + WRITE_LIFE_MS)
+    })
+    return result
+  }
+
+  /** Every page that was touched is read by every node. */
+  async readAll(volume: SimVolume): Promise<void> {
+    for (const page of this.history.pagesOf(volume.volume)) {
+      for (const node of this.nodes) {
+        const { seat } = node
+        if (!seat) continue
+        const buffer = seat.queue.arena.alloc(PAGE_BYTES)
+        const place = { volume: volume.volume, offsetBytes: page * PAGE_BYTES, lengthBytes: PAGE_BYTES }
+        const open = this.history.beginRead({ client: `reader on ${node.id}`, ...place, nowMs: this.world.nowMs })
+        let status = -1
+        const done = (_row: number, result: number) => {
+          status = result
+        }
+        const tag = seat.queue.register('reader', () => seat.volumes.read(volume.volume, place.offsetBytes, PAGE_BYTES, buffer, done, 0))
+        seat.queue.timeout(0, tag, 0)
+        await this.until('a read', () => status >= 0)
+        this.history.endRead(open, status === 0 ? seat.queue.arena.bytes : undefined, buffer * PAGE_BYTES, this.world.nowMs)
+        seat.queue.arena.free(buffer as never)
+      }
+    }
+  }
+
+  /** Every chain is served by all nodes but this one. */
+  async healthyWithout(number: number): Promise<void> {
+    const away = () => this.node(number).control?.member?.node
+    await this.until('served by the others', () =>
+      (this.state?.chains ?? []).every(({ entries }) => entries.every((entry) => (entry.state === ReplicaState.SERVING) !== (entry.node === away()))),
+    )
+  }
+
   /** Prefers the node, and takes any other while that one does not run. */
   #initiator(volume: SimVolume, number: number): NbdInitiator {
-    const name = `initiator-${this.clients.length + 1}`
+    const count = this.initiators.length + 1
+    const name = `initiator-${count}`
     const choose = () => (this.node(number).nbd ? this.node(number) : this.nodes.find((node) => node.running && node.nbd))
-    const initiator = new NbdInitiator(this, { name, number: this.clients.length + 1, volume: volume.name, random: this.world.random(name), choose })
+    const initiator = new NbdInitiator(this, { name, number: count, volume: volume.name, random: this.world.random(name), choose })
     this.initiators.push(initiator)
     return initiator
   }

@@ -1,6 +1,8 @@
 /** The failure table of the design, row by row, on whole simulated clusters. */
 import assert from 'node:assert/strict'
+import { statusName } from '../../src/base/status.ts'
 import { BLOCK_BYTES, MiB } from '../../src/base/units.ts'
+import { ReplicaState } from '../../src/placement/chain.ts'
 import { scenario } from './scenario.ts'
 
 scenario('a killed process costs the others a stall well under a second and no error; back again, it catches up', async (t, volume) => {
@@ -358,4 +360,190 @@ scenario(
     await t.allIsWell()
   },
   { nbd: true, syncWhenWrite: false },
+)
+
+scenario(
+  'an NBD client that asks for nonsense gets the error the protocol names, and goes on',
+  async (t, volume) => {
+    const ask = async (what: 'read' | 'write' | 'zero', offsetBytes: number, lengthBytes: number, flags = 0) => {
+      const seat = t.initiatorOn(volume, 2).seat
+      await t.until('connected', () => seat() !== undefined)
+      const { volumes, process, queue } = seat()!
+      const page = queue.arena.alloc(Math.max(lengthBytes, 1) + 4096)
+      let status = -1
+      const done = (_row: number, result: number) => {
+        status = result
+      }
+      process.schedule(0, 'nonsense', () => {
+        if (what === 'zero') volumes.zero(volume.volume, offsetBytes, lengthBytes, -1, flags, done, 0)
+        else if (what === 'read') volumes.read(volume.volume, offsetBytes, lengthBytes, page, done, 0)
+        else volumes.write(volume.volume, offsetBytes, lengthBytes, page, flags, done, 0)
+      })
+      await t.until('an answer', () => status >= 0)
+      return statusName(status)
+    }
+    assert.equal(await ask('read', 1, 512), 'INVALID_PARAM')
+    assert.equal(await ask('write', 0, 0), 'INVALID_PARAM')
+    assert.equal(await ask('read', volume.sizeBytes, 512), 'INVALID_PARAM')
+    assert.equal(await ask('write', volume.sizeBytes, 512), 'INSUFFICIENT_SPACE')
+    assert.equal(await ask('zero', 512, volume.sizeBytes), 'INSUFFICIENT_SPACE')
+    assert.equal(await ask('read', 0, 4096), 'SUCCESS')
+    const { seat } = t.initiatorOn(volume, 2)
+    await t.until('connected', () => seat() !== undefined)
+    await t.settle(t.insist('xsan.v1.Volume/Delete', { volume: volume.name }))
+    t.history.forget(volume.volume)
+    await t.until('its node knows', () => t.node(2).volumes!.open(volume.name) === undefined)
+    let status = -1
+    const { volumes, process } = seat()!
+    process.schedule(0, 'too late', () => {
+      volumes.zero(
+        volume.volume,
+        0,
+        4096,
+        -1,
+        0,
+        (_row, result) => {
+          status = result
+        },
+        0,
+      )
+    })
+    await t.until('an answer', () => status >= 0)
+    assert.equal(statusName(status), 'STOPPING', 'the volume is gone')
+    await t.allIsWell()
+  },
+  { nbd: true },
+)
+
+// ---- flow ---------------------------------------------------------------------------------------------------------------
+scenario(
+  'a ring of heads under the smallest credits never comes to a standstill',
+  async (t, volume) => {
+    // Every node heads a third of the slots, and every node is saturated: each waits for the next
+    t.load(volume, { on: [1, 2, 3], ops: 600, depth: 24, thinkMs: 0.1, readShare: 0 })
+    await t.clientsDone(120_000)
+    t.assertNoErrors()
+    const heads = new Set(t.state!.chains.map((chain) => chain.entries[0]!.node))
+    assert.equal(heads.size, 3, 'each node heads some slots')
+    await t.allIsWell()
+  },
+  { limits: { creditRows: 8, creditBytes: 2 * MiB, recordsMax: 256, updatesMax: 32, readsMax: 32 } },
+)
+
+scenario(
+  'two exporters, one stuck and one that retries: a newer write is never covered by the older one',
+  async (t, volume) => {
+    // One initiator with two paths: what gets no answer by the first goes by the second, and is followed by a newer one
+    const seats = [t.node(1), t.node(2)].map((node) => () => node.seat!)
+    for (let round = 0; round < 8; round++) {
+      const offsetBytes = (round % 3) * BLOCK_BYTES + 8192
+      const write = (path: number) => t.writeOnce(volume, seats[path]!(), offsetBytes, 4096)
+      const stuck = write(0)
+      if (round % 2 === 0) t.node(1).freeze()
+      else t.node(1).isolate()
+      await t.seconds(0.05 + 0.45 * (round % 4))
+      // The same bytes by the other path, then newer ones
+      const again = write(1)
+      await t.until('the other path answers', () => again.ended, 20_000)
+      const newer = write(1)
+      await t.until('the other path answers', () => newer.ended, 20_000)
+      if (round % 2 === 0) t.node(1).thaw()
+      else t.node(1).rejoin()
+      await t.until('the first path answers', () => stuck.ended, 20_000)
+      // Who goes and comes is held off for longer and longer
+      await t.healthy(150_000)
+    }
+    await t.readAll(volume)
+    await t.allIsWell()
+  },
+  {},
+)
+
+// ---- what only people can decide ------------------------------------------------------------------------------------------
+scenario('the disk with the last complete copy is gone for good: unavailable, until an operator accepts the loss', async (t, volume) => {
+  t.load(volume, { on: [1, 2, 3], ops: 60, readShare: 0 })
+  await t.clientsDone()
+  t.node(2).crash({ losing: 'nothing' })
+  t.node(3).crash({ losing: 'nothing' })
+  await t.seconds(0.2)
+  t.node(3).restart()
+  await t.healthyWithout(2)
+  // Node 1 and 3 go on; then 3 goes, and 1 alone takes what is lost later
+  t.node(2).restart()
+  await t.healthy()
+  t.node(2).crash({ losing: 'nothing' })
+  await t.healthyWithout(2)
+  t.load(volume, { on: [1], ops: 20, readShare: 0 })
+  await t.clientsDone()
+  t.node(1).crash({ losing: 'nothing' })
+  t.node(3).crash({ losing: 'nothing' })
+  t.node(1).replaceDisk()
+  t.node(3).replaceDisk()
+  for (const number of [1, 2, 3]) t.node(number).restart()
+  await t.until('all run', () => t.unhealthyNodes() === '')
+  await t.seconds(5)
+  assert.ok(
+    t.state!.chains.every(({ entries }) => entries.every(({ state }) => state !== ReplicaState.SERVING)),
+    'nobody serves what may be too old',
+  )
+  const before = await t.settle(t.insist('xsan.v1.Cluster/Recover', { dryRun: true }))
+  assert.equal(before['slots'], t.state!.chains.length, 'it says how much is unavailable')
+  await t.settle(t.insist('xsan.v1.Cluster/Recover', { acceptDataLoss: true }))
+  t.history.forget(volume.volume)
+  await t.healthy()
+  t.load(volume, { on: [2], ops: 40, readShare: 0 })
+  await t.clientsDone()
+  await t.healthy()
+})
+
+scenario(
+  'a node that is to leave serves again when the one that took over dies before it is drained',
+  async (t, volume) => {
+    t.load(volume, { on: [1], ops: 100, thinkMs: 20 })
+    await t.seconds(0.5)
+    const leaving = t.state!.nodeById('node-3')!.node
+    t.operate('remove', () => t.insist('xsan.v1.Cluster/RemoveNode', { nodeId: 'node-3' }))
+    const draining = () =>
+      t.state!.chains.find(({ entries }) => entries.length === 2 && entries.some(({ node, state }) => node === leaving && state === ReplicaState.DRAINING))
+    await t.until('a slot of it is being drained', () => draining() !== undefined)
+    const heir = draining()!.entries.find(({ node }) => node !== leaving)!
+    const number = t.nodes.findIndex((node) => node.control?.member?.node === heir.node) + 1
+    t.node(number).crash({ losing: 'nothing' })
+    await t.until('node-3 goes on or is done', () => draining() === undefined)
+    t.node(number).restart()
+    await t.until('node-3 is gone', () => t.state?.nodeById('node-3') === undefined, 120_000)
+    await t.clientsDone()
+    await t.allIsWell()
+  },
+  { replicas: 1 },
+)
+
+scenario('a node is removed while its replicas still catch up', async (t, volume) => {
+  t.load(volume, { on: [1, 2], ops: 300, readShare: 0 })
+  await t.seconds(1)
+  const added = t.addNode()
+  t.operate('add', () => t.join(added))
+  const catchesUp = () => t.state?.chains.some(({ entries }) => entries.some(({ node, state }) => node === 4 && state === ReplicaState.SYNCING)) === true
+  await t.until('it catches up', catchesUp)
+  t.operate('remove', () => t.insist('xsan.v1.Cluster/RemoveNode', { nodeId: 'node-4' }))
+  await t.until('node-4 is gone', () => t.state?.nodeById('node-4') === undefined, 60_000)
+  await t.clientsDone()
+  t.assertNoErrors()
+  await t.allIsWell()
+})
+
+scenario(
+  'without a quorum for longer than a client is ready to wait, it is told that the volume is unavailable',
+  async (t, volume) => {
+    t.load(volume, { on: [1], ops: 60, thinkMs: 50 })
+    await t.seconds(1)
+    t.node(2).crash({ losing: 'nothing' })
+    t.node(3).crash({ losing: 'nothing' })
+    await t.until('it is told', () => Object.keys(t.failures).some((name) => name.endsWith('UNAVAILABLE')), 30_000)
+    t.node(2).restart()
+    t.node(3).restart()
+    await t.clientsDone()
+    await t.allIsWell()
+  },
+  { retryTotalMs: 2000 },
 )
