@@ -1,6 +1,10 @@
 /** Model and code agree: schedules of the protocol model are replayed against the real chains. See replay.ts for what that means. */
 import assert from 'node:assert/strict'
 import test from 'node:test'
+import { Replicas } from '../../../src/chain/replica.ts'
+import { SyncSession } from '../../../src/chain/session.ts'
+import { ChainTable } from '../../../src/chain/table.ts'
+import { ChannelRows } from '../../../src/store/channel-rows.ts'
 import { canaryOf } from '../canaries.ts'
 import { followsModel } from './follows.ts'
 import { type Mix, printLines, printSchedules } from './model.ts'
@@ -9,33 +13,87 @@ import { parseSchedule, SCHEDULE_FORMAT } from './schedule.ts'
 
 const EVERY_FAULT: Mix = { slots: 1, blocks: 2, kill: 2, expire: 2, leader: 1, brk: 1, cancel: 1, dup: 2, drain: 1, ops: 3, lag: 1 }
 
-followsModel('kills and late tables, one slot', 500, { slots: 1, blocks: 2, kill: 2, ops: 3, lag: 1 })
-followsModel('every fault but power losses, one slot', 500, EVERY_FAULT)
+/** Most of the writes come while members join: answers that come too late, records that installed blocks hold. */
+const RESYNC: Mix = { slots: 1, mx: 1, blocks: 2, kill: 1, expire: 1, brk: 1, ops: 7, len: 120, lag: 1 }
+const POWER: Mix = { slots: 1, mx: 2, blocks: 2, power: 2, kill: 1, expire: 1, brk: 1, ops: 3, lag: 1 }
+const TWO_SLOTS: Mix = { slots: 2, mx: 2, my: 2, blocks: 2, kill: 2, expire: 1, brk: 1, cancel: 1, dup: 2, ops: 3, lag: 1 }
 
-/** How many schedules it takes until the replay notices the bug. */
-async function foundAfter(canary: string, mix: Mix, count: number): Promise<{ schedules: number; message: string }> {
-  const schedules = printSchedules({ ...mix, seed: 1, count })
-  const undo = canaryOf(canary)!.plant()
-  try {
-    for (const [i, schedule] of schedules.entries()) {
-      try {
-        await new Replay(schedule).run()
-      } catch (error) {
-        assert.ok(error instanceof Divergence)
-        return { schedules: i + 1, message: error.message }
-      }
-    }
-  } finally {
-    undo()
+/** Replaces a method until undone. */
+function replace<T extends object, K extends keyof T>(target: T, key: K, method: T[K]): () => void {
+  const original = target[key]
+  target[key] = method
+  return () => {
+    target[key] = original
   }
-  return { schedules: 0, message: 'not found' }
 }
+const { merge } = ChannelRows.prototype
+const { onStaged } = Replicas.prototype
+let isInside = false
+const { grantLease } = ChainTable.prototype
 
-for (const canary of ['no-reforward', 'dedupe-off', 'up-to-date-too-early']) {
-  test(`a planted bug is noticed by the replay: ${canary}`, { timeout: 300_000 }, async (t) => {
-    const { schedules, message } = await foundAfter(canary, EVERY_FAULT, 20)
-    assert.ok(schedules > 0, message)
-    t.diagnostic(`after ${schedules} schedules: ${message.slice(0, 200)}`)
+followsModel('kills and late tables, one slot', 400, { slots: 1, blocks: 2, kill: 2, ops: 3, lag: 1 })
+followsModel('every fault but power losses, one slot', 400, EVERY_FAULT)
+followsModel('writes while members join', 200, RESYNC)
+
+interface Bug {
+  readonly name: string
+  readonly mix: Mix
+  readonly plant: () => () => void
+}
+const BUGS: readonly Bug[] = [
+  ...['no-reforward', 'dedupe-off', 'up-to-date-too-early'].map((name) => ({ name, mix: EVERY_FAULT, plant: canaryOf(name)!.plant })),
+  { name: 'an answer that came too late is installed', mix: RESYNC, plant: () => replace(SyncSession.prototype, 'skipOf', () => 0) },
+  { name: 'what an installed block holds is staged again', mix: RESYNC, plant: () => replace(SyncSession.prototype, 'covers', () => false) },
+  { name: 'a session keeps its own rows as held', mix: EVERY_FAULT, plant: () => replace(ChannelRows.prototype, 'clearHeld', () => undefined) },
+  {
+    name: 'rows of other slots come as held',
+    mix: TWO_SLOTS,
+    plant: () =>
+      replace(ChannelRows.prototype, 'merge', function (this: ChannelRows, _slot: number, packed: Uint32Array) {
+        merge.call(this, -1, packed)
+      }),
+  },
+  {
+    name: 'a record is acknowledged when it is staged',
+    mix: POWER,
+    plant: () =>
+      replace(Replicas.prototype, 'onStaged', function (this: Replicas, storeIndex: number, upTo: number) {
+        if (isInside) return
+        isInside = true
+        onStaged.call(this, storeIndex, upTo)
+        this.onDurable(storeIndex, upTo)
+        isInside = false
+      }),
+  },
+  {
+    name: 'a lease is used before its table',
+    mix: EVERY_FAULT,
+    plant: () =>
+      replace(ChainTable.prototype, 'grantLease', function (this: ChainTable, untilMs: number) {
+        grantLease.call(this, untilMs, 0)
+      }),
+  },
+]
+const SCHEDULES_MAX = 60
+
+for (const { name, mix, plant } of BUGS) {
+  test(`a planted bug is noticed by the replay: ${name}`, { timeout: 300_000 }, async (t) => {
+    const schedules = printSchedules({ ...mix, seed: 1, count: SCHEDULES_MAX })
+    const undo = plant()
+    try {
+      for (const [i, schedule] of schedules.entries()) {
+        try {
+          await new Replay(schedule).run()
+        } catch (error) {
+          assert.ok(error instanceof Divergence)
+          t.diagnostic(`after ${i + 1} schedules: ${error.message.slice(0, 200)}`)
+          return
+        }
+      }
+    } finally {
+      undo()
+    }
+    assert.fail(`not in ${SCHEDULES_MAX} schedules`)
   })
 }
 

@@ -31,7 +31,8 @@ followsModel('power losses, two slots', 200, {
   ops: 3,
   lag: 1,
 })
-followsModel('joining members', 300, { slots: 1, mx: 2, blocks: 2, kill: 1, expire: 2, brk: 1, cancel: 1, dup: 1, drain: 1, ops: 3, lag: 1 })
+followsModel('power losses while members join, under writes', 100, { slots: 1, mx: 1, blocks: 2, power: 1, expire: 1, brk: 1, ops: 7, len: 120, lag: 1 })
+followsModel('joining members', 200, { slots: 1, mx: 2, blocks: 2, kill: 1, expire: 2, brk: 1, cancel: 1, dup: 1, drain: 1, ops: 3, lag: 1 })
 followsModel('two slots that share their disks', 200, {
   slots: 2,
   mx: 2,
