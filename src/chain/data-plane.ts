@@ -39,7 +39,7 @@ export interface DataPlaneLimits {
   /** Credits per (peer, hop). */
   readonly creditRows: number
   readonly creditBytes: number
-  /** Arena set apart for what peers send, at most a quarter of it; more, up to half of it, as a large cluster needs (8 MiB per peer). */
+  /** Arena set apart for what peers send, at most a quarter of it; more, up to half of an arena that is large, as a cluster of many nodes needs (8 MiB per peer). */
   readonly peerPoolBytes: number
 }
 export const DEFAULT_LIMITS: DataPlaneLimits = {
@@ -57,6 +57,8 @@ export const DEFAULT_SETTINGS: ClientSettings = { retryTotalMs: 60_000, retryFir
 const TICK_MS = 50
 const STATS_MS = 1000
 const CLOCK_AGE_MS_MAX = 150
+/** From this size on half of the arena may be for what peers send; in a smaller one resync would find no room for its answers. */
+const LARGE_ARENA_BYTES = 128 * MiB
 /** After the volumes have changed: once soon, and once for writes that were under way when a volume went. */
 const SWEEP_AFTER_MS = [1000, 10_000] as const
 
@@ -92,7 +94,7 @@ export class DataPlane {
   readonly #credits: Credits
   readonly #limits: DataPlaneLimits
   readonly #pool: PayloadPool
-  readonly #halfArenaBytes: number
+  readonly #poolBytesMax: number
   /** Smaller than the peers need, for now. */
   #poolIsShort = false
   readonly #flushes: Flushes
@@ -142,8 +144,10 @@ export class DataPlane {
     this.#credits = new Credits(PEERS_MAX, { rows: limits.creditRows, bytes: limits.creditBytes })
     const credits = this.#credits
     this.#limits = limits
-    this.#halfArenaBytes = Math.floor(queue.arena.totalPages / 2) * PAGE_BYTES
-    this.#pool = new PayloadPool(queue.arena, Math.min(limits.peerPoolBytes, Math.floor(queue.arena.totalPages / 4) * PAGE_BYTES))
+    const arenaBytes = queue.arena.totalPages * PAGE_BYTES
+    const quarterBytes = Math.floor(queue.arena.totalPages / 4) * PAGE_BYTES
+    this.#poolBytesMax = arenaBytes >= LARGE_ARENA_BYTES ? quarterBytes * 2 : quarterBytes
+    this.#pool = new PayloadPool(queue.arena, Math.min(limits.peerPoolBytes, quarterBytes))
     const pool = this.#pool
     const log: PeerHandlers['log'] = (level, message, fields) => port.send({ type: 'log', level, message, fields })
     this.replicas = new Replicas({
@@ -540,8 +544,8 @@ export class DataPlane {
     const neededBytes = peers * SMALLEST_PEER_BYTES
     const wasShort = this.#poolIsShort
     // under load the arena may have no stretch for it; then again soon
-    this.#poolIsShort = !this.#pool.grow(Math.min(neededBytes, this.#halfArenaBytes))
-    if (!wasShort && (this.#poolIsShort || neededBytes > this.#halfArenaBytes)) {
+    this.#poolIsShort = !this.#pool.grow(Math.min(neededBytes, this.#poolBytesMax))
+    if (!wasShort && (this.#poolIsShort || neededBytes > Math.max(this.#poolBytesMax, LARGE_ARENA_BYTES / 4))) {
       const fields = { peers, neededBytes, poolBytes: this.#pool.poolBytes }
       this.#port.send({ type: 'log', level: 'WARN', message: 'the memory for what peers send is too small for so many of them: reactor.arena_size', fields })
     }
