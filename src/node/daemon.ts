@@ -27,7 +27,7 @@ import type { ReactorToControl } from '../placement/messages.ts'
 import { serveAdminHttp } from './admin-http.ts'
 import { CONNECTIONS_MAX, type Config, describeKey, type LoadedConfig } from './config.ts'
 import { makeDirectory } from './directories.ts'
-import { type FoundDisk, findDisks, rememberFormatted } from './disks.ts'
+import { type FoundDisk, findDisks, overcommitted, rememberFormatted } from './disks.ts'
 import { FlightRecorders } from './flight-file.ts'
 import { createHmacSha256 } from './hmac.ts'
 import { metricsText } from './metrics.ts'
@@ -68,6 +68,8 @@ export async function startNode({ loaded, onFatal }: StartOptions): Promise<Runn
   const disks = await stage('disks', () => findDisks(config.storage.devices, dataDir, () => entropy.uuid()))
   for (const { path } of disks.filter(({ role }) => role === 'cache'))
     log.log('WARN', 'a disk has the role cache, which this version does not use: it is formatted and watched, and holds no data', { path })
+  for (const warning of overcommitted(disks))
+    log.log('WARN', 'a disk may fill up underneath', { warning, next: 'Make it smaller, or give it a file system of its own.' })
   const kv = await stage('metadata', () => LevelKv.open(join(dataDir, 'meta')))
   const clock = new NodeClock(() => addon.bootTimeMs())
   const bootId = readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim()
@@ -114,13 +116,13 @@ export async function startNode({ loaded, onFatal }: StartOptions): Promise<Runn
           nodeId: config.cluster.node_id,
           counters: () => ({ ...stats?.counters, ...control.counters() }),
           disks: () => stats?.disks ?? [],
-          resync: () => stats?.resync ?? { blocksLeft: 0, bytesMoved: 0, bytesNeeded: 0 },
+          resync: () => stats?.resync ?? { blocksLeft: 0, bytesMoved: 0, bytesNeeded: 0, lostPages: 0 },
           state: () => control.status.state,
         }),
     }),
   )
   await stage('control plane', () => control.start())
-  const stopWatching = watchTurns(log, clock, flight)
+  const stopWatching = watchTurns(log, clock, flight, () => reactor?.turning() ?? true)
   const manager = new ServiceManager({
     env: process.env,
     pid: process.pid,
@@ -262,10 +264,18 @@ function reactorConfig(config: Config, registration: Registration, disks: readon
  * Says so when something held the main thread too long: a lease is renewed on it. What tells is how late its timers are (Raft's tick is never far
  * away); a timer of its own that looks often enough would cost more than all the rest of an idle node.
  */
-function watchTurns(log: NodeLog, clock: NodeClock, flight: FlightRecorders): () => void {
+function watchTurns(log: NodeLog, clock: NodeClock, flight: FlightRecorders, reactorTurns: () => boolean): () => void {
   clock.takeLatestMs()
+  let stuckSeen = false
   const timer = setInterval(() => {
     const longestMs = clock.takeLatestMs()
+    if (!reactorTurns() && !stuckSeen) {
+      // once: what it did last is still in its recorder
+      stuckSeen = true
+      log.log('ERROR', 'the reactor stands still: this node serves nothing until it goes on')
+      const dumped = flight.dump('the reactor stands still')
+      log.log('WARN', 'the flight recorder of the reactor', { ...dumped })
+    }
     if (longestMs <= TURN_MS_MAX) return
     flight.record(FlightEvent.MAIN_TURN_LATE, longestMs)
     log.log('WARN', 'a turn of the main thread took too long', { ms: Math.round(longestMs), limit: TURN_MS_MAX })

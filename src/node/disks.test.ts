@@ -6,7 +6,7 @@ import test, { type TestContext } from 'node:test'
 import { MiB } from '../base/units.ts'
 import { SUPERBLOCK_MAGIC } from '../store/layout.ts'
 import type { DeviceConfig } from './config.ts'
-import { findDisks, rememberFormatted } from './disks.ts'
+import { findDisks, overcommitted, rememberFormatted } from './disks.ts'
 
 function playground(t: TestContext) {
   const dir = mkdtempSync(join(tmpdir(), 'xsan-disks-'))
@@ -49,4 +49,17 @@ test('a damaged superblock keeps the uuid it had: the mount decides', (t) => {
   page.writeUInt32LE(SUPERBLOCK_MAGIC.hi, 4)
   writeFileSync(device.path, page)
   assert.deepEqual([find()[0]?.uuid, find()[0]?.formatted], ['uuid-1', true])
+})
+
+test('a file that its file system can never hold is warned of, one that it can is not', () => {
+  const disk = (capacityBytes: number) => ({
+    uuid: '',
+    path: join(tmpdir(), `xsan-none-${process.pid}`),
+    type: 'ssd',
+    role: 'capacity',
+    capacityBytes,
+    formatted: false,
+  })
+  assert.deepEqual(overcommitted([disk(4096)]), [])
+  assert.match(overcommitted([disk(2 ** 52)])[0]!, /may grow to 4096TiB, but its file system has .* left/)
 })

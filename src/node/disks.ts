@@ -7,11 +7,11 @@
  * Invariant: once a disk has been formatted, its uuid is never given to what is found blank at its path (`rememberFormatted`): a disk swapped for an
  * empty one would answer for the old one's data with zeros.
  */
-import { closeSync, existsSync, fstatSync, fsyncSync, lstatSync, openSync, readFileSync, readSync, renameSync, statSync, writeSync } from 'node:fs'
+import { closeSync, existsSync, fstatSync, fsyncSync, lstatSync, openSync, readFileSync, readSync, renameSync, statfsSync, statSync, writeSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { crc32c } from '../base/crc32c.ts'
 import { messageOf, XsanError } from '../base/errors.ts'
-import { PAGE_BYTES } from '../base/units.ts'
+import { formatSize, PAGE_BYTES } from '../base/units.ts'
 import { decodeSuperblock, uuidText } from '../store/superblock.ts'
 import type { DeviceConfig } from './config.ts'
 
@@ -37,6 +37,20 @@ export function findDisks(devices: readonly DeviceConfig[], dataDir: string, new
   if (twice) throw new XsanError('INVALID_PARAM', `${twice.path} is the same disk as another one of storage.devices (${twice.uuid})`, 'Name each disk once.')
   writeNames(dataDir, found)
   return found
+}
+
+/** What may run out underneath: files that are larger than what their file system could ever give them. One sentence each. */
+export function overcommitted(disks: readonly FoundDisk[]): string[] {
+  return disks.flatMap(({ path, capacityBytes }) => {
+    const at = existsSync(path) ? path : dirname(path)
+    const stat = statSync(at)
+    if (!stat.isFile() && !stat.isDirectory()) return []
+    const { bavail, bsize } = statfsSync(at)
+    const allocatedBytes = stat.isFile() ? stat.blocks * 512 : 0
+    const leftBytes = capacityBytes - allocatedBytes - bavail * bsize
+    if (leftBytes <= 0) return []
+    return [`${path} may grow to ${formatSize(capacityBytes)}, but its file system has ${formatSize(bavail * bsize)} left: when that is full, this disk fails`]
+  })
 }
 
 /** All of them have a superblock by now. Call before any of them may serve. */

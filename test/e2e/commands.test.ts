@@ -153,6 +153,17 @@ test('xsan-debug: blocks of a volume, and version, state and checksum of every c
 })
 
 test('perf-stats and /metrics count what was done; /healthz and /readyz answer', { timeout: TEST_MS }, async () => {
+  await json('xsan', 'volume', 'create', 'loaded', '64M')
+  const client = await cluster.nbd('node-2', 'loaded')
+  type Loaded = { nodes: Array<{ id: string; ops_per_second: number; bytes_per_second: number }> }
+  await until('heartbeats say how much node-2 has to do', 20_000, async () => {
+    for (let i = 0; i < 200; i++) await client.write((i % 16_000) * 4096, Buffer.alloc(4096, i % 256))
+    const { nodes: loaded } = await json<Loaded>('xsan', 'node', 'list')
+    return loaded.some(({ id, ops_per_second: ops, bytes_per_second: bytes }) => id === 'node-2' && ops > 0 && bytes >= 4096)
+  })
+  const { exports } = await json<{ exports: Array<{ volume: string; node_id: string; connections: number }> }>('xsan', 'export', 'list', '--volume', 'loaded')
+  assert.ok(exports.some(({ node_id: node, connections }) => node === 'node-2' && connections === 1))
+  await client.close()
   const { nodes } = await json<{ nodes: Array<{ node_id: string; counters: Record<string, number> }> }>('xsan-debug', 'perf-stats')
   assert.equal(nodes.length, 3)
   const sum = (counter: string) => nodes.reduce((total, { counters }) => total + (counters[counter] ?? 0), 0)

@@ -55,6 +55,14 @@ test('a disk swapped for a blank one gets its copies anew; a deleted volume give
   assert.ok((await client.read(0, data.length)).equals(data))
   await client.close()
   assert.equal(await cluster.assertReplicasEqual('v', 2), 2)
+  // the disk that was taken out, and whose copies are elsewhere, is no failure any more
+  const states = async (all: boolean) => (await cluster.call<{ disks: Array<{ state: string }> }>('Disk/List', { all })).disks.map(({ state }) => state).sort()
+  const present = await states(false)
+  assert.ok(
+    present.every((state) => state === 'ok'),
+    String(present),
+  )
+  assert.deepEqual(await states(true), [...present, 'removed'])
 
   const used = async () => (await cluster.call<{ usedBytes: number }>('Cluster/Status')).usedBytes
   await until('two copies of two volumes are counted', 10_000, async () => (await used()) === 32 * MiB)
