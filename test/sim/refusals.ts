@@ -80,7 +80,7 @@ async function main(): Promise<void> {
   await session.post('Profiler.enable')
   await session.post('Profiler.startPreciseCoverage', { callCount: true, detailed: true })
   const rows = await countTransitions()
-  for (const file of ['scenarios', 'losses', 'absence', 'lost-pages', 'checkers']) await import(`./${file}.test.ts`).catch(() => undefined)
+  for (const file of ['scenarios', 'traces', 'losses', 'absence', 'lost-pages', 'checkers']) await import(`./${file}.test.ts`).catch(() => undefined)
   const { PROFILES } = await import('./faults.ts')
   const { runSchedule, scheduleOf } = await import('./run.ts')
   for (const profile of PROFILES) {
