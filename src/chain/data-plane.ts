@@ -435,7 +435,7 @@ export class DataPlane {
     if (this.#queue.nowMs >= this.#nextStatsMs) {
       this.#nextStatsMs = this.#queue.nowMs + STATS_MS
       const resync = this.#resync.stats()
-      // also those that a mount has found
+      // those that a mount has found are looked for too
       if (resync.lostPages > 0) this.#resync.heal()
       this.#port.send({ type: 'stats', counters: this.#allCounters(), disks: this.#diskStats(), resync })
     }
@@ -644,6 +644,7 @@ export class DataPlane {
   #describe(volume: number, index: number): unknown {
     const { table, replicas } = this
     const slot = slotOf(volume, index, table.slotCount)
+    const lost = this.#resync.lostPages().filter((page) => page.volume === volume && page.layer === 0 && page.index === index)
     return replicas.stores.flatMap((store, storeIndex) => {
       const block = store.findBlock(volume, 0, index)
       const isOwn = table.ownStore[slot] === storeIndex
@@ -665,6 +666,7 @@ export class DataPlane {
           checksum: about?.checksum ?? 0,
           timestampMs: about?.timestampMs ?? 0,
           sizeBytes: about?.sizeBytes ?? 0,
+          lostPages: isOwn ? lost.map(({ page }) => page) : [],
         },
       ]
     })

@@ -90,7 +90,7 @@ const READ_TRIES = 5
 const HEAL_MS = 10_000
 const HEAL_PAGES = 64
 const LOST_MAX = 1024
-const LOST_NAMED = 8
+const LOST_NAMED = 64
 /** Options of PAGE: the answer carries the flag; any replica of the slot may answer, whatever its state. */
 const WITH_FLAG = 1
 const ANY_STATE = 2
@@ -165,7 +165,8 @@ export class Resync {
       if (!session.reported) slotsLeft++
       blocksLeft += session.todo.size
     }
-    const lost = this.lostPages()
+    // what a copy that serves nobody lacks is no loss
+    const lost = this.lostPages().filter(({ slot }) => this.#table.isOwnMember(slot))
     return { slotsLeft, blocksLeft, bytesMoved: this.#bytesMoved, bytesNeeded: this.#bytesNeeded, lostPages: lost.length, lost: lost.slice(0, LOST_NAMED) }
   }
 
@@ -492,7 +493,8 @@ export class Resync {
       await this.#replicas.whenDurable(store, journalSeq)
       return isTooOld ? count : DONE
     } finally {
-      answer.free()
+      if (store.failed) void store.ioEnded().then(answer.free)
+      else answer.free()
     }
   }
 
@@ -759,7 +761,9 @@ export class Resync {
       }
       const store = this.#replicas.storeOf(slot)
       const row = store?.findBlock(block.volume, block.layer, block.index) ?? NO_BLOCK
-      if (row !== NO_BLOCK && (await store!.repairPage(row, page, wanted.idHigh, wanted.idLow, places[i]!, wanted.crc))) this.#counters.pagesRepaired++
+      if (store === undefined || row === NO_BLOCK) continue
+      if (await store.repairPage(row, page, wanted.idHigh, wanted.idLow, places[i]!, wanted.crc)) this.#counters.pagesRepaired++
+      else if (store.failed) await store.ioEnded()
     }
     return Status.SUCCESS
   }
@@ -791,7 +795,8 @@ export class Resync {
       this.#bad.delete(placeOf(block, page))
       return Fetch.GIVEN
     } finally {
-      arena.free(buffer)
+      if (store.failed) void store.ioEnded().then(() => arena.free(buffer))
+      else arena.free(buffer)
     }
   }
 

@@ -159,7 +159,7 @@ test('--wait healthy returns once the cluster is, and exits 8 with the reason wh
   const waiting = run('xsan', 'cluster', 'status', '--wait', 'healthy', '--timeout', '500ms')
   const { code, stderr } = await waiting
   assert.equal(code, 8)
-  assert.match(stderr, /2 copies are missing/)
+  assert.match(stderr, /not healthy after 0.5 s \(.*2 copies are missing/)
   const later = run('xsan', 'cluster', 'status', '--wait', 'healthy', '--timeout', '20s')
   setTimeout(() => {
     health = 'safe'

@@ -32,10 +32,11 @@ export const debugBlockLocation = command({
           replica['present'] ? (replica['checksum'] as number).toString(16).padStart(8, '0') : '-',
           sizeCell(replica['sizeBytes']),
           Number(replica['pages']),
+          ((replica['lostPages'] as readonly number[] | undefined) ?? []).join(' ') || '-',
           replica['timestampMs'] ? new Date(replica['timestampMs'] as number).toISOString() : '-',
           String(replica['error']),
         ])
-        return `${head}\n\n${table(['node', 'disk', 'role', 'state', 'since', 'updateVer', 'commitVer', 'chainVer', 'block', 'checksum', 'size', 'pages', 'written', 'error'], rows)}`
+        return `${head}\n\n${table(['node', 'disk', 'role', 'state', 'since', 'updateVer', 'commitVer', 'chainVer', 'block', 'checksum', 'size', 'pages', 'lost', 'written', 'error'], rows)}`
       },
     }
   },

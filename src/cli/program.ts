@@ -46,7 +46,8 @@ export function command<O = Record<string, never>>(spec: CommandSpec<O>): Comman
     let client: AdminClient | undefined
     try {
       const context: Context<O> = {
-        options: made.opts() as O,
+        // commander gives an option that the nouns have too to the first of them
+        options: { ...made.opts(), ...(hasOwnTimeout && { timeout: callTimeoutMs(made) ?? made.getOptionValue('timeout') }) } as O,
         args: made.processedArgs.flat() as string[],
         get client() {
           client ??= new AdminClient(given(made, 'server') ?? process.env['XSAN_SERVER'] ?? serverOfThisHost(), hasOwnTimeout ? undefined : callTimeoutMs(made))

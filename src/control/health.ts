@@ -1,10 +1,19 @@
 /** The verdict of `cluster status`: computed from what is known, never a stored flag; each reason a sentence. */
-import type { NodeNumber, SlotIndex } from '../base/ids.ts'
+import type { NodeNumber, SlotIndex, VolumeNumber } from '../base/ids.ts'
+import { BLOCK_BYTES, PAGE_BYTES } from '../base/units.ts'
 import { isMember, ReplicaState } from '../placement/chain.ts'
+import type { LostPage, ResyncStats } from '../placement/messages.ts'
 import { View } from '../placement/view.ts'
 import { DISK_GONE } from './ops/node-register.ts'
 import { replicaCount } from './settings.ts'
 import type { ClusterState } from './state.ts'
+
+/** Pages whose content is on no replica, as the nodes that serve them have found. */
+export interface LostPages {
+  readonly count: number
+  /** Some of them; nothing when there are none. */
+  readonly named: ReadonlyArray<{ readonly volume: number; readonly index: number; readonly page: number }>
+}
 
 export interface HealthInput {
   readonly state: ClusterState
@@ -14,6 +23,7 @@ export interface HealthInput {
   readonly planned: ReadonlySet<SlotIndex>
   /** For how long a node has been DOWN, if that is known. */
   readonly downMs?: (node: NodeNumber) => number | undefined
+  readonly lostPages?: LostPages
 }
 
 export interface ChainCounts {
@@ -29,9 +39,11 @@ export interface Health {
   readonly chains: ChainCounts
 }
 
+const LOST_NAMED = 8
+
 const plural = (count: number, one: string, many: string) => `${count} ${count === 1 ? one : many}`
 
-export function healthOf({ state, view, planned, downMs }: HealthInput): Health {
+export function healthOf({ state, view, planned, downMs, lostPages }: HealthInput): Health {
   const reasons: string[] = []
   const wanted = replicaCount(state)
   let full = 0
@@ -74,6 +86,34 @@ export function healthOf({ state, view, planned, downMs }: HealthInput): Health 
     reasons.push(
       `${plural(degraded, 'part', 'parts')} of ${chains.total} of the data ${degraded === 1 ? 'has' : 'have'} fewer than ${plural(wanted, 'copy', 'copies')}.`,
     )
+  if (lostPages !== undefined && lostPages.count > 0) reasons.push(lostReason(state, lostPages))
   const health = chains.total === 0 || unavailable > 0 ? 'unavailable' : reasons.length > 0 ? 'at-risk' : 'safe'
   return { health, reasons, chains }
+}
+
+function lostReason(state: ClusterState, { count, named }: LostPages): string {
+  const places = named.flatMap(({ volume, index, page }) => {
+    const record = state.volumes.get(volume as VolumeNumber)
+    return record === undefined ? [] : [`${record.name} at ${index * BLOCK_BYTES + page * PAGE_BYTES}`]
+  })
+  const more = count > places.length ? ', and more' : ''
+  const what = count === 1 ? 'page of 4 KiB is lost, no copy holds it' : 'pages of 4 KiB are lost, no copy holds them'
+  return `${count} ${what}: volume ${places.join(', ')}${more}. Reads fail there until it is written anew.`
+}
+
+/** What the nodes say together, of all volumes or one: copies of one page are one loss. */
+export function lostPagesOf(
+  stats: Iterable<{ readonly stats: { readonly resync: Partial<Pick<ResyncStats, 'lostPages' | 'lost'>> } }>,
+  state: ClusterState,
+  volume?: number,
+): LostPages {
+  const named = new Map<string, LostPage>()
+  let most = 0
+  for (const { stats: of } of stats) {
+    const lost = (of.resync.lost ?? []).filter((page) => state.volumes.has(page.volume as VolumeNumber) && (volume === undefined || page.volume === volume))
+    for (const page of lost) named.set(`${page.volume}:${page.index}:${page.page}`, page)
+    if (lost.length > 0 && volume === undefined) most = Math.max(most, of.resync.lostPages ?? 0)
+  }
+  const inOrder = [...named.values()].sort((a, b) => a.volume - b.volume || a.index - b.index || a.page - b.page)
+  return { count: Math.max(most, inOrder.length), named: inOrder.slice(0, LOST_NAMED) }
 }

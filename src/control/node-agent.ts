@@ -25,7 +25,11 @@ import { tableSince } from './table.ts'
 const RENEWALS_MAX = 4
 const REPEAT_MS = 500
 const QUERY_TIMEOUT_MS = 2000
-const STATS_EVERY_MS = 1000
+/** Statistics go to the leader when they have changed, and so often in any case; never oftener than the other. */
+const STATS_AGAIN_MS = 5000
+const STATS_EVERY_MS = 500
+/** Of all counters the leader wants only these; people ask the node itself for the others. */
+const LEADER_COUNTERS = 'nbd_connections'
 const FIRST_RANK = 0.2
 const RANKS_APART = 2
 
@@ -82,6 +86,7 @@ export class NodeAgent {
   #reportAgain = false
   #stats: AgentStats | undefined
   #statsSentMs = 0
+  #statsSent = ''
   #queryId = 0
   readonly #queries = new Map<number, (answer: unknown) => void>()
   #resolveStopped: (() => void) | undefined
@@ -175,6 +180,7 @@ export class NodeAgent {
     if (this.#stopped || this.#options.raft.leader === 0) return
     const { raft, node } = this.#options
     for (const proof of this.#refused.values()) proof.told = false
+    this.#statsSent = ''
     if (this.#isProvenDead(raft.leader) && raft.leader !== node) this.#peerRefused(raft.leader, this.#state.incarnation(raft.leader))
     // a new leader knows nothing of what its predecessor was told
     this.renewNow()
@@ -338,7 +344,7 @@ export class NodeAgent {
         return
       case 'stats':
         this.#stats = { counters: message.counters, disks: message.disks, resync: message.resync }
-        if (this.#clock.nowMs() - this.#statsSentMs >= STATS_EVERY_MS / 2) this.#report()
+        if (this.#statsToSend() !== undefined) this.#report()
         return
       case 'answer':
         this.#queries.get(message.queryId)?.(message.answer)
@@ -448,6 +454,14 @@ export class NodeAgent {
     this.#reporting = false
   }
 
+  #statsToSend(): string | undefined {
+    const sinceMs = this.#clock.nowMs() - this.#statsSentMs
+    if (this.#stats === undefined || sinceMs < STATS_EVERY_MS) return undefined
+    const counters = Object.fromEntries(Object.entries(this.#stats.counters).filter(([name]) => name.startsWith(LEADER_COUNTERS)))
+    const stats = JSON.stringify({ ...this.#stats, counters })
+    return stats !== this.#statsSent || sinceMs >= STATS_AGAIN_MS ? stats : undefined
+  }
+
   #requests(): Message[] {
     const common: Record<string, unknown> = { appliedRevision: this.#appliedRevision }
     const refused = [...this.#refused].filter(([, { told }]) => !told).map(([node, { incarnation }]) => ({ node, incarnation }))
@@ -455,9 +469,11 @@ export class NodeAgent {
     if (this.#upToDate.size > 0) common['upToDate'] = [...this.#upToDate].flatMap(([slot, { since, incarnation }]) => [slot, since, incarnation])
     if (this.#addresses !== undefined) Object.assign(common, this.#addresses)
     const nowMs = this.#clock.nowMs()
-    if (this.#stats !== undefined && nowMs - this.#statsSentMs >= STATS_EVERY_MS / 2) {
+    const stats = this.#statsToSend()
+    if (stats !== undefined) {
       this.#statsSentMs = nowMs
-      common['statsJson'] = JSON.stringify(this.#stats)
+      this.#statsSent = stats
+      common['statsJson'] = stats
     }
     const requests: Message[] = [common]
     for (const [disk, ids] of this.#lastIds) {

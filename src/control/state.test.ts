@@ -7,7 +7,7 @@ import { GiB } from '../base/units.ts'
 import { invalidChain, ReplicaState, unpackChains } from '../placement/chain.ts'
 import { View } from '../placement/view.ts'
 import { type ArgsOf, encodeCommand, type OperationName, resultValue } from './command.ts'
-import { healthOf } from './health.ts'
+import { healthOf, lostPagesOf } from './health.ts'
 import { ControlStateMachine } from './machine.ts'
 import type { CommandResult } from './state.ts'
 import { tableSince } from './table.ts'
@@ -315,6 +315,24 @@ test('health is computed, with a sentence for each reason', () => {
   assert.equal(new ControlStateMachine().state.chains.length, 0)
   replica.run('disk.failed', { disk: disk(3), reason: 'EIO' })
   assert.ok(of([]).reasons.some((reason) => reason.includes('/x of node-3 failed: EIO')))
+})
+
+test('a page that is lost is named by volume and offset, once for all its copies', () => {
+  const replica = threeNodes()
+  replica.run('volume.create', { name: 'db', sizeBytes: 2 ** 30, replicas: 3, minCopies: 1, syncWhenWrite: true, readOnly: false, createdAtMs: 1 })
+  const { state } = replica.machine
+  const volume = [...state.volumes.keys()][0]!
+  const of = (lostPages: ReturnType<typeof lostPagesOf>) => healthOf({ state, view: () => View.UP, planned: new Set(), lostPages })
+  const page = { slot: 1, volume: volume as number, layer: 0, index: 2, page: 3 }
+  const node = (lost: ReadonlyArray<typeof page>, lostPages = lost.length) => ({ stats: { resync: { lost, lostPages } } })
+  assert.deepEqual(of(lostPagesOf([node([]), { stats: { resync: {} } }], state)).reasons, [])
+  const one = of(lostPagesOf([node([page]), node([page])], state))
+  assert.equal(one.health, 'at-risk')
+  assert.deepEqual(one.reasons, ['1 page of 4 KiB is lost, no copy holds it: volume db at 8400896. Reads fail there until it is written anew.'])
+  const many = of(lostPagesOf([node([page], 500), node([{ ...page, page: 0 }])], state))
+  assert.match(many.reasons[0]!, /^500 pages of 4 KiB are lost, no copy holds them: volume db at 8388608, db at 8400896, and more/)
+  assert.deepEqual(of(lostPagesOf([node([{ ...page, volume: 99 }])], state)).reasons, [], 'its volume is deleted')
+  assert.equal(lostPagesOf([node([page], 500)], state, volume + 1).count, 0)
 })
 
 test('stored values may be parts of larger buffers, at any offset', () => {

@@ -9,7 +9,7 @@ async function textOf(counters: Record<string, number>): Promise<string[]> {
     nodeId: 'node-1',
     counters: () => counters,
     disks: () => [],
-    resync: () => ({ blocksLeft: 0, bytesMoved: 0, bytesNeeded: 0 }),
+    resync: () => ({ blocksLeft: 0, bytesMoved: 0, bytesNeeded: 0, lostPages: 2 }),
     state: () => 'ready',
   })
   return text.split('\n')
@@ -25,6 +25,7 @@ test('base units, _total on what rises, the document names in the HELP text', as
     'xsan_requests_in_flight 2',
     'xsan_control_lease_left_seconds 1.5',
     'xsan_node_state{state="ready"} 1',
+    'xsan_lost_pages 2',
     'xsan_node_state{state="failed"} 0',
   ])
     assert.ok(lines.includes(line), `${line}\n${lines.join('\n')}`)

@@ -13,7 +13,7 @@ export interface MetricsSource {
     readonly journalUsedBytes: number
     readonly journalBytes: number
   }>
-  readonly resync: () => { readonly blocksLeft: number; readonly bytesMoved: number; readonly bytesNeeded: number }
+  readonly resync: () => { readonly blocksLeft: number; readonly bytesMoved: number; readonly bytesNeeded: number; readonly lostPages: number }
   /** uninitialized | starting | ready | stopping | failed */
   readonly state: () => string
 }
@@ -51,6 +51,9 @@ export async function metricsText(source: MetricsSource): Promise<string> {
   gauge('xsan_resync_blocks_left', 'Blocks still to be compared or copied to this node.').set(resync.blocksLeft)
   gauge('xsan_resync_moved_bytes', 'Payload moved by the present or last resync.').set(resync.bytesMoved)
   gauge('xsan_resync_needed_bytes', 'Of it, what really differed.').set(resync.bytesNeeded)
+  gauge('xsan_lost_pages', 'Pages (4 KiB) served by this node whose content is on no replica: reads of them fail until they are written anew.').set(
+    resync.lostPages,
+  )
   const { histograms, rest } = splitHistograms(source.counters())
   const text = await registry.metrics()
   return text + histograms.map(histogramText).join('') + families(rest).sort(byName).map(familyText).join('')

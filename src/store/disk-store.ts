@@ -636,6 +636,10 @@ export class DiskStore implements ReplicaStore {
     return await this.journal.durable()
   }
 
+  ioEnded(): Promise<void> {
+    return this.journal.ioEnded()
+  }
+
   isLost(block: BlockRow, page: number): boolean {
     return (this.#table.chunk(block).flags[this.#table.base(block) + page]! & PAGE_LOST) !== 0
   }

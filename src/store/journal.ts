@@ -301,6 +301,11 @@ export class Journal {
     }
   }
 
+  /** Resolves when no write is under way. */
+  async ioEnded(): Promise<void> {
+    while (this.#inFlight > 0) await new Promise<void>((resolve) => this.#idleWaiters.push(resolve))
+  }
+
   // ---- records -------------------------------------------------------------------------------------------------------------
 
   /**

@@ -477,6 +477,8 @@ export class MemoryStore implements ReplicaStore {
     return true
   }
 
+  async ioEnded(): Promise<void> {}
+
   isLost(row: BlockRow, page: number): boolean {
     return ((this.#block(row).pages[page]?.flag ?? 0) & PAGE_LOST) !== 0
   }

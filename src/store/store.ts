@@ -183,9 +183,11 @@ export interface ReplicaStore {
   install(install: BlockInstall): JournalSeq
   /**
    * Repairs one page with content of the same id from another replica (bit rot). False when id or CRC here are not those. A lost page without
-   * an id takes any, and `flag` may then be ZERO or NEVER.
+   * an id takes any, and `flag` may then be ZERO or NEVER. False as well when the disk fails meanwhile: see `ioEnded`.
    */
   repairPage(block: BlockRow, page: number, idHigh: number, idLow: number, payloadPage: number, crc: number, flag?: number): Promise<boolean>
+  /** After a failure: resolves when no write reads payload pages any more. Never if the disk hangs for good: they are then lost to the arena. */
+  ioEnded(): Promise<void>
   isLost(block: BlockRow, page: number): boolean
   /** Pages marked as lost, in no order, at most so many. */
   lostPages(limit: number): ReadonlyArray<{ readonly block: BlockRow; readonly page: number }>

@@ -65,6 +65,15 @@ for (const nbd of [false, true]) {
           await statusesOf(t, volume, index * 1024 + page),
           [1, 2, 3].map(() => Status.BLOCK_CORRUPTED),
         )
+      const { reasons, health } = (await t.settle(t.node(1).call('xsan.v1.Cluster/Status', {}))) as { reasons: string[]; health: string }
+      assert.equal(health, 'at-risk')
+      assert.match(reasons.join(' '), /pages of 4 KiB are lost, no copy holds them: volume db at \d+/)
+      const { index } = lost[0]!
+      const { replicas } = (await t.settle(t.node(2).call('xsan.v1.Debug/BlockLocation', { block: `db:${index}` }))) as {
+        replicas: Array<{ lostPages: number[] }>
+      }
+      assert.equal(replicas.length, 3)
+      for (const { lostPages } of replicas) assert.ok(lostPages.includes(lost[0]!.page))
       // NBD knows but one error for it, EIO
       t.load(volume, { on: [1, 2, 3], ops: 200, nbd })
       await t.clientsDone()

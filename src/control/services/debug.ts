@@ -25,6 +25,7 @@ interface ReplicaAnswer {
   readonly timestampMs?: number
   readonly sizeBytes?: number
   readonly pages?: number
+  readonly lostPages?: readonly number[]
 }
 
 export const debugService: AdminService = {
@@ -93,6 +94,7 @@ export const debugService: AdminService = {
           checksum: mine?.checksum ?? 0,
           sizeBytes: present ? mine?.sizeBytes || BLOCK_BYTES : 0,
           pages: mine?.pages ?? 0,
+          lostPages: mine?.lostPages ?? [],
           role: position >= members ? 'none' : position === 0 ? 'head' : position === members - 1 ? 'tail' : 'middle',
           error,
         }
