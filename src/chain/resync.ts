@@ -133,6 +133,7 @@ export class Resync {
   readonly #bad = new Map<string, BadPage>()
   #healing = false
   #healed = 0
+  #round = 0
 
   constructor(options: {
     io: AsyncIo
@@ -372,6 +373,8 @@ export class Resync {
       if (session.listedSv < 0 || !this.#isPresent(session)) continue
       for (const block of session.todo.values()) jobs.push({ session, block })
     }
+    // another one first each time: where memory is short, one that cannot be had now does not take it from the others for ever
+    if (jobs.length > 1) jobs.push(...jobs.splice(0, this.#round++ % jobs.length))
     return inParallel(BLOCK_WINDOW, jobs, ({ session, block }) => this.#copyBlock(session, block))
   }
 

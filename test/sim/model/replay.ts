@@ -1014,8 +1014,8 @@ export class Replay {
   }
 }
 
-/** Room for the answer of one block; as many may be asked for at a time as there are. */
-const ARENA_BYTES_PER_BLOCK = 8 * 1024 * 1024
+/** Room for the answer of one block, of which as many are asked for at a time as there are: a quarter is set apart for peers, and stretches in use lie between. */
+const ARENA_BYTES_PER_BLOCK = 16 * 1024 * 1024
 /** Memory of the arenas of replays that are over: fresh memory costs more than the replay. */
 const SPARE: Array<Uint8Array<ArrayBuffer>> = []
 const SPARE_MAX = 8
