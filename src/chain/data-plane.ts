@@ -451,13 +451,14 @@ export class DataPlane {
   }
 
   #diskStats(): DiskStats[] {
-    return this.replicas.stores.map(({ disk, capacityBytes, usedBytes, journalUsedBytes, journalBytes, rejectCreate }) => ({
+    return this.replicas.stores.map(({ disk, capacityBytes, usedBytes, journalUsedBytes, journalBytes, rejectCreate, rejectReason }) => ({
       disk,
       capacityBytes,
       usedBytes,
       journalUsedBytes,
       journalBytes,
       rejectCreate,
+      rejectReason,
     }))
   }
 

@@ -1,8 +1,8 @@
 /** The verdict of `cluster status`: computed from what is known, never a stored flag; each reason a sentence. */
-import type { NodeNumber, SlotIndex, VolumeNumber } from '../base/ids.ts'
+import type { DiskNumber, NodeNumber, SlotIndex, VolumeNumber } from '../base/ids.ts'
 import { BLOCK_BYTES, PAGE_BYTES } from '../base/units.ts'
 import { isMember, ReplicaState } from '../placement/chain.ts'
-import type { LostPage, ResyncStats } from '../placement/messages.ts'
+import type { DiskStats, LostPage, ResyncStats } from '../placement/messages.ts'
 import { View } from '../placement/view.ts'
 import { DISK_GONE } from './ops/node-register.ts'
 import { replicaCount } from './settings.ts'
@@ -24,6 +24,8 @@ export interface HealthInput {
   /** For how long a node has been DOWN, if that is known. */
   readonly downMs?: (node: NodeNumber) => number | undefined
   readonly lostPages?: LostPages
+  /** Disks that take no new blocks, as their nodes say, and why. */
+  readonly fullDisks?: ReadonlyMap<DiskNumber, string>
 }
 
 export interface ChainCounts {
@@ -43,7 +45,7 @@ const LOST_NAMED = 8
 
 const plural = (count: number, one: string, many: string) => `${count} ${count === 1 ? one : many}`
 
-export function healthOf({ state, view, planned, downMs, lostPages }: HealthInput): Health {
+export function healthOf({ state, view, planned, downMs, lostPages, fullDisks }: HealthInput): Health {
   const reasons: string[] = []
   const wanted = replicaCount(state)
   let full = 0
@@ -79,6 +81,11 @@ export function healthOf({ state, view, planned, downMs, lostPages }: HealthInpu
     .filter((disk) => disk.state === 'failed' && (disk.reason !== DISK_GONE || named.has(disk.disk)))
     .sort((a, b) => a.disk - b.disk)
   for (const disk of failed) reasons.push(`Disk ${disk.path} of ${state.nodes.get(disk.node)?.id ?? disk.node} failed: ${disk.reason}.`)
+  for (const [number, why] of [...(fullDisks ?? [])].sort(([a], [b]) => a - b)) {
+    const disk = state.disks.get(number)
+    if (disk === undefined || disk.state === 'failed' || view(disk.node) === View.DOWN) continue
+    reasons.push(`Disk ${disk.path} of ${state.nodes.get(disk.node)?.id ?? disk.node} takes no new blocks: ${why}.`)
+  }
   const withDisks = new Set([...state.disks.values()].filter((disk) => disk.role === 'capacity' && disk.state === 'ok').map((disk) => disk.node)).size
   if (chains.total > 0 && withDisks < wanted)
     reasons.push(`${plural(wanted, 'copy is', 'copies are')} wanted, only ${plural(withDisks, 'node has', 'nodes have')} disks.`)
@@ -101,9 +108,17 @@ function lostReason(state: ClusterState, { count, named }: LostPages): string {
   return `${count} ${what}: volume ${places.join(', ')}${more}. Reads fail there until it is written anew.`
 }
 
+type Reported<T> = Iterable<{ readonly stats: T }>
+
+export function fullDisksOf(stats: Reported<{ readonly disks: readonly DiskStats[] }>): Map<DiskNumber, string> {
+  const full = new Map<DiskNumber, string>()
+  for (const { stats: of } of stats) for (const { disk, rejectCreate, rejectReason } of of.disks) if (rejectCreate) full.set(disk, rejectReason || 'it is full')
+  return full
+}
+
 /** What the nodes say together, of all volumes or one: copies of one page are one loss. */
 export function lostPagesOf(
-  stats: Iterable<{ readonly stats: { readonly resync: Partial<Pick<ResyncStats, 'lostPages' | 'lost'>> } }>,
+  stats: Reported<{ readonly resync: Partial<Pick<ResyncStats, 'lostPages' | 'lost'>> }>,
   state: ClusterState,
   volume?: number,
 ): LostPages {

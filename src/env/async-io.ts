@@ -50,6 +50,11 @@ export class AsyncIo {
     return this.#start((row) => this.queue.fdatasync(file, this.#fileTag, row))
   }
 
+  /** 0 or -errno, as {@link IoQueue.allocate}. */
+  allocate(file: Handle, offsetBytes: number, lengthBytes: number): Promise<number> {
+    return this.#start((row) => this.queue.allocate(file, offsetBytes, lengthBytes, this.#fileTag, row))
+  }
+
   /** Resolves after at least `delayMs`. */
   async sleep(delayMs: number): Promise<void> {
     await this.#start((row) => this.queue.timeout(delayMs, this.#tag, row))

@@ -40,6 +40,7 @@ export const Errno = {
   ENOSPC: 28,
   EPIPE: 32,
   ETIME: 62,
+  EOPNOTSUPP: 95,
   EADDRINUSE: 98,
   ENETUNREACH: 101,
   ECONNABORTED: 103,
@@ -48,6 +49,7 @@ export const Errno = {
   ETIMEDOUT: 110,
   ECONNREFUSED: 111,
   EHOSTUNREACH: 113,
+  EDQUOT: 122,
   ECANCELED: 125,
 } as const
 
@@ -71,6 +73,8 @@ export const COMPLETIONS_PER_TURN = 256
 export const COMPLETIONS_PER_HANDLE = 32
 /** Most segments of one gathered send or write. */
 export const SEGMENTS_MAX = 512
+/** Most bytes of one `allocate`. */
+export const ALLOCATE_BYTES_MAX = 1024 * 1024 * 1024
 /** `extra` of a recvMultishot completion: (buffer id << 1) | MORE. */
 export const MORE = 1
 
@@ -143,6 +147,12 @@ export interface IoQueue {
   writeSegments(file: Handle, offsetBytes: number, sync: boolean, tag: Tag, row: number): void
   /** Everything whose completion was dispatched before this call is on stable storage when it completes with 0. */
   fdatasync(file: Handle, tag: Tag, row: number): void
+  /**
+   * Reserves the space of that range (at most ALLOCATE_BYTES_MAX): once it has completed with 0, no write there ends with ENOSPC. What the range
+   * holds stays, and so does the size of the file. -ENOSPC or -EDQUOT: there is not enough; some of the range may have its space now. -EOPNOTSUPP:
+   * this file system has no such thing, nor has a block device. Done by a thread of the kernel: it holds up no turn.
+   */
+  allocate(file: Handle, offsetBytes: number, lengthBytes: number, tag: Tag, row: number): void
   /** Results of `read` with a crcIndex. The owner of an index range is whoever allocated the request row it belongs to. */
   readonly crcs: Uint32Array
   /** Reserves `count` entries of `crcs` for good (at construction); returns the first index. */

@@ -11,7 +11,8 @@ import { closeSync, existsSync, fstatSync, fsyncSync, lstatSync, openSync, readF
 import { dirname, join } from 'node:path'
 import { crc32c } from '../base/crc32c.ts'
 import { messageOf, XsanError } from '../base/errors.ts'
-import { formatSize, PAGE_BYTES } from '../base/units.ts'
+import { formatSize, MiB, PAGE_BYTES } from '../base/units.ts'
+import type { FileSpace } from '../store/mount-options.ts'
 import { decodeSuperblock, uuidText } from '../store/superblock.ts'
 import type { DeviceConfig } from './config.ts'
 
@@ -39,6 +40,15 @@ export function findDisks(devices: readonly DeviceConfig[], dataDir: string, new
   return found
 }
 
+/** Of each file system that is left for others, at most: a node's metadata may lie there too, and must be able to grow when the disks no longer can. */
+const KEPT_BYTES_MAX = 256 * MiB
+const KEPT_SHARE = 20
+
+export function spaceOf(path: string): FileSpace {
+  const { bavail, blocks, bsize } = statfsSync(path)
+  return { spareBytes: bavail * bsize - Math.min(KEPT_BYTES_MAX, (blocks * bsize) / KEPT_SHARE), allocatedBytes: statSync(path).blocks * 512 }
+}
+
 /** What may run out underneath: files that are larger than what their file system could ever give them. One sentence each. */
 export function overcommitted(disks: readonly FoundDisk[]): string[] {
   return disks.flatMap(({ path, capacityBytes }) => {
@@ -49,7 +59,9 @@ export function overcommitted(disks: readonly FoundDisk[]): string[] {
     const allocatedBytes = stat.isFile() ? stat.blocks * 512 : 0
     const leftBytes = capacityBytes - allocatedBytes - bavail * bsize
     if (leftBytes <= 0) return []
-    return [`${path} may grow to ${formatSize(capacityBytes)}, but its file system has ${formatSize(bavail * bsize)} left: when that is full, this disk fails`]
+    return [
+      `${path} may grow to ${formatSize(capacityBytes)}, but its file system has ${formatSize(bavail * bsize)} left: when that is full, this disk takes no new blocks`,
+    ]
   })
 }
 

@@ -22,6 +22,7 @@ import { NbdServer } from '../export/nbd/server.ts'
 import type { ControlToReactor, ReactorPort } from '../placement/messages.ts'
 import { formatStore, mountStore } from '../store/mount.ts'
 import { VolumeLayer } from '../volume/volume.ts'
+import { spaceOf } from './disks.ts'
 import { MESSAGE_TYPES, type Posted, type ReactorConfig, type ReactorMessage, type ReactorStart } from './reactor-messages.ts'
 
 const { config, counters, flight: flightMemory } = workerData as ReactorStart
@@ -146,6 +147,7 @@ async function mount(disk: ReactorConfig['disks'][number]): Promise<MountedStore
     bootId: config.bootId,
     wallMs: () => Date.now(),
     disk: disk.number as DiskNumber,
+    space: spaceOf,
     onNote: (message, fields) => log.log('INFO', message, { disk: disk.path, ...fields }),
   })
   return { store, relay }

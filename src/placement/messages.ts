@@ -101,7 +101,10 @@ export interface DiskStats {
   readonly usedBytes: number
   readonly journalUsedBytes: number
   readonly journalBytes: number
+  /** New blocks are refused. */
   readonly rejectCreate: boolean
+  /** Why, when it is not that the disk is full of blocks; else ''. */
+  readonly rejectReason: string
 }
 
 export interface ResyncStats {

@@ -54,6 +54,10 @@ export class BlockTable {
   /** Table pages whose copy on disk is behind. */
   readonly tableDirty: Uint8Array
   usedCount = 0
+  /** Mount: the oldest birth that two rows of the extent table name alike. Replay drops such blocks, and creates them anew. */
+  birthTwice = Number.POSITIVE_INFINITY
+  /** Extents whose space is sure: those before this one (reservation.ts). */
+  reservedRows: number
   /** Rows that have had a lost page since the mount. */
   readonly #lostRows = new Set<number>()
 
@@ -68,7 +72,7 @@ export class BlockTable {
 
   constructor(extentCount: number, slotCount: number) {
     const n = extentCount
-    this.extentCount = n
+    this.extentCount = this.reservedRows = n
     this.volume = new Float64Array(n)
     this.layer = new Uint32Array(n)
     this.index = new Uint32Array(n)
@@ -95,9 +99,22 @@ export class BlockTable {
     this.#freeRows = new Int32Array(n)
   }
 
-  /** Extents a new block could take. */
+  /** Extents a new block could take: free, and their space is sure. Those that are not are at the bottom of the list. */
   get freeCount(): number {
+    return this.#freeCount - (this.extentCount - this.reservedRows)
+  }
+
+  /** Extents no block has. */
+  get unusedCount(): number {
     return this.#freeCount
+  }
+
+  /** Mount, after replay: the space of extents behind the last one in use is not sure. */
+  limitReserved(): void {
+    this.fillFreeList()
+    let rows = this.extentCount
+    while (rows > 0 && this.used[rows - 1] === 0) rows--
+    this.reservedRows = rows
   }
 
   /** After the extent table has been loaded: all rows not in use are free, low ones first. */
@@ -117,7 +134,7 @@ export class BlockTable {
 
   /** Takes a free extent; the caller has checked that there is one. All pages are never-written. */
   create(volume: number, layer: number, index: number, slot: number, birthMount: number, birthRound: number, birthSeq: number): number {
-    assert(this.#freeCount > 0, 'no free extent: the record was not admitted')
+    assert(this.freeCount > 0, 'no free extent: the record was not admitted')
     const row = this.#freeRows[--this.#freeCount]!
     this.#take(row, volume, layer, index, slot)
     this.leafMask[row] = 0

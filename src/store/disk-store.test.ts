@@ -38,6 +38,18 @@ function write(bench: Bench, store: DiskStore, o: { index: number; firstPage: nu
   return { page, crcs, seq: store.stage(record) }
 }
 
+/** Extents are allocated ahead of blocks, but not in no time. */
+async function roomFor(bench: Bench, store: DiskStore) {
+  let hasRoom = true
+  while (store.admit(record, true) === Status.BUSY) {
+    hasRoom = false
+    store.onRoom(() => {
+      hasRoom = true
+    })
+    await bench.until(() => hasRoom)
+  }
+}
+
 async function contentIs(bench: Bench, store: DiskStore, index: number, firstPage: number, pageCount: number, payload: number | null) {
   const buffer = bench.alloc(pageCount)
   const { status } = await bench.read(store, store.findBlock(5, 0, index), firstPage, pageCount, buffer)
@@ -193,10 +205,12 @@ test('a full disk refuses new blocks of clients and takes overwrites, forwards a
   let index = 0
   for (; ; index++) {
     Object.assign(record, { kind: RecordKind.WRITE, slot: 1, volume: 5, layer: 0, index, pageCount: 1, clientHigh: 0 })
+    await roomFor(bench, store)
     if (store.admit(record, true) !== Status.SUCCESS) break
     write(bench, store, { index, firstPage: 0, pageCount: 1, id: id++ })
   }
   assert.equal(store.admit(record, true), Status.INSUFFICIENT_SPACE)
+  assert.equal(store.rejectReason, '', 'of blocks, that is')
   assert.equal(store.rejectCreate, true)
   assert.equal(index, extents - 2)
   assert.equal(store.admit(record, false), Status.SUCCESS)
@@ -438,7 +452,10 @@ test('replay of the same journal gives the same, however often', async () => {
   const bench = new Bench(16)
   await bench.format()
   let store = await bench.mount()
-  for (let id = 1; id <= 40; id++) write(bench, store, { index: id % 5, firstPage: id % 7, pageCount: 1 + (id % 3), id, slot: 1 })
+  for (let id = 1; id <= 40; id++) {
+    write(bench, store, { index: id % 5, firstPage: id % 7, pageCount: 1 + (id % 3), id, slot: 1 })
+    if (id === 3) await bench.world.runFor(5)
+  }
   await bench.settle(store.journal.settle())
   const digest = store.slotDigest(1)
   const rows = store.rows.pack()
@@ -535,7 +552,10 @@ test('sweeping drops the blocks of volumes that are gone', async () => {
   const bench = new Bench(19)
   await bench.format()
   let store = await bench.mount()
-  for (let id = 1; id <= 6; id++) write(bench, store, { index: id, firstPage: 0, pageCount: 1, id })
+  for (let id = 1; id <= 6; id++) {
+    write(bench, store, { index: id, firstPage: 0, pageCount: 1, id })
+    await bench.world.runFor(5)
+  }
   assert.deepEqual(store.listBlocks(5, 2, 3), [2, 3, 4])
   assert.equal(await bench.settle(store.sweep((volume) => volume === 5)), 0)
   assert.equal(await bench.settle(store.sweep((volume) => volume !== 5)), 6)

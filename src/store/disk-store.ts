@@ -24,6 +24,7 @@ import { Journal, type JournalOptions } from './journal.ts'
 import { INSTALL_ENTRY_BYTES, INSTALL_PAGES_MAX, INSTALL_ROWS_MAX, InstallFlag, JournalKind, RecordHeader, recordBytes, WRITE_PAGES_MAX } from './layout.ts'
 import type { MountOptions } from './mount-options.ts'
 import { Reader } from './read.ts'
+import type { Reservation } from './reservation.ts'
 import {
   type BlockCapture,
   type BlockInstall,
@@ -105,6 +106,7 @@ export class DiskStore implements ReplicaStore {
   readonly reader: Reader
   /** Set by mount before the store is used. */
   destage!: Destage
+  reservation!: Reservation
   failed = false
 
   readonly #parts: StoreParts
@@ -152,7 +154,7 @@ export class DiskStore implements ReplicaStore {
       onStaged: (upTo) => events.onStaged(upTo),
       onDurable: (upTo) => events.onDurable(upTo),
       onFailed: (reason) => this.#onFailed(reason),
-      onRoom: () => this.#giveRoom(),
+      onRoom: () => this.giveRoom(),
       onResolved: (row, firstPage, pageCount, pending, loc, step) => this.#resolveCaptures(row, firstPage, pageCount, pending, loc, step),
       onSegment: () => this.destage?.kick(),
       onBusy: () => this.#watch(),
@@ -181,11 +183,17 @@ export class DiskStore implements ReplicaStore {
     return Math.max(0, this.journal.totalPages - this.journal.freePages) * PAGE_BYTES
   }
   get rejectCreate(): boolean {
-    const kept = Math.max(EXTENTS_KEPT_MIN, Math.ceil(this.#table.extentCount * EXTENTS_KEPT))
-    const free = this.#table.freeCount
+    const table = this.#table
+    const { exhausted, keptRows } = this.reservation
+    const ofDisk = Math.max(EXTENTS_KEPT_MIN, Math.ceil(table.extentCount * EXTENTS_KEPT))
+    const kept = exhausted ? keptRows : ofDisk
+    const free = exhausted ? table.freeCount : table.unusedCount
     if (free <= kept) this.#rejecting = true
     else if (free > kept * 2) this.#rejecting = false
     return this.#rejecting
+  }
+  get rejectReason(): string {
+    return this.rejectCreate ? this.reservation.reason : ''
   }
   get counters(): { batches: number; destagedSegments: number; destagedPages: number; corruptedPages: number; readErrors: number } {
     const { journal, destage, reader } = this
@@ -209,12 +217,23 @@ export class DiskStore implements ReplicaStore {
     if (this.failed) return Status.WRITE_FAILED
     if (record.clientHigh !== 0 && !this.rows.hasRoomFor(record.clientHigh, record.clientLow)) return Status.BUSY
     if (record.kind === RecordKind.WRITE && this.#table.find(record.volume, record.layer, record.index) < 0) {
-      if (fromHead ? this.rejectCreate : this.#table.freeCount === 0) return Status.INSUFFICIENT_SPACE
+      const status = this.#admitBlock(fromHead)
+      if (status !== Status.SUCCESS) return status
     }
     if (journal.tooManyWaiting(fromHead)) return Status.BUSY
     const carries = record.kind === RecordKind.WRITE || record.kind === RecordKind.ZERO
     const keep = carries ? journal.totalPages * (fromHead ? HEAD_NEEDS_FREE : FORWARD_NEEDS_FREE) : 0
     return journal.freePages - record.pageCount - PAGES_KEPT < keep ? Status.BUSY : Status.SUCCESS
+  }
+
+  /** A new block wants an extent whose space is sure. */
+  #admitBlock(fromHead: boolean): number {
+    const table = this.#table
+    const { reservation } = this
+    reservation.kick()
+    if (fromHead ? this.rejectCreate : table.unusedCount === 0 || (table.freeCount === 0 && reservation.exhausted)) return Status.INSUFFICIENT_SPACE
+    const kept = fromHead && !reservation.isComplete && !reservation.exhausted ? reservation.keptRows : 0
+    return table.freeCount > kept ? Status.SUCCESS : Status.BUSY
   }
 
   onRoom(fn: () => void): void {
@@ -362,8 +381,11 @@ export class DiskStore implements ReplicaStore {
     const reason = invalidPackedRows(given.rows)
     if (reason !== null) throw new XsanError('INVALID_PARAM', `channel rows: ${reason}`)
     const old = table.find(volume, layer, index)
-    if (old < 0 && creates && table.freeCount === 0)
+    if (old < 0 && creates && this.#admitBlock(false) !== Status.SUCCESS) {
+      if (!this.reservation.exhausted && table.unusedCount > 0)
+        throw new XsanError('BUSY', `disk ${this.disk} has no extent for the moment`, 'More are being allocated: try again.')
       throw new XsanError('INSUFFICIENT_SPACE', `disk ${this.disk} has no extent for a block of volume ${volume}`, 'Add disks, or delete volumes.')
+    }
     this.#assertRoom(dataPages + Math.ceil(given.rows.length / ROW_WORDS / 32) + 64)
     const rowsFirst = given.rows.slice()
     this.#rowsFit(rowsFirst)
@@ -692,7 +714,8 @@ export class DiskStore implements ReplicaStore {
 
   // ---- failure, watch, end -----------------------------------------------------------------------------------------------------------
 
-  #giveRoom(): void {
+  /** `admit` may say otherwise. */
+  giveRoom(): void {
     if (this.#room.length === 0) return
     for (const fn of this.#room.splice(0)) fn()
   }
@@ -707,6 +730,7 @@ export class DiskStore implements ReplicaStore {
     this.reader.failed = true
     this.#queue.asyncPending = true
     for (const resolve of this.#captureWaiters.splice(0)) resolve()
+    void this.reservation?.stop()
     this.#parts.options.events.onFailed(reason)
   }
 
@@ -737,6 +761,7 @@ export class DiskStore implements ReplicaStore {
       return
     }
     await this.destage.stop()
+    await this.reservation.stop()
     await this.journal.settle()
     while (this.reader.inUse > 0 || this.#parts.deferred.count > 0) await this.#io.sleep(0.2)
     this.#queue.cancelTimeout(this.#watchTag, 0)

@@ -201,6 +201,7 @@ export class MemoryStore implements ReplicaStore {
   get usedBytes(): number {
     return this.#live.blocks.size * BLOCK_BYTES
   }
+  readonly rejectReason = ''
   get rejectCreate(): boolean {
     return this.usedBytes >= this.capacityBytes
   }

@@ -29,6 +29,14 @@ export interface FormatOptions {
   readonly force?: boolean
 }
 
+/** Of a file now. */
+export interface FileSpace {
+  /** What its file system can spare for data: the rest is for others, such as the metadata of the node that may lie there too. */
+  readonly spareBytes: number
+  /** Of the file; 0 if unknown. */
+  readonly allocatedBytes: number
+}
+
 export interface MountOptions {
   readonly io: AsyncIo
   readonly path: string
@@ -45,6 +53,8 @@ export interface MountOptions {
   readonly lockWaitMs?: number
   /** An I/O older than this means that the disk hangs; default 2 s. */
   readonly hungMs?: number
+  /** Without it the file system gives what it has. */
+  readonly space?: (path: string) => FileSpace
   /** One line for people: what replay found, what the background work met. */
   readonly onNote?: (message: string, fields?: Readonly<Record<string, unknown>>) => void
 }

@@ -15,8 +15,9 @@ import { Deferred } from './deferred.ts'
 import { Destage } from './destage.ts'
 import { DiskStore } from './disk-store.ts'
 import { LEAVES_PER_BLOCK, leafOffset, planGeometry, secondSuperblockOffset, tablePageCount, tablePageOffset } from './layout.ts'
-import type { FormatOptions, MountOptions } from './mount-options.ts'
+import type { FileSpace, FormatOptions, MountOptions } from './mount-options.ts'
 import { readFully, replay, writeFully } from './replay.ts'
+import { Reservation, reserveFixed } from './reservation.ts'
 import { decodeSuperblock, encodeSuperblock, invalidSuperblock, nameBytes, type SuperblockState, superblockOffset, uuidBytes, uuidText } from './superblock.ts'
 import { checkLeaf, checkTablePage, diskTagOf, isTablePage, loadLeaf, loadTablePage, loseLeaf, newer } from './tables.ts'
 
@@ -29,6 +30,7 @@ const DESTAGE_ROUNDS = 2
 /** The start of a disk that must be blank to be formatted without force. */
 const BLANK_BYTES = 64 * KiB
 const CHUNK_PAGES = 64
+const ENOUGH: FileSpace = { spareBytes: Number.POSITIVE_INFINITY, allocatedBytes: 0 }
 /** Blocks whose page tables are read at one time. */
 const LEAF_READS_PARALLEL = 8
 
@@ -89,6 +91,7 @@ export async function formatStore(io: AsyncIo, options: FormatOptions): Promise<
         if (bytes.some((byte) => byte !== 0))
           throw new XsanError('DISK_FOREIGN', `${path} is not blank: it holds ${whatIs(io, page, path)}`, 'Wipe it, or format with force.')
       }
+      await reserveFixed(io, file, path, geometry)
       io.queue.arena.bytes.fill(0, page * PAGE_BYTES, (page + CHUNK_PAGES) * PAGE_BYTES)
       await writeFully(io, file.handle, 0, page, BLANK_BYTES / PAGE_BYTES, path)
       // A journal that has its blocks already is written without changing the file system's metadata
@@ -332,6 +335,17 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
     onNote: options.onNote ?? (() => {}),
   })
   await store.destage.makeFree(2)
+  store.reservation = new Reservation({
+    io,
+    file,
+    path,
+    geometry,
+    table,
+    space: () => options.space?.(path) ?? ENOUGH,
+    onRoom: () => store.giveRoom(),
+    onNote: options.onNote ?? (() => {}),
+  })
+  await store.reservation.begin()
   journal.open()
   store.destage.kick()
   options.onNote?.('disk mounted', {

@@ -129,6 +129,8 @@ export interface ReplicaStore {
   readonly journalUsedBytes: number
   /** New blocks are refused, overwrites are not (full, or nearly). */
   readonly rejectCreate: boolean
+  /** Why, when it is not that the disk is full of blocks; else ''. */
+  readonly rejectReason: string
   /** True when the last mount found that the host (not only the process) had gone down unclean: unflushed data may be missing. */
   readonly lostPower: boolean
   readonly stagedSeq: JournalSeq

@@ -3,7 +3,18 @@ import assert from 'node:assert/strict'
 import test from 'node:test'
 import { PAGE_BYTES } from '../../src/base/units.ts'
 import { AsyncIo } from '../../src/env/async-io.ts'
-import { COMPLETIONS_PER_TURN, Errno, errnoName, type Handle, IoError, type IoQueue, MORE, SEGMENTS_MAX, type Tag } from '../../src/env/ioqueue.ts'
+import {
+  ALLOCATE_BYTES_MAX,
+  COMPLETIONS_PER_TURN,
+  Errno,
+  errnoName,
+  type Handle,
+  IoError,
+  type IoQueue,
+  MORE,
+  SEGMENTS_MAX,
+  type Tag,
+} from '../../src/env/ioqueue.ts'
 
 /** One process with one queue that talks to itself. `turn` with a timeout lets the world go on. */
 export interface IoQueueFixture {
@@ -670,6 +681,42 @@ export function ioQueueConformance(name: string, create: () => Promise<IoQueueFi
       })
     }
     b.close(opened.handle)
+  })
+
+  scenario('space that is allocated changes neither size nor content; a range that makes no sense is refused in the call', (b, fixture) => {
+    const path = fixture.path('allocated')
+    const { handle: file } = b.queue.openFile({ path, createBytes: 1 << 20, lock: true })
+    const page = b.alloc(8192)
+    b.fill(page, 4096, 9)
+    let row = 1
+    do b.queue.write(file, 8192, page, 0, 4096, b.tag, ++row)
+    while (b.ok(row) !== 4096)
+    for (const [offset, length] of [
+      [0, 1 << 20],
+      [4096, 8192],
+      [1 << 20, 1 << 20],
+    ] as const) {
+      b.queue.allocate(file, offset, length, b.tag, ++row)
+      assert.ok([0, -Errno.EOPNOTSUPP].includes(b.result(row)))
+    }
+    do b.queue.read(file, 8192, page + 1, 0, 4096, -1, b.tag, ++row)
+    while (b.ok(row) !== 4096)
+    b.check(page + 1, 4096, 9)
+    b.queue.read(file, 1 << 20, page, 0, 4096, -1, b.tag, 900)
+    assert.equal(b.result(900), 0, 'the file has not grown')
+    for (const [offset, length] of [
+      [0, 0],
+      [-4096, 4096],
+      [0, -1],
+      [0.5, 4096],
+      [0, ALLOCATE_BYTES_MAX + 1],
+      [Number.NaN, 4096],
+    ] as const) {
+      assert.throws(() => b.queue.allocate(file, offset, length, b.tag, 1), `${offset} ${length}`)
+    }
+    const listener = b.queue.listenTcp({ host: fixture.host, port: 0 }).handle
+    assert.throws(() => b.queue.allocate(listener, 0, 4096, b.tag, 1))
+    b.close(file, listener)
   })
 
   scenario('closing a file waits for its writes', (b, fixture) => {

@@ -1,7 +1,8 @@
 /** How a node starts, and how it refuses to: real processes, each bad input with a clear error that names the thing and the next step. */
 import assert from 'node:assert/strict'
 import { type ChildProcess, spawn } from 'node:child_process'
-import { existsSync, mkdirSync, openSync, readdirSync, readFileSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs'
+import { once } from 'node:events'
+import { existsSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync, statfsSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import test, { type TestContext } from 'node:test'
@@ -52,8 +53,9 @@ class Node {
     })
   }
 
-  start(config = this.config, env: Readonly<Record<string, string>> = {}, stderr: number | 'pipe' = 'pipe'): void {
-    const child = spawn(bin('xsand'), ['--config', config], { stdio: ['ignore', 'ignore', stderr], env: { ...process.env, ...env } })
+  start(config = this.config, env: Readonly<Record<string, string>> = {}, stderr: number | 'pipe' = 'pipe', within: readonly string[] = []): void {
+    const words = [...within, bin('xsand'), '--config', config]
+    const child = spawn(words[0]!, words.slice(1), { stdio: ['ignore', 'ignore', stderr], env: { ...process.env, ...env } })
     child.stderr?.on('data', (chunk: Buffer) => {
       this.#stderr += chunk.toString()
     })
@@ -328,4 +330,59 @@ test('a log that cannot be written is no reason to stop serving', { timeout: TIM
   await node.init()
   await must(bin('xsan'), ['--server', node.grpc, 'volume', 'create', 'v', '64M'])
   assert.equal(await node.end('SIGTERM'), 0)
+})
+
+test('a file system that fills up: ENOSPC for new blocks, named by disk list and health; all else goes on, over a restart too', {
+  timeout: 3 * TIMEOUT_MS,
+}, async (t) => {
+  const node = new Node(t, { storage: { devices: [{ path: 'small/disk', type: 'ssd', role: 'capacity', size: '256M' }], default_replica_count: 1 } })
+  const small = join(node.dir, 'small')
+  mkdirSync(small)
+  const mounts = spawn('unshare', ['-Urm', 'sh', '-c', 'mount -t tmpfs -o size=128m none "$0" && echo mounted && exec sleep 600', small])
+  t.after(() => endChild(mounts))
+  const answer = await Promise.race([once(mounts.stdout, 'data'), once(mounts, 'exit')])
+  if (!String(answer[0]).startsWith('mounted')) return t.skip('no mount namespaces here')
+  const inOwnMounts = ['nsenter', '-t', String(mounts.pid), '-U', '-m', '--preserve-credentials', '--']
+  node.start(node.config, {}, 'pipe', inOwnMounts)
+  await node.init()
+  assert.match(node.stderr, /small\/disk may grow to 256MiB, but its file system has 128MiB left: when that is full, this disk takes no new blocks/)
+  const uri = `nbd://127.0.0.1:${node.nbdPort}/v`
+  const xsan = async (...args: string[]) => (await must(bin('xsan'), ['--server', node.grpc, ...args])).stdout
+  const io = async (...commands: string[]) => {
+    const { stdout, stderr } = await run('qemu-io', ['-f', 'raw', ...commands.flatMap((command) => ['-c', command]), uri])
+    return stdout + stderr
+  }
+  await xsan('volume', 'create', 'v', '200M')
+  assert.doesNotMatch(await io('write -P 17 0 8M', 'flush'), /failed/)
+  // somebody else takes the rest
+  const inside = `/proc/${mounts.pid}/root${small}`
+  const { bavail, bsize } = statfsSync(inside)
+  writeFileSync(join(inside, 'ballast'), Buffer.alloc(bavail * bsize))
+  let written = 8
+  for (; written < 200; written += 4) if (/No space left on device/.test(await io(`write -P 18 ${written}M 4M`))) break
+  assert.ok(written < 100, `${written} MiB`)
+  const says = async (what: RegExp) => assert.match(await xsan('cluster', 'status', '-o', 'json'), what)
+  await until('health names the disk', 20_000, async () =>
+    /small\/disk of node-1 takes no new blocks: the file system of .*small\/disk is full/.test(await xsan('cluster', 'status', '-o', 'json')),
+  )
+  await says(/"health": ?"at-risk"/)
+  const [disk] = (JSON.parse(await xsan('disk', 'list', '-o', 'json')) as { disks: Array<Record<string, string>> }).disks
+  assert.equal(disk!['state'], 'full')
+  assert.match(disk!['reason']!, /the file system of .*small\/disk is full/)
+  const others = async () => {
+    assert.doesNotMatch(await io(`read -P 17 0 8M`, 'write -P 19 0 4M', 'flush', 'read -P 19 0 4M', 'write -P 17 0 4M'), /failed/)
+    assert.match(await io(`write ${written}M 4M`), /No space left on device/)
+  }
+  await others()
+  // round the journal, so that everything has gone to its extent
+  for (let n = 0; n < 20; n++) assert.doesNotMatch(await io('write -P 17 0 8M'), /failed/)
+  await others()
+  assert.equal(await node.end('SIGTERM'), 0)
+  node.start(node.config, {}, 'pipe', inOwnMounts)
+  await until(`the node is ready again\n${node.stderr}`, 20_000, async () => (await node.state()) === 'ready')
+  await others()
+  rmSync(join(inside, 'ballast'))
+  await until('there is space again', 20_000, async () => !/failed/.test(await io(`write ${written}M 4M`)))
+  await until('and health says so', 20_000, async () => (await xsan('cluster', 'status', '-o', 'json')).includes('"safe"'))
+  assert.equal(await node.end('SIGTERM'), 0, node.stderr)
 })

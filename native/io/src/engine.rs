@@ -518,6 +518,17 @@ impl Engine {
                 let entry = opcode::Fsync::new(Fd(fd)).flags(FsyncFlags::DATASYNC).build();
                 self.start(d, slot, 0, 0, entry)
             }
+            op::ALLOCATE => {
+                let (slot, fd) = self.handle_of(d, kind::FILE)?;
+                let offset = offset_word(d);
+                let length = u64::from(d[LENGTH].max(0) as u32);
+                if length == 0 || offset > i64::MAX as u64 - length {
+                    return Err(Fault::misuse(format!("an allocation of {} bytes at {offset}", d[LENGTH])));
+                }
+                // Never inline: even in memory it takes long enough to leave it to a worker of the kernel.
+                let entry = opcode::Fallocate::new(Fd(fd), length).offset(offset).mode(libc::FALLOC_FL_KEEP_SIZE).build();
+                self.start(d, slot, 0, 0, entry)
+            }
             op::TIMEOUT => {
                 if self.timers.len() >= self.options.ops_max {
                     return Err(Fault::misuse("too many timeouts under way"));
@@ -987,6 +998,7 @@ fn create_ring() -> Result<IoUring, Fault> {
         ("WRITE", opcode::Write::CODE),
         ("WRITEV", opcode::Writev::CODE),
         ("FSYNC", opcode::Fsync::CODE),
+        ("FALLOCATE", opcode::Fallocate::CODE),
         ("ASYNC_CANCEL", opcode::AsyncCancel2::CODE),
     ];
     for (name, code) in needed {

@@ -10,7 +10,7 @@
 //! positive int32 and never 0.
 
 /// Changed whenever a word moves or a call changes: the caller compares it when it loads the addon.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 pub const PAGE_BYTES: usize = 4096;
 pub const DESCRIPTOR_WORDS: usize = 16;
@@ -61,6 +61,8 @@ pub mod op {
     pub const CLOSE: i32 = 14;
     /// The buffer id is in ROW.
     pub const RELEASE_PROVIDED: i32 = 15;
+    /// LENGTH bytes from the offset on: fallocate that keeps the size.
+    pub const ALLOCATE: i32 = 16;
 }
 
 /// Tag of the completion that says "another thread called wake"; it belongs to no operation, so its extra has MORE set.

@@ -7,7 +7,7 @@ import { ReplicaState } from '../../placement/chain.ts'
 import { slotOf } from '../../placement/ring.ts'
 import { View } from '../../placement/view.ts'
 import { toHex } from '../auth.ts'
-import { healthOf, lostPagesOf } from '../health.ts'
+import { fullDisksOf, healthOf, lostPagesOf } from '../health.ts'
 import type { Coordinator } from '../leader.ts'
 import { replicaCount } from '../settings.ts'
 import type { ClusterState, NodeRecord } from '../state.ts'
@@ -144,6 +144,7 @@ export function clusterStatus(context: ServiceContext, coordinator: Coordinator 
     view: viewOf,
     planned: coordinator?.planned ?? new Set(),
     lostPages: lostPagesOf(stats.values(), state),
+    fullDisks: fullDisksOf(stats.values()),
     downMs(node) {
       const since = coordinator?.leaseOf(node).downSinceMs
       return since === undefined ? undefined : context.env.clock.nowMs() - since

@@ -42,7 +42,7 @@ export const diskService: AdminService = {
                   : reported?.rejectCreate === true
                     ? 'full'
                     : 'ok',
-          reason: disk.reason,
+          reason: disk.reason || (reported?.rejectReason ?? ''),
           capacityBytes: disk.capacityBytes,
           usedBytes: reported?.usedBytes ?? 0,
           journalBytes: reported?.journalBytes ?? 0,

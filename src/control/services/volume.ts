@@ -3,7 +3,7 @@ import { XsanError } from '../../base/errors.ts'
 import { BLOCK_BYTES } from '../../base/units.ts'
 import type { Message } from '../../env/control.ts'
 import { View } from '../../placement/view.ts'
-import { healthOf, lostPagesOf } from '../health.ts'
+import { fullDisksOf, healthOf, lostPagesOf } from '../health.ts'
 import type { Coordinator } from '../leader.ts'
 import { booleanSetting, defaultReplicas, NO_OWN, replicaCount } from '../settings.ts'
 import type { VolumeRecord } from '../state.ts'
@@ -100,6 +100,7 @@ export function volumeInfo(context: ServiceContext, coordinator: Coordinator, re
     view: (node) => coordinator.view.view(node),
     planned: coordinator.planned,
     lostPages: lostPagesOf(context.stats.values(), state, record.volume),
+    fullDisks: fullDisksOf(context.stats.values()),
   })
   const kept = replicaCount(state)
   const notes = record.replicas < kept ? [`Kept in ${kept} copies, as all data of this cluster is (${record.replicas} asked).`] : []

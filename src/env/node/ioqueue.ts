@@ -13,7 +13,18 @@ import { AssertionError, assert } from '../../base/assert.ts'
 import { FlightEvent, FlightRecorder } from '../../base/flight.ts'
 import { RequestWaits } from '../../base/latency.ts'
 import { PAGE_BYTES } from '../../base/units.ts'
-import { type CompletionHandler, type Handle, IoError, type IoQueue, MORE, type OpenedFile, type OpenFileOptions, SEGMENTS_MAX, type Tag } from '../ioqueue.ts'
+import {
+  ALLOCATE_BYTES_MAX,
+  type CompletionHandler,
+  type Handle,
+  IoError,
+  type IoQueue,
+  MORE,
+  type OpenedFile,
+  type OpenFileOptions,
+  SEGMENTS_MAX,
+  type Tag,
+} from '../ioqueue.ts'
 import { loadAddon, type NativeAddon, type NativeQueue } from '../native/addon.ts'
 import { NativeArena } from './arena.ts'
 
@@ -56,6 +67,7 @@ const OP_CANCEL_TIMEOUT = 12
 const OP_CANCEL = 13
 const OP_CLOSE = 14
 const OP_RELEASE_PROVIDED = 15
+const OP_ALLOCATE = 16
 
 const KIND_LISTENER = 1
 const KIND_SOCKET = 2
@@ -324,6 +336,15 @@ export class NativeIoQueue implements IoQueue {
   fdatasync(file: Handle, tag: Tag, row: number): void {
     this.#check(file, KIND_FILE)
     this.#fileDescriptor(OP_FDATASYNC, file, tag, row)
+  }
+
+  allocate(file: Handle, offsetBytes: number, lengthBytes: number, tag: Tag, row: number): void {
+    this.#check(file, KIND_FILE)
+    if (!(Number.isSafeInteger(offsetBytes) && offsetBytes >= 0 && Number.isInteger(lengthBytes) && lengthBytes > 0 && lengthBytes <= ALLOCATE_BYTES_MAX))
+      throw new AssertionError(`an allocation of ${lengthBytes} bytes at ${offsetBytes}`)
+    const d = this.#fileDescriptor(OP_ALLOCATE, file, tag, row)
+    this.#descriptors[d + LENGTH] = lengthBytes
+    this.#offset(d, offsetBytes)
   }
 
   reserveCrcs(count: number): number {

@@ -23,6 +23,8 @@ export interface SimDiskOptions {
   /** As on tmpfs: nothing survives a power loss. */
   readonly volatile?: boolean
   readonly isBlockDevice?: boolean
+  /** false: a file system that cannot allocate ahead of writes. */
+  readonly reserves?: boolean
   /** Room for pages ever written; infinite unless given. */
   readonly capacityBytes?: number
 }
@@ -70,7 +72,7 @@ export class SimDisk {
   /** Every request fails: the device is gone. */
   gone = false
   usedPages = 0
-  /** Writes to pages never written fail with ENOSPC. */
+  /** Writes to pages never written, whose space was not allocated before, fail with ENOSPC. */
   full = false
   #hung = false
   readonly #requests = new Set<DiskRequest>()
@@ -80,6 +82,12 @@ export class SimDisk {
     this.options = options
     this.name = options.name
     this.mount = options.mount
+  }
+
+  /** For one page more. */
+  get hasRoom(): boolean {
+    const { capacityBytes } = this.options
+    return !this.full && (capacityBytes === undefined || (this.usedPages + 1) * PAGE_BYTES <= capacityBytes)
   }
 
   get files(): SimFile[] {
@@ -188,6 +196,8 @@ export class SimFile {
   readonly badPages = new Set<number>()
   #epochs: Epoch[] = []
   #serial = 0
+  /** Per page: 1 when its space was allocated. */
+  #reserved = new Uint8Array(0)
 
   constructor(disk: SimDisk, path: string, sizeBytes: number) {
     this.disk = disk
@@ -233,6 +243,27 @@ export class SimFile {
     }
     if (end > this.sizeBytes) this.sizeBytes = end
     return lengthBytes
+  }
+
+  /** 0, or -errno. What has its space keeps it, whatever content is lost with the power: file systems journal that. */
+  allocate(offsetBytes: number, lengthBytes: number): number {
+    const { disk } = this
+    if (disk.options.isBlockDevice || disk.options.reserves === false) return -Errno.EOPNOTSUPP
+    const end = Math.ceil((offsetBytes + lengthBytes) / PAGE_BYTES)
+    if (this.#reserved.length < end) {
+      const larger = new Uint8Array(Math.max(end, Math.ceil(this.sizeBytes / PAGE_BYTES)))
+      larger.set(this.#reserved)
+      this.#reserved = larger
+    }
+    for (let page = Math.floor(offsetBytes / PAGE_BYTES); page < end; page++) {
+      if (this.#reserved[page] === 1) continue
+      if (!this.pages.has(page)) {
+        if (!disk.hasRoom) return -Errno.ENOSPC
+        disk.usedPages++
+      }
+      this.#reserved[page] = 1
+    }
+    return 0
   }
 
   /** Everything written so far belongs to the flush that starts now; give what this returns to `flushed` when it succeeds. */
@@ -305,7 +336,7 @@ export class SimFile {
 
   #restore(page: number, old: Uint8Array | null): void {
     if (old) this.pages.set(page, old)
-    else if (this.pages.delete(page)) this.disk.usedPages--
+    else if (this.pages.delete(page) && this.#reserved[page] !== 1) this.disk.usedPages--
   }
 
   /** Present content of a page, to be written in place; undefined when there is no room for it. */
@@ -336,9 +367,8 @@ export class SimFile {
       epoch = { serial: this.#serial, before: new Map() }
       this.#epochs.push(epoch)
     }
-    if (!old) {
-      const capacityBytes = this.disk.options.capacityBytes
-      if (this.disk.full || (capacityBytes !== undefined && (this.disk.usedPages + 1) * PAGE_BYTES > capacityBytes)) return undefined
+    if (!old && this.#reserved[page] !== 1) {
+      if (!this.disk.hasRoom) return undefined
       this.disk.usedPages++
     }
     if (epoch.before.has(page)) return true

@@ -223,6 +223,41 @@ test('what was flushed survives the loss of power, what was not may be lost or t
   assert.deepEqual([...outcomes].sort(), ['kept', 'lost', 'torn'])
 })
 
+test('on a full disk what was allocated before is written, all else is ENOSPC; a power loss takes content, not space', async () => {
+  const m = make(7)
+  const a = m.start(0, 'first')
+  const { handle } = a.queue.openFile({ path: '/data/disk', createBytes: 1 << 20, lock: true })
+  const disk = m.hosts[0]!.disks[0]!
+  const page = a.queue.arena.alloc(PAGE_BYTES)
+  const put = async (index: number) => {
+    for (;;) {
+      const n = await a.io.write(handle, index * PAGE_BYTES, page, 0, PAGE_BYTES)
+      if (n < 0 || n === PAGE_BYTES) return n
+    }
+  }
+  const fill = async () => {
+    assert.equal(await put(0), PAGE_BYTES)
+    assert.equal(await a.io.allocate(handle, 0, 4 * PAGE_BYTES), 0)
+    assert.equal(disk.usedPages, 4)
+    disk.full = true
+    assert.equal(await put(3), PAGE_BYTES)
+    assert.equal(await put(0), PAGE_BYTES)
+    assert.equal(await put(4), -Errno.ENOSPC)
+    assert.equal(await a.io.allocate(handle, 0, 4 * PAGE_BYTES), 0, 'it has its space')
+    assert.equal(await a.io.allocate(handle, 3 * PAGE_BYTES, 2 * PAGE_BYTES), -Errno.ENOSPC)
+    assert.equal(disk.usedPages, 4)
+  }
+  await m.world.settle(fill(), 5000)
+  m.hosts[0]!.losePower()
+  m.hosts[0]!.powerOn()
+  assert.equal(disk.usedPages, 4)
+  const again = m.start(0, 'second')
+  const opened = again.queue.openFile({ path: '/data/disk', lock: true })
+  const buffer = again.queue.arena.alloc(PAGE_BYTES)
+  const write = async () => assert.ok((await again.io.write(opened.handle, 3 * PAGE_BYTES, buffer, 0, PAGE_BYTES)) > 0)
+  await m.world.settle(write(), 5000)
+})
+
 test('a locked file is refused to others until its process has ended', async () => {
   const m = make()
   const a = m.start(0, 'first')

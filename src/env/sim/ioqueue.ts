@@ -16,6 +16,7 @@ import { RequestWaits } from '../../base/latency.ts'
 import type { Prng } from '../../base/prng.ts'
 import { PAGE_BYTES } from '../../base/units.ts'
 import {
+  ALLOCATE_BYTES_MAX,
   COMPLETIONS_PER_TURN,
   type CompletionHandler,
   Errno,
@@ -78,7 +79,7 @@ interface Range {
   readonly lengthBytes: number
 }
 
-type OpKind = 'accept' | 'connect' | 'recv' | 'multishot' | 'send' | 'read' | 'write' | 'sync' | 'timeout' | 'close'
+type OpKind = 'accept' | 'connect' | 'recv' | 'multishot' | 'send' | 'read' | 'write' | 'sync' | 'allocate' | 'timeout' | 'close'
 
 interface Op {
   readonly kind: OpKind
@@ -777,6 +778,17 @@ export class SimIoQueue implements IoQueue {
     })
   }
 
+  allocate(handle: Handle, offsetBytes: number, lengthBytes: number, tag: Tag, row: number): void {
+    const entry = this.#entry(handle, 'file')
+    assert(entry.openOptions!.readOnly !== true, 'an allocation in a file opened for reading')
+    const whole = Number.isSafeInteger(offsetBytes) && offsetBytes >= 0 && Number.isInteger(lengthBytes)
+    assert(whole && lengthBytes > 0 && lengthBytes <= ALLOCATE_BYTES_MAX, `an allocation of ${lengthBytes} bytes at ${offsetBytes}`)
+    const file = entry.file!
+    const { disk } = file
+    const op = this.#op('allocate', tag, row, entry)
+    disk.request(this.process, 'allocate', 0, () => this.#complete(op, disk.gone ? -Errno.EIO : file.allocate(offsetBytes, lengthBytes)))
+  }
+
   reserveCrcs(count: number): number {
     const first = this.#crcsReserved
     assert(first + count <= CRCS_MAX, `more than ${CRCS_MAX} checksum results`)
@@ -843,7 +855,7 @@ export class SimIoQueue implements IoQueue {
 
   #cancelOps(entry: Entry): void {
     for (const op of entry.ops) {
-      if (op.over || op.kind === 'read' || op.kind === 'write' || op.kind === 'sync' || op.kind === 'close') continue
+      if (op.over || op.kind === 'read' || op.kind === 'write' || op.kind === 'sync' || op.kind === 'allocate' || op.kind === 'close') continue
       entry.stopConnecting?.()
       this.#complete(op, op.kind === 'recv' && op.done > 0 ? op.done : -Errno.ECANCELED)
     }
