@@ -362,7 +362,8 @@ class Replay {
    * which the journal still has; otherwise a record from before a removal would touch the block created after it.
    */
   #dropFuture(firstSeq: number): void {
-    const { table } = this.#o
+    const { table, path } = this.#o
+    if (table.birthTwice < firstSeq) throw corrupted(path, `two extents hold the block of record ${table.birthTwice}`)
     for (let row = 0; row < table.extentCount; row++) if (table.used[row] === 1 && table.birthSeq[row]! >= firstSeq) table.remove(row)
   }
 

@@ -206,9 +206,10 @@ export function loadTablePage(arena: Arena, bufferPage: number, table: BlockTabl
     const birthSeq = get.birthSeq(view, from)
     const twin = table.find(volume, get.layer(view, from), get.index(view, from))
     if (twin >= 0) {
-      // Removed, created again in another extent, and the crash came between the writes of the two table pages
-      if (table.birthSeq[twin] === birthSeq) return `extents ${twin} and ${row} hold the same block`
-      if (table.birthSeq[twin]! > birthSeq) {
+      // The block came to another extent, and the crash between the writes of the two table pages: it was removed and created again, or a
+      // replay had given it another one (then both rows name one birth, which the journal still has: `birthTwice`)
+      if (table.birthSeq[twin] === birthSeq) table.birthTwice = Math.min(table.birthTwice, birthSeq)
+      if (table.birthSeq[twin]! >= birthSeq) {
         table.markTable(row)
         continue
       }
