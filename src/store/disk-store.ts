@@ -47,6 +47,8 @@ const PAGES_KEPT = 64
 /** Extents kept from clients' new blocks, for forwards and recovery: this share, and at least so many. */
 const EXTENTS_KEPT = 0.01
 const EXTENTS_KEPT_MIN = 2
+/** Pages of a batch of its own with a full INSTALL_ROWS record. */
+const INSTALL_ROWS_PAGES = 3
 /** The watch looks so often within `hungMs`. */
 const WATCH_TICKS = 4
 
@@ -418,6 +420,7 @@ export class DiskStore implements ReplicaStore {
       }
     }
     const rowCount = rowsFirst.length / ROW_WORDS
+    journal.keepTogether(Math.max(1, Math.ceil(rowCount / INSTALL_ROWS_MAX)) * INSTALL_ROWS_PAGES)
     for (let first = 0; first < rowCount || first === 0; first += INSTALL_ROWS_MAX) {
       const count = Math.min(INSTALL_ROWS_MAX, rowCount - first)
       const last = first + count >= rowCount

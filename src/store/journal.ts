@@ -341,6 +341,18 @@ export class Journal {
     return batch.descriptorPage * PAGE_BYTES + batch.bytes
   }
 
+  /**
+   * The next records, of at most so many pages in all, come to lie in one segment. For those that change the channel rows together: a
+   * segment's checkpoint between two of them would have the rows of neither.
+   */
+  keepTogether(pages: number): void {
+    const open = this.#collecting
+    const collecting = open === null ? 0 : pagesOf(open.bytes) + open.payloadPages
+    if (this.#position + collecting + pages <= this.#pagesPerSegment) return
+    if (open !== null) this.#close()
+    this.#rotate()
+  }
+
   /** Segment of the record being encoded. */
   get currentSegment(): number {
     return this.#headSegment
