@@ -232,8 +232,10 @@ const roundDown = (n: number, unit: number): number => Math.floor(n / unit) * un
 const roundUp = (n: number, unit: number): number => Math.ceil(n / unit) * unit
 const clamp = (n: number, min: number, max: number): number => Math.max(min, Math.min(max, n))
 
+/** What is overwritten while it waits in the journal is never written to its extent: small disks give an eighth, others a sixteenth. */
 export function defaultJournalBytes(sizeBytes: number): number {
-  return clamp(roundDown(sizeBytes / 32, MiB), Math.min(64 * MiB, roundDown(sizeBytes / 4, MiB)), JOURNAL_BYTES_MAX)
+  const least = Math.max(Math.min(64 * MiB, roundDown(sizeBytes / 4, MiB)), Math.min(512 * MiB, roundDown(sizeBytes / 8, MiB)))
+  return clamp(roundDown(sizeBytes / 16, MiB), least, JOURNAL_BYTES_MAX)
 }
 
 /** Cuts a disk of `sizeBytes`. Throws INVALID_PARAM when it is too small. */

@@ -22,6 +22,7 @@ export async function xsanTarget(cluster: DevCluster, options: { sizeBytes: numb
   return { uri, sizeBytes: options.sizeBytes, pids: cluster.nodes.map(({ pid }) => pid) }
 }
 
+/** Each side runs each job once before it counts: compilers and caches of both are warm. */
 export async function compareJobs<Name extends string>(
   xsan: Target,
   peer: Peer,
@@ -34,6 +35,7 @@ export async function compareJobs<Name extends string>(
   for (const [name, job] of Object.entries(jobs) as Array<[Name, Job]>) {
     const own: Measured[] = []
     const theirs: Measured[] = []
+    for (const target of [xsan, peer.target]) await fio(target, job, args.seconds)
     for (let round = 0; round < args.rounds; round++) {
       own.push(await fio(xsan, job, args.seconds))
       theirs.push(await fio(peer.target, job, args.seconds))
