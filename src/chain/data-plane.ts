@@ -27,6 +27,7 @@ import { NONE, svOf } from './records.ts'
 import { RemoteExchange } from './remote.ts'
 import { Replicas } from './replica.ts'
 import { Resync } from './resync.ts'
+import { Space } from './space.ts'
 import type { MountedStore } from './store-relay.ts'
 import { ChainTable, type Identity } from './table.ts'
 import { Writes } from './write.ts'
@@ -97,6 +98,7 @@ export class DataPlane {
   readonly #poolBytesMax: number
   /** Smaller than the peers need, for now. */
   #poolIsShort = false
+  readonly #space: Space
   readonly #flushes: Flushes
   readonly #resync: Resync
   readonly #allocation: Allocation
@@ -206,6 +208,7 @@ export class DataPlane {
         needTable,
         repair,
         pinned: (op) => this.#client.pin(op),
+        isFullElsewhere: (slot) => this.#space.isFullElsewhere(slot),
       },
     })
     this.reads = new Reads({
@@ -224,6 +227,7 @@ export class DataPlane {
     const settings = { ...DEFAULT_SETTINGS, ...options.settings }
     this.peers = new Peers({ queue, table, authenticate: options.authenticate, counters, handlers: this.#peerHandlers(log) })
     const { peers, replicas, writes, reads } = this
+    this.#space = new Space({ arena: queue.arena, table, stores: replicas.stores, peers })
     this.calls = new Calls({ queue, peers })
     this.forwarding = new Forwarding({
       queue,
@@ -327,10 +331,12 @@ export class DataPlane {
     return {
       up: (peer) => {
         this.forwarding.up(peer)
+        this.#space.up(peer)
         this.#client.wake()
       },
       down: (peer) => {
         this.forwarding.down(peer)
+        this.#space.down(peer)
         this.#remote.down(peer)
         this.calls.down(peer)
         this.#client.peerLost(peer)
@@ -359,6 +365,8 @@ export class DataPlane {
             return this.forwarding.onCredits(peer, at, headBytes)
           case PeerFrame.FORWARD_REFUSALS:
             return this.forwarding.onRefusals(peer, at, headBytes)
+          case PeerFrame.FULL_DISKS:
+            return this.#space.onFullDisks(peer, at, headBytes)
           case PeerFrame.UPDATE:
             return this.#remote.onUpdate(row)
           case PeerFrame.UPDATE_ANSWERS:
@@ -388,6 +396,7 @@ export class DataPlane {
       gather: (peer, lane) => {
         if (lane !== Lane.ACK) return
         this.forwarding.gather(peer)
+        this.#space.gather(peer)
         this.#remote.gather(peer)
       },
       laneRoom: (peer, lane) => {
@@ -414,6 +423,7 @@ export class DataPlane {
       this.peers.resumeStalled()
     }
     this.#client.settle()
+    this.#space.settle()
     this.peers.flush()
   }
 

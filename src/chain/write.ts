@@ -37,6 +37,8 @@ export interface WriteHooks {
   repair(slot: number, volume: number, layer: number, index: number, page: number, done: (repaired: boolean) => void): void
   /** The payload of the client operation is (is no more) read by a record. */
   pinned(operation: number): void
+  /** Another member of the slot's chain takes no new blocks. */
+  isFullElsewhere(slot: number): boolean
 }
 
 export const UPDATE_ROWS = {
@@ -406,7 +408,9 @@ export class Writes {
     records.clientLow[row] = updates.clientLow[u]!
     records.channel[row] = updates.channel[u]!
     records.seq[row] = updates.seq[u]!
-    const admitted = replicas.admitUpdate(row)
+    const isFull =
+      kind === RecordKind.WRITE && this.#hooks.isFullElsewhere(slot) && store.findBlock(updates.volume[u]!, updates.layer[u]!, updates.index[u]!) < 0
+    const admitted = isFull ? Status.INSUFFICIENT_SPACE : replicas.admitUpdate(row)
     if (admitted !== Status.SUCCESS) {
       records.free(row)
       if (admitted === Status.BUSY) this.#awaitRoom(u, storeIndex)

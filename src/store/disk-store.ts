@@ -44,9 +44,11 @@ import { checksumOf, sizeOf } from './tables.ts'
 const HEAD_NEEDS_FREE = 0.3
 const FORWARD_NEEDS_FREE = 0.05
 const PAGES_KEPT = 64
-/** Extents kept from clients' new blocks, for forwards and recovery: this share, and at least so many. */
+/** Extents kept from clients' new blocks, for forwards and recovery: this share, on small disks more, and at least so many. */
 const EXTENTS_KEPT = 0.01
 const EXTENTS_KEPT_MIN = 2
+const EXTENTS_KEPT_SMALL = 16
+const EXTENTS_KEPT_SMALL_SHARE = 1 / 16
 /** Pages of a batch of its own with a full INSTALL_ROWS record. */
 const INSTALL_ROWS_PAGES = 3
 /** The watch looks so often within `hungMs`. */
@@ -121,6 +123,7 @@ export class DiskStore implements ReplicaStore {
   #captureWaiters: Array<() => void> = []
   #room: Array<() => void> = []
   #rejecting = false
+  readonly #extentsKept: number
   readonly #watchTag: Tag
   #watching = false
   #closing = false
@@ -140,6 +143,9 @@ export class DiskStore implements ReplicaStore {
     this.journalBytes = superblock.geometry.segmentCount * superblock.geometry.segmentBytes
     this.lostPower = parts.lostPower
     this.#session = new Uint8Array(superblock.slotCount)
+    const { extentCount } = table
+    const ofSmall = Math.min(EXTENTS_KEPT_SMALL, Math.floor(extentCount * EXTENTS_KEPT_SMALL_SHARE))
+    this.#extentsKept = Math.max(EXTENTS_KEPT_MIN, ofSmall, Math.ceil(extentCount * EXTENTS_KEPT))
     this.#watchTag = this.#queue.register('store watch', (_row, result) => this.#onWatch(result))
     const { events } = options
     const journalOptions: JournalOptions = {
@@ -187,7 +193,7 @@ export class DiskStore implements ReplicaStore {
   get rejectCreate(): boolean {
     const table = this.#table
     const { exhausted, keptRows } = this.reservation
-    const ofDisk = Math.max(EXTENTS_KEPT_MIN, Math.ceil(table.extentCount * EXTENTS_KEPT))
+    const ofDisk = this.#extentsKept
     const kept = exhausted ? keptRows : ofDisk
     const free = exhausted ? table.freeCount : table.unusedCount
     if (free <= kept) this.#rejecting = true

@@ -20,9 +20,10 @@ export const PEER_MAGIC = 0x5058
  *
  *   1  the first
  *   2  questions of a resync name the disk of the source, lists of blocks come in parts
+ *   3  nodes tell which of their disks take no new blocks
  */
-export const PEER_PROTOCOL_MIN = 2
-export const PEER_PROTOCOL_MAX = 2
+export const PEER_PROTOCOL_MIN = 3
+export const PEER_PROTOCOL_MAX = 3
 export const FRAME_BYTES = 16
 /** Largest head: a call with the page ids of one block (8 KiB) and room to grow. */
 export const HEAD_BYTES_MAX = 16 * 1024
@@ -49,6 +50,7 @@ export const PeerFrame = {
   READ_ANSWER: 23,
   CALL: 24,
   CALL_DATA: 25,
+  FULL_DISKS: 26,
 } as const
 export type PeerFrame = (typeof PeerFrame)[keyof typeof PeerFrame]
 
@@ -115,6 +117,8 @@ export const ForwardFlag = {
 export const Ack = struct('Ack', little(16), { slot: u32, chainVersion: u32, sv: u53 })
 /** CREDITS: list of these. Counts since the session began; they only grow. */
 export const Credit = struct('Credit', little(24), { hop: u32, reserved: zero(4), rows: u53, bytes: u53 })
+/** FULL_DISKS: list of these: the sender's disks that take no new blocks, all of them. */
+export const FullDisk = struct('FullDisk', little(4), { disk: u32 })
 /** FORWARD_REFUSALS: list of these; `chainVersion` is the refuser's. */
 export const ForwardRefusal = struct('ForwardRefusal', little(16), { slot: u32, chainVersion: u32, status: u32, disk: u32 })
 
@@ -202,6 +206,7 @@ const FIELD_BYTES: Readonly<Record<number, readonly [name: string, fields: numbe
   [PeerFrame.READ_ANSWER]: ['READ_ANSWER', ReadAnswer.size, 0, true],
   [PeerFrame.CALL]: ['CALL', Call.size, 1, false],
   [PeerFrame.CALL_DATA]: ['CALL_DATA', CallData.size, 0, true],
+  [PeerFrame.FULL_DISKS]: ['FULL_DISKS', 0, FullDisk.size, false],
 }
 
 /** Dense by type: bytes of the head before the list (0: unknown type), bytes of an entry (0: no list), payload allowed. */

@@ -1,0 +1,37 @@
+import assert from 'node:assert/strict'
+import test from 'node:test'
+import { ChainCluster, pattern, TestClient, VOLUME } from '../../test/support/chain-cluster.ts'
+import { Status } from '../base/status.ts'
+import { slotOf } from '../placement/ring.ts'
+
+test('a head orders no new block that another member has no space for; blocks that are there, and chains without that disk, go on', {
+  timeout: 60_000,
+}, async () => {
+  const cluster = new ChainCluster({ nodes: 4, slots: 2, chainOf: (slot) => (slot === 0 ? [1, 2, 3] : [1, 2, 4]), plane: { settings: { retryTotalMs: 5000 } } })
+  await cluster.start()
+  const client = new TestClient(cluster.node(4))
+  const write = (index: number) => cluster.world.settle(client.write(index, 0, pattern(index + 1)), 5000)
+  const of = (slot: number) => Array.from({ length: 64 }, (_, index) => index).filter((index) => slotOf(VOLUME, index, 2) === slot)
+  const [first, second, third] = of(0) as [number, number, number]
+  assert.equal(await write(first), Status.SUCCESS)
+  const fill = (n: number) => Object.defineProperty(cluster.node(n).store, 'rejectCreate', { value: true, configurable: true })
+  fill(3)
+  await cluster.world.runFor(50)
+  assert.equal(await write(second), Status.INSUFFICIENT_SPACE)
+  assert.equal(await write(first), Status.SUCCESS)
+  assert.equal(await write(of(1)[0]!), Status.SUCCESS)
+  // a session that begins later is told
+  await cluster.kill(1)
+  cluster.restart(1)
+  await cluster.until('all serve again', () => cluster.allServing)
+  assert.equal(await write(second), Status.INSUFFICIENT_SPACE)
+  Reflect.deleteProperty(cluster.node(3).store, 'rejectCreate')
+  await cluster.world.runFor(50)
+  assert.equal(await write(second), Status.SUCCESS)
+  // who is gone says nothing any more
+  fill(3)
+  await cluster.world.runFor(50)
+  await cluster.kill(3)
+  await cluster.world.runFor(100)
+  assert.equal(await write(third), Status.SUCCESS)
+})
