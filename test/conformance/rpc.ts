@@ -206,7 +206,8 @@ export function rpcConformance(name: string, makeFixture: MakeFixture<Rpc>): voi
       Query: async () => ({}),
     })
     await fixture.run(second.listen({ host: first.host, port: first.port }))
-    for (let i = 0; i < 200 && !arrived; i++) {
+    // a refused connection is tried again after a while: attempts between are refused at once
+    for (let i = 0; i < 5000 && !arrived; i++) {
       await fixture.run(nudge().catch(() => undefined))
       await fixture.run(caller.call(first.address, 'xsan.v1.Peer/Query', {}, { timeoutMs: 100 }).catch(() => undefined))
     }
