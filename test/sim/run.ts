@@ -51,6 +51,10 @@ const WRITE_LIFE_MS = 4000
 /** What a crashed client's write may take beyond its life until it is ordered or refused. */
 const LIFE_SLACK_MS = 500
 export const LIVENESS_MS = 120_000
+/** How long clients go on once every replica serves again; what they have under way then is completed. */
+const HEALTHY_SERVICE_MS = 1500
+/** The health of the cluster costs much to find out. */
+const LOOK_MS = 20
 /** What background work still has to do then. */
 const QUIET_MS = 5000
 /** What a flush costs on the disks of a run, as a mean: nothing, as with protected caches, or what common drives need. */
@@ -135,7 +139,19 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
     for (const fault of schedule.faults) world.scheduleAt(world.nowMs + fault.atMs, 'fault', () => inject(stage, fault))
     await world.runFor(schedule.durationMs)
     cluster.heal()
-    const live = await world.run(() => [...clients, ...guests].every((client) => client.done) && cluster.unhealthy() === '' && cluster.quiet, LIVENESS_MS)
+    const healedMs = world.nowMs
+    const leftMs = () => healedMs + LIVENESS_MS - world.nowMs
+    await world.run(
+      nowAndThen(cluster, () => cluster.unhealthy() === ''),
+      leftMs(),
+    )
+    // a while of service as ever; most of what is worth seeing was before
+    await world.runFor(Math.min(HEALTHY_SERVICE_MS, leftMs()))
+    for (const client of [...clients, ...guests]) client.stop()
+    const live = await world.run(
+      nowAndThen(cluster, () => [...clients, ...guests].every((client) => client.done) && cluster.unhealthy() === '' && cluster.quiet),
+      leftMs(),
+    )
     if (!live) {
       violations.push({
         promise: `after healing, everything pending completes within ${LIVENESS_MS} ms`,
@@ -145,7 +161,10 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
       for (const initiator of initiators) initiator.close()
       if (guests.length > 0) await world.runFor(SWEPT_MS)
       for (const volume of volumes) await readAll(cluster, history, cluster.members()[0]!, volume)
-      await world.run(() => cluster.quiet && leftovers(cluster).length === 0, QUIET_MS)
+      await world.run(
+        nowAndThen(cluster, () => cluster.quiet && leftovers(cluster).length === 0),
+        QUIET_MS,
+      )
       watch.stop()
       for (const detail of cluster.inspect()) violations.push({ promise: 'replicas are equal and nothing is left over once quiescent', detail })
       for (const node of cluster.members()) {
@@ -180,6 +199,16 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
     ends,
     violations,
     log: cluster.logLines,
+  }
+}
+
+/** `holds`, looked at every LOOK_MS of virtual time instead of after every event. */
+function nowAndThen({ world }: SimCluster, holds: () => boolean): () => boolean {
+  let nextMs = world.nowMs
+  return () => {
+    if (world.nowMs < nextMs) return false
+    nextMs = world.nowMs + LOOK_MS
+    return holds()
   }
 }
 
