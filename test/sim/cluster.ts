@@ -12,7 +12,7 @@ import { assert } from '../../src/base/assert.ts'
 import { crc32c } from '../../src/base/crc32c.ts'
 import { messageOf, XsanError } from '../../src/base/errors.ts'
 import type { VolumeNumber } from '../../src/base/ids.ts'
-import { MiB, PAGE_BYTES } from '../../src/base/units.ts'
+import { KiB, MiB, PAGE_BYTES } from '../../src/base/units.ts'
 import { DataPlane, type DataPlaneLimits } from '../../src/chain/data-plane.ts'
 import { type MountedStore, StoreRelay } from '../../src/chain/store-relay.ts'
 import { votersWanted } from '../../src/control/members.ts'
@@ -22,6 +22,7 @@ import { AsyncIo } from '../../src/env/async-io.ts'
 import type { Message } from '../../src/env/control.ts'
 import { IoError } from '../../src/env/ioqueue.ts'
 import { createRaftCore } from '../../src/env/native/raft.ts'
+import type { SimArena } from '../../src/env/sim/arena.ts'
 import { portPair, type SimControlEnv, SimControlNetwork, type SimLogLine, textOf } from '../../src/env/sim/control.ts'
 import type { SimDisk } from '../../src/env/sim/disk.ts'
 import { SimHost, type SimProcess } from '../../src/env/sim/host.ts'
@@ -56,6 +57,12 @@ const JOURNAL = { journalBytes: 16 * MiB, segmentBytes: 4 * MiB }
 /** Small tables: quickly made, and sometimes full. */
 const LIMITS = { recordsMax: 1024, updatesMax: 256, readsMax: 256, clientOpsMax: 512 }
 const LOG_LINES_KEPT = 400
+const ARENA_BYTES = 32 * MiB
+/** Of a freed range: the memory of an answer of resync is mostly never touched. */
+const POISON_BYTES_MAX = 256 * KiB
+/** Memory of the arenas of clusters that are over, zeros again: fresh memory costs more than that. */
+const SPARE: Array<Uint8Array<ArrayBuffer>> = []
+const SPARE_MAX = 12
 const REPLACE_EVERY_MS = 2000
 /** A process that ended by itself is started again after so long. */
 const SUPERVISOR_MS = 1000
@@ -332,7 +339,9 @@ export class SimNode {
   }
 
   #openDataPlane(process: SimProcess, registration: Registration): ControlPort {
-    const queue = new SimIoQueue({ process, name: 'reactor', arenaBytes: 32 * MiB })
+    const queue = new SimIoQueue({ process, name: 'reactor', arenaBytes: ARENA_BYTES, arenaMemory: () => SPARE.pop() ?? new Uint8Array(ARENA_BYTES) })
+    queue.arena.poisonBytesMax = POISON_BYTES_MAX
+    this.cluster.arenas.push(queue.arena)
     queue.runReactor(() => {
       queue.turn(0)
     })
@@ -441,6 +450,8 @@ export class SimCluster {
   readonly volumes: SimVolume[] = []
   /** What operators have under way. */
   readonly operations = new Set<string>()
+  /** Of all processes that there were. */
+  readonly arenas: SimArena[] = []
 
   constructor(options: SimClusterOptions) {
     this.options = options
@@ -674,6 +685,11 @@ export class SimCluster {
     }
     found.push(...leftovers(this))
     return found
+  }
+
+  /** The world stands still for good: its memory serves the next one. */
+  retire(): void {
+    for (const arena of this.arenas.splice(0, SPARE_MAX - SPARE.length)) SPARE.push(arena.retire())
   }
 
   #onLog(line: SimLogLine): void {

@@ -186,6 +186,7 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
   violations.push(...checked.violations)
   const ends: Record<string, number> = {}
   for (const client of clients) for (const [name, count] of client.ends) ends[name] = (ends[name] ?? 0) + count
+  cluster.retire()
   return {
     seed: schedule.seed,
     profile: schedule.profile,
