@@ -150,6 +150,8 @@ export class Client implements BlockClient {
       kind: u8,
       state: u8,
       durable: u8,
+      /** Whoever waited for it has gone. */
+      orphaned: u8,
       volume: f64,
       index: i32,
       offsetBytes: i32,
@@ -214,7 +216,9 @@ export class Client implements BlockClient {
     for (let op = 0; op < ops.rowsMax; op++) {
       if (!ops.isUsed(op)) continue
       for (const { done, lostMs } of byRow.get(ops.callerRow[op]!) ?? []) {
-        if (this.#done[op] === done) ops.deadlineMs[op] = Math.min(ops.deadlineMs[op]!, lostMs + this.settings.writeLifeMs)
+        if (this.#done[op] !== done) continue
+        ops.orphaned[op] = 1
+        ops.deadlineMs[op] = Math.min(ops.deadlineMs[op]!, lostMs + this.settings.writeLifeMs)
       }
     }
   }
@@ -266,7 +270,7 @@ export class Client implements BlockClient {
     ops.bufferPage[op] = bufferPage
     ops.channel[op] = NONE
     ops.peer[op] = NONE
-    ops.attempts[op] = ops.unknown[op] = ops.pins[op] = 0
+    ops.attempts[op] = ops.unknown[op] = ops.orphaned[op] = ops.pins[op] = 0
     ops.startedMs[op] = nowMs
     ops.deadlineMs[op] = nowMs + this.settings.retryTotalMs
     ops.backoffMs[op] = this.settings.retryFirstMs
@@ -380,7 +384,7 @@ export class Client implements BlockClient {
     updates.clientLow[u] = identity.incarnation
     updates.channel[u] = ops.channel[op]!
     updates.seq[u] = ops.seq[op]!
-    updates.deadlineMs[u] = nowMs + this.lifeMs(op)
+    updates.deadlineMs[u] = nowMs + this.lifeMs(op, 0)
     updates.receivedMs[u] = nowMs
     const isEmpty = ops.kind[op] === OpKind.CANCEL
     updates.volume[u] = isEmpty ? 0 : ops.volume[op]!
@@ -450,11 +454,16 @@ export class Client implements BlockClient {
     return kind === OpKind.WRITE ? RecordKind.WRITE : kind === OpKind.ZERO ? RecordKind.ZERO : RecordKind.EMPTY
   }
 
-  /** Remaining life the next try carries. A cancel is tried for as long as it takes. */
-  lifeMs(op: number): number {
+  /**
+   * Remaining life the next try carries, when it may be `wayMs` on its way: ordered by the end of that, the write is within its life, counted from
+   * the loss of its client, which may be at any time from now on. A cancel is tried for as long as it takes.
+   */
+  lifeMs(op: number, wayMs: number): number {
     const { ops, settings } = this
-    if (ops.kind[op] === OpKind.CANCEL) return settings.writeLifeMs
-    return Math.max(0, Math.min(settings.writeLifeMs, ops.deadlineMs[op]! - this.#queue.nowMs))
+    const longestMs = settings.writeLifeMs - wayMs
+    if (ops.kind[op] === OpKind.CANCEL) return longestMs
+    const leftMs = ops.deadlineMs[op]! - this.#queue.nowMs - (ops.orphaned[op] === 1 ? wayMs : 0)
+    return Math.max(0, Math.min(longestMs, leftMs))
   }
 
   /** CRCs of the operation's bytes in each touched page, into `crcs` from `at` on; returns how many. */

@@ -225,7 +225,14 @@ export class DataPlane {
       },
     })
     const settings = { ...DEFAULT_SETTINGS, ...options.settings }
-    this.peers = new Peers({ queue, table, authenticate: options.authenticate, counters, handlers: this.#peerHandlers(log) })
+    this.peers = new Peers({
+      queue,
+      table,
+      authenticate: options.authenticate,
+      counters,
+      handlers: this.#peerHandlers(log),
+      silenceMs: settings.writeLifeMs / 2,
+    })
     const { peers, replicas, writes, reads } = this
     this.#space = new Space({ arena: queue.arena, table, stores: replicas.stores, peers })
     this.calls = new Calls({ queue, peers })

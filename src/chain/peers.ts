@@ -9,6 +9,9 @@
  * per lane at the end of the turn; never two sends under way on a socket.
  * Receiving: into the lane's stream buffer; a payload's rest straight into its own place.
  *
+ * On the lane of forwards each side says something every now and then; who hears nothing for `silenceMs` ends the session. So an update waits no
+ * longer than that on its way, also between two nodes that live, hold their leases, and cannot reach each other (protocol 16).
+ *
  * Invariants: a session's end is told (`down`) only when none of its operations can touch memory any more, and before a new one is
  * told (`up`); every length was checked before it is believed; a peer that sends nonsense loses its connection, with one line in the log.
  */
@@ -27,7 +30,7 @@ import {
   HEAD_BYTES_MAX,
   Hello,
   LANES,
-  type Lane,
+  Lane,
   Mac,
   PEER_PROTOCOL_MAX,
   PEER_PROTOCOL_MIN,
@@ -58,6 +61,8 @@ const PROBES_MAX = 20
 const LOGGED_MAX = 256
 /** A reactor that stood still for this long closes its sessions before it sends on: what is queued names a life it no longer has (protocol 16). */
 export const STANDSTILL_MS_MAX = 2000
+/** Something is said so many times within `silenceMs`. */
+const SAID_PER_SILENCE = 4
 
 /** Proves to peers that this process belongs to the cluster. Given by the composition root, which has the cryptography and the key. */
 export interface Authenticator {
@@ -136,6 +141,9 @@ class Connection {
   payloadLeft = 0
   payloadDone = 0
   discardLeft = 0
+  /** When something came last; when something was last sent. */
+  heardMs = 0
+  saidMs = 0
   // sending: frames [first, first + count) of the ring of frames, the first `inFlight` of them under way
   readonly outPage: number
   ringTail = 0
@@ -216,10 +224,13 @@ export class Peers {
   #closed = false
   /** Of the last flush's clock: at least every tick while the reactor turns. */
   #flushedMs: number
+  /** An update is on its way for so long at most, or not delivered. */
+  readonly silenceMs: number
   readonly #logged = new Set<string>()
 
-  constructor(options: { queue: IoQueue; table: ChainTable; authenticate: Authenticator; handlers: PeerHandlers; counters: Counters }) {
+  constructor(options: { queue: IoQueue; table: ChainTable; authenticate: Authenticator; handlers: PeerHandlers; counters: Counters; silenceMs: number }) {
     const { queue } = options
+    this.silenceMs = options.silenceMs
     this.#queue = queue
     this.#arena = queue.arena
     this.#table = options.table
@@ -309,10 +320,30 @@ export class Peers {
       const isUp = c.state === LaneState.OPEN && c.peer?.up
       if (!isUp && c.state !== LaneState.CLOSING && c.state !== LaneState.AWAITS_TURN && nowMs - c.openedMs > HANDSHAKE_MS) this.#drop(c)
     }
+    for (const { up, lanes } of this.peers) if (up) this.#listenAndSay(lanes[Lane.FORWARD]!)
     this.resumeStalled()
     if (!this.#accepting && !this.#closed && this.#listener !== -1) this.#accept()
     this.#dialDue()
     for (const peer of this.peers) if (peer.suspect !== 0 && !peer.isProbing && nowMs >= peer.probeAtMs) this.#probe(peer)
+  }
+
+  #listenAndSay(c: Connection): void {
+    const { nowMs } = this.#queue
+    if (c.receiving && this.#isSilent(c)) this.#endSilence(c)
+    else if (c.inFlight === 0 && c.count === 0 && nowMs - c.saidMs >= this.silenceMs / SAID_PER_SILENCE) {
+      const at = this.#reserve(c, FRAME_BYTES)
+      putFrame(this.#arena.view, at, PeerFrame.ALIVE, FRAME_BYTES, 0)
+      this.#commit(c, at, FRAME_BYTES, 0, 0, 0, Owner.NONE, NONE)
+    }
+  }
+
+  #isSilent(c: Connection): boolean {
+    return c.lane === Lane.FORWARD && c.peer?.up === true && this.#queue.nowMs - c.heardMs > this.silenceMs
+  }
+
+  #endSilence(c: Connection): void {
+    this.#handlers.log('INFO', 'a peer has been silent, or this node has not listened: the session ends', { node: c.peer?.node, silenceMs: this.silenceMs })
+    this.#drop(c)
   }
 
   /** Memory may have become free: frames that wait for some are looked at again. */
@@ -609,6 +640,7 @@ export class Peers {
     peer.suspect = 0
     this.#counters.sessionsStarted++
     this.#queue.flight.record(FlightEvent.PEER_UP, peer.node, peer.incarnation)
+    for (const c of peer.lanes) c!.heardMs = c!.saidMs = this.#queue.nowMs
     this.#handlers.up(peer.index)
     for (const c of peer.lanes) if (c!.stalled) this.#resume(c!)
   }
@@ -826,6 +858,7 @@ export class Peers {
     }
     if (segmentBytes > 0) queue.segment(c.outPage, segmentAt, segmentBytes)
     c.inFlight = n
+    c.saidMs = queue.nowMs
     this.#counters.networkBytesSent += total
     queue.sendSegments(c.handle, this.#tags.send, c.id)
   }
@@ -898,6 +931,12 @@ export class Peers {
       this.#lost(c, result)
       return
     }
+    // what comes now may have waited for as long: it names a life it no longer has
+    if (this.#isSilent(c)) {
+      this.#endSilence(c)
+      return
+    }
+    c.heardMs = this.#queue.nowMs
     this.#counters.networkBytesReceived += result
     if (c.discardLeft > 0) c.discardLeft -= result
     else if (c.payloadLeft > 0) {
@@ -911,6 +950,7 @@ export class Peers {
 
   #resume(c: Connection): void {
     c.stalled = false
+    c.heardMs = this.#queue.nowMs
     if (c.state === LaneState.CLOSING) return
     this.#parse(c)
     this.#recv(c)
@@ -943,6 +983,10 @@ export class Peers {
       if (!c.peer!.up) {
         c.stalled = true
         return
+      }
+      if (type === PeerFrame.ALIVE) {
+        c.start += headBytes
+        continue
       }
       const payloadBytes = FrameHeader.get.payloadBytes(view, at)
       if (payloadBytes === 0 && type !== PeerFrame.FORWARD && type !== PeerFrame.UPDATE) {

@@ -98,7 +98,7 @@ export class RemoteExchange {
     set.flags(view, body, ops.durable[op] === 1 ? UpdateFlag.DURABLE : 0)
     view.setUint16(body + Update.offsets.reserved, 0)
     set.seq(view, body, ops.seq[op]!)
-    set.lifeMs(view, body, client.lifeMs(op))
+    set.lifeMs(view, body, client.lifeMs(op, this.#peers.silenceMs))
     set.volume(view, body, isEmpty ? 0 : ops.volume[op]!)
     set.layer(view, body, 0)
     set.index(view, body, isEmpty ? 0 : ops.index[op]!)

@@ -23,7 +23,8 @@ function newerAt3(cluster: ChainCluster): void {
 }
 
 test('an update that waits for a newer table is given back when its life is over, a read after a while', { timeout: 60_000 }, async () => {
-  const { cluster, client } = await twoAndClient({ plane: { settings: { writeLifeMs: 400 } } })
+  // half of it is for the way
+  const { cluster, client } = await twoAndClient({ plane: { settings: { writeLifeMs: 800 } } })
   for (const node of cluster.nodes) node.send({ type: 'lease', untilMs: node.host.bootMs() + 3_600_000, revision: 0 as never })
   newerAt3(cluster)
   await cluster.world.runFor(10)

@@ -21,9 +21,10 @@ export const PEER_MAGIC = 0x5058
  *   1  the first
  *   2  questions of a resync name the disk of the source, lists of blocks come in parts
  *   3  nodes tell which of their disks take no new blocks
+ *   4  who has nothing to say on the lane of forwards says so (ALIVE)
  */
-export const PEER_PROTOCOL_MIN = 3
-export const PEER_PROTOCOL_MAX = 3
+export const PEER_PROTOCOL_MIN = 4
+export const PEER_PROTOCOL_MAX = 4
 export const FRAME_BYTES = 16
 /** Largest head: a call with the page ids of one block (8 KiB) and room to grow. */
 export const HEAD_BYTES_MAX = 16 * 1024
@@ -51,6 +52,7 @@ export const PeerFrame = {
   CALL: 24,
   CALL_DATA: 25,
   FULL_DISKS: 26,
+  ALIVE: 27,
 } as const
 export type PeerFrame = (typeof PeerFrame)[keyof typeof PeerFrame]
 
@@ -207,6 +209,7 @@ const FIELD_BYTES: Readonly<Record<number, readonly [name: string, fields: numbe
   [PeerFrame.CALL]: ['CALL', Call.size, 1, false],
   [PeerFrame.CALL_DATA]: ['CALL_DATA', CallData.size, 0, true],
   [PeerFrame.FULL_DISKS]: ['FULL_DISKS', 0, FullDisk.size, false],
+  [PeerFrame.ALIVE]: ['ALIVE', 0, 0, false],
 }
 
 /** Dense by type: bytes of the head before the list (0: unknown type), bytes of an entry (0: no list), payload allowed. */
