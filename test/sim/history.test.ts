@@ -101,6 +101,18 @@ test('a write of a client that died takes effect before any write that was calle
   tooLate.s.read('c2', 4600, 4601, b)
   tooLate.s.read('c2', 5000, 5001, tooLate.a)
   assert.ok(!tooLate.s.valid)
+  // Nobody has looked between the two: the newer one is lost all the same
+  const unseen = make()
+  unseen.s.write('c2', 4500, 4501)
+  unseen.s.read('c2', 5000, 5001, unseen.a)
+  assert.ok(!unseen.s.valid)
+  // The newer one waits for the chain too, behind it
+  const waitedLong = make()
+  const c = waitedLong.s.write('c2', 4500, 4600)
+  waitedLong.s.read('c2', 4510, 4511, undefined)
+  waitedLong.s.read('c2', 4520, 4521, waitedLong.a)
+  waitedLong.s.read('c2', 4700, 4701, c)
+  assert.ok(waitedLong.s.valid)
 })
 
 test('a write applied twice is found: the older content comes back', () => {

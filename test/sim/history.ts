@@ -37,6 +37,8 @@ interface PageOp {
   readonly stamps: Int32Array
   /** write: nothing can undo it (acknowledged as durable, or flushed; not acknowledged: its volume is durable before anybody sees it). */
   durable: boolean
+  /** write of a client that died, and may have waited for its chain: the end of its life. It goes before every write that was called later. */
+  readonly deadlineMs?: number
 }
 
 export interface Violation {
@@ -372,7 +374,7 @@ function orderedAndWaiting(ops: readonly PageOp[]): PageOp[] | undefined {
     if (op.kind !== 'write' || op.outcome !== 'unknown' || op.returnMs === Number.POSITIVE_INFINITY) return op
     found = true
     const next = ops.filter((of) => of.kind === 'write' && of.outcome === 'ok' && of.callMs > op.returnMs).map((of) => of.returnMs)
-    return { ...op, returnMs: Math.min(Number.POSITIVE_INFINITY, ...next) }
+    return { ...op, deadlineMs: op.returnMs, returnMs: Math.min(Number.POSITIVE_INFINITY, ...next) }
   })
   return found ? copies : undefined
 }
@@ -407,6 +409,9 @@ export function checkPage(all: readonly PageOp[]): string | undefined | 'undecid
     rankOf[op] = rank
   })
   const done = new Uint8Array(ops.length)
+  const waiting = [...ops.keys()].filter((i) => ops[i]!.deadlineMs !== undefined)
+  /** A write that was ordered before the end of its life is not placed yet, and this one was called later: it comes behind it. */
+  const isTooEarly = (i: number): boolean => ops[i]!.kind === 'write' && waiting.some((w) => !done[w] && ops[w]!.deadlineMs! < ops[i]!.callMs)
   const seen = new Set<string>()
   const stack: Array<{ node: Node; choices: State[]; state: State }> = []
   let state = makeState(new Int32Array(SECTORS_PER_PAGE), [])
@@ -446,7 +451,7 @@ export function checkPage(all: readonly PageOp[]): string | undefined | 'undecid
   while (mustEnd > 0) {
     if (++configurations > CONFIGURATIONS_MAX) return 'undecided'
     if (current?.isCall) {
-      const choices = step(state, ops[current.op]!)
+      const choices = isTooEarly(current.op) ? [] : step(state, ops[current.op]!)
       if (choices.length > 0 && advance(current, choices, state)) continue
       current = current.next
       continue
