@@ -10,6 +10,8 @@ import type { VolumeNumber } from '../base/ids.ts'
 import type { Done } from '../base/request.ts'
 
 export interface BlockClient {
+  /** Operations it takes at one time; one more is a mistake of the caller. */
+  readonly operationsMax: number
   /**
    * Whole pages [firstPage, firstPage + pageCount) of block `index`, at most CHAIN_OP_PAGES_MAX, into arena pages from `bufferPage` on.
    * Never-written pages read as zeros. Status: SUCCESS, or after the retry budget BLOCK_CORRUPTED, VOLUME_UNAVAILABLE, VOLUME_NOT_FOUND, STOPPING.

@@ -184,6 +184,10 @@ export class Client implements BlockClient {
 
   // ---- BlockClient ---------------------------------------------------------------------------------------------------------
 
+  get operationsMax(): number {
+    return this.ops.rowsMax
+  }
+
   read(volume: VolumeNumber, index: number, firstPage: number, pageCount: number, bufferPage: number, done: Done, row: number): void {
     this.#start(OpKind.READ, volume, index, firstPage * PAGE_BYTES, pageCount * PAGE_BYTES, bufferPage, 0, done, row)
   }

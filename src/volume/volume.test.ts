@@ -14,12 +14,13 @@ import { VolumeLayer } from './volume.ts'
 
 const SIZE_BYTES = 12 * MiB + 1536
 
-function make() {
+function make(operationsMax?: number) {
   const world = new World({ seed: 1 })
   const host = new SimHost(new SimNetwork(world), { name: 'h', address: '10.0.0.1', bootOffsetMs: 0 })
   const queue = new SimIoQueue({ process: host.start('xsand'), name: 'q' })
   queue.runReactor(() => queue.turn(0))
   const client = new MemoryBlockClient(queue)
+  if (operationsMax !== undefined) client.operationsMax = operationsMax
   const volume = client.add('v', SIZE_BYTES)
   const layer = new VolumeLayer(client, queue.arena)
   /** Runs one operation on a buffer of `pages` and gives its status. */
@@ -99,6 +100,35 @@ test('the first failure of a piece is the failure of the request, and it waits f
   assert.equal(await operate(1025, (page, done) => layer.write(volume, BLOCK_BYTES - PAGE_BYTES, BLOCK_BYTES, page, 0, done, 77)), Status.INSUFFICIENT_SPACE)
   client.failing.clear()
   assert.equal(await operate(1, (page, done) => layer.read(9 as VolumeNumber, 0, 512, page, done, 77)), Status.VOLUME_NOT_FOUND)
+})
+
+test('requests of thousands of pieces never ask the block client for more than it takes at one time, and all of them end', async () => {
+  const { layer, volume, client, world } = make(64)
+  const ended: number[] = []
+  for (let row = 0; row < layer.requestsMax; row++) assert.ok(layer.trim(volume, 512, 4096 * MiB - 512, 0, (r, status) => ended.push(r * 1000 + status), row))
+  assert.ok(await world.run(() => ended.length === layer.requestsMax, 100_000))
+  assert.deepEqual(
+    ended.sort((a, b) => a - b),
+    Array.from({ length: layer.requestsMax }, (_, row) => row * 1000 + Status.SUCCESS),
+  )
+  assert.equal(client.calls.length, layer.requestsMax * 1024)
+})
+
+test('nothing more is begun of a request that has failed, or whose client has gone', async () => {
+  const { layer, volume, client, operate, world } = make()
+  client.failing.set(2, Status.INSUFFICIENT_SPACE)
+  assert.equal(await operate(1, (_, done) => assert.ok(layer.trim(volume, 0, 4096 * MiB, 0, done, 77))), Status.INSUFFICIENT_SPACE)
+  assert.ok(client.calls.splice(0).length <= 32)
+  client.failing.clear()
+  let status = -1
+  const done = (_: number, s: number) => {
+    status = s
+  }
+  layer.trim(volume, 0, 4096 * MiB, 0, done, 77)
+  layer.orphan(done, 77)
+  assert.ok(await world.run(() => status >= 0, 10_000))
+  assert.equal(status, Status.CONNECTION_LOST)
+  assert.deepEqual(client.calls.map((call) => call.split(' ')[0]).sort(), ['orphan', ...Array(16).fill('zero')])
 })
 
 test('a volume is found by name, and seen to grow or go', () => {

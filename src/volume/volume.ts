@@ -9,7 +9,7 @@
  * the same buffer. They belong to the layers below until `done`.
  */
 import { assert } from '../base/assert.ts'
-import { columns, i32 } from '../base/columns.ts'
+import { columns, f64, i32 } from '../base/columns.ts'
 import type { VolumeNumber } from '../base/ids.ts'
 import type { Done } from '../base/request.ts'
 import { Status } from '../base/status.ts'
@@ -18,10 +18,10 @@ import type { BlockClient } from '../chain/block-client.ts'
 import type { Arena } from '../env/arena.ts'
 import { IoStats } from './io-stats.ts'
 
-/** Requests of more than one piece under way at one time on a reactor. */
-const SPLIT_REQUESTS_MAX = 1024
-/** A 32 MiB request that starts inside a page has at most this many pieces (1 MiB each, cut at block boundaries, two edge pages). */
-const PIECES_PER_REQUEST_MAX = 36
+/** Requests of all exports of a reactor under way at one time, at most: a quarter of what the block client takes. */
+const REQUESTS_MAX = 4096
+/** Pieces of one request under way at one time: a request to zero 4 GiB has 1024. */
+const PIECES_AT_ONCE_MAX = 16
 
 const Kind = { READ: 0, WRITE: 1, ZERO: 2 } as const
 
@@ -33,15 +33,36 @@ export interface OpenVolume {
 
 export class VolumeLayer {
   readonly stats = new IoStats()
+  /** Exports have no more requests than this under way, all together: then each finds its row, and at least one operation of the block client. */
+  readonly requestsMax: number
   readonly #client: BlockClient
   readonly #arena: Arena
-  readonly #requests = columns('split request', SPLIT_REQUESTS_MAX, { piecesLeft: i32, status: i32, callerRow: i32 })
-  readonly #callers: Array<Done | undefined> = new Array(SPLIT_REQUESTS_MAX)
+  readonly #requests
+  readonly #callers: Array<Done | undefined>
   readonly #pieceDone: Done
+  /** Pieces under way apart from the first of each request, and how many there may be. */
+  #extraPieces = 0
+  readonly #extraPiecesMax: number
 
   constructor(client: BlockClient, arena: Arena) {
     this.#client = client
     this.#arena = arena
+    this.requestsMax = Math.min(REQUESTS_MAX, Math.max(1, Math.floor(client.operationsMax / 4)))
+    this.#extraPiecesMax = Math.floor(client.operationsMax / 2)
+    this.#requests = columns('split request', this.requestsMax, {
+      kind: i32,
+      volume: f64,
+      offsetBytes: f64,
+      /** What is not begun yet: [nextBytes, endBytes). */
+      nextBytes: f64,
+      endBytes: f64,
+      bufferPage: i32,
+      flags: i32,
+      pieces: i32,
+      status: i32,
+      callerRow: i32,
+    })
+    this.#callers = new Array(this.requestsMax)
     this.#pieceDone = (request, status) => this.#onPiece(request, status)
   }
 
@@ -113,10 +134,12 @@ export class VolumeLayer {
     this.#client.flush(volume, done, row)
   }
 
-  /** Whoever waited for (done, row) has gone, at `lostMs` or later: the write is given up soon (it still ends by `done`). */
+  /** Whoever waited for (done, row) has gone, at `lostMs` or later: the write is given up soon (it still ends by `done`), and nothing more of it is begun. */
   orphan(done: Done, row: number, lostMs?: number): void {
-    for (let request = 0; this.#requests.inUse > 0 && request < SPLIT_REQUESTS_MAX; request++) {
-      if (this.#requests.isUsed(request) && this.#callers[request] === done && this.#requests.callerRow[request] === row) {
+    const t = this.#requests
+    for (let request = 0; t.inUse > 0 && request < t.rowsMax; request++) {
+      if (t.isUsed(request) && this.#callers[request] === done && t.callerRow[request] === row) {
+        if (t.nextBytes[request]! < t.endBytes[request]!) this.#giveUp(request, Status.CONNECTION_LOST)
         this.#client.orphan(this.#pieceDone, request, lostMs)
         return
       }
@@ -124,9 +147,11 @@ export class VolumeLayer {
     this.#client.orphan(done, row, lostMs)
   }
 
-  /** May the caller start a request that could be split? False: wait for any of its own to end. */
-  get hasRoom(): boolean {
-    return this.#requests.inUse < SPLIT_REQUESTS_MAX
+  /** Nothing more of the request is begun. The first reason stays. */
+  #giveUp(request: number, status: number): void {
+    const t = this.#requests
+    if (t.status[request] === Status.SUCCESS) t.status[request] = status
+    t.nextBytes[request] = t.endBytes[request]!
   }
 
   #split(kind: number, volume: VolumeNumber, offsetBytes: number, lengthBytes: number, bufferPage: number, flags: number, done: Done, row: number): void {
@@ -134,41 +159,63 @@ export class VolumeLayer {
       offsetBytes % SECTOR_BYTES === 0 && lengthBytes % SECTOR_BYTES === 0 && lengthBytes > 0,
       `request at ${offsetBytes}+${lengthBytes} is not in whole sectors`,
     )
-    const request = this.#requests.alloc()
-    assert(request >= 0, 'split requests exhausted: the export did not look at hasRoom')
-    this.#requests.status[request] = Status.SUCCESS
-    this.#requests.callerRow[request] = row
-    this.#requests.piecesLeft[request] = 0
+    const t = this.#requests
+    const request = t.alloc()
+    assert(request >= 0, `more than ${t.rowsMax} requests: the exports did not look at requestsMax`)
+    t.kind[request] = kind
+    t.volume[request] = volume
+    t.offsetBytes[request] = t.nextBytes[request] = offsetBytes
+    t.endBytes[request] = offsetBytes + lengthBytes
+    t.bufferPage[request] = bufferPage
+    t.flags[request] = flags
+    t.pieces[request] = 0
+    t.status[request] = Status.SUCCESS
+    t.callerRow[request] = row
     this.#callers[request] = done
-    const end = offsetBytes + lengthBytes
-    const basePage = Math.floor(offsetBytes / PAGE_BYTES)
-    let pieces = 0
-    for (let at = offsetBytes; at < end; ) {
-      const block = Math.floor(at / BLOCK_BYTES)
-      const inBlock = at - block * BLOCK_BYTES
-      const page = Math.floor(at / PAGE_BYTES)
-      let pieceEnd = Math.min(end, (block + 1) * BLOCK_BYTES)
-      if (kind === Kind.ZERO) {
-        const isEdge = at % PAGE_BYTES !== 0 || pieceEnd - at < PAGE_BYTES
-        pieceEnd = isEdge ? Math.min(pieceEnd, (page + 1) * PAGE_BYTES) : Math.floor(pieceEnd / PAGE_BYTES) * PAGE_BYTES
-        this.#requests.piecesLeft[request]!++
-        if (isEdge) this.#zeroEdge(volume, block, inBlock, pieceEnd - at, bufferPage + (at === offsetBytes ? 0 : 1), flags, request)
-        else this.#client.zero(volume, block, inBlock / PAGE_BYTES, (pieceEnd - at) / PAGE_BYTES, flags, this.#pieceDone, request)
-      } else {
-        pieceEnd = Math.min(pieceEnd, page * PAGE_BYTES + CHAIN_OP_BYTES_MAX)
-        this.#requests.piecesLeft[request]!++
-        const piecePage = bufferPage + page - basePage
-        if (kind === Kind.WRITE) this.#client.write(volume, block, inBlock, pieceEnd - at, piecePage, flags, this.#pieceDone, request)
-        else {
-          const firstPage = Math.floor(inBlock / PAGE_BYTES)
-          const pageCount = Math.ceil((inBlock + pieceEnd - at) / PAGE_BYTES) - firstPage
-          this.#client.read(volume, block, firstPage, pageCount, piecePage, this.#pieceDone, request)
-        }
+    this.#startPieces(request)
+  }
+
+  /** As many pieces as may be under way; the rest follows as they end. */
+  #startPieces(request: number): void {
+    const t = this.#requests
+    while (t.nextBytes[request]! < t.endBytes[request]! && t.pieces[request]! < PIECES_AT_ONCE_MAX) {
+      if (t.pieces[request]! > 0) {
+        if (this.#extraPieces >= this.#extraPiecesMax) return
+        this.#extraPieces++
       }
-      pieces++
-      at = pieceEnd
+      t.pieces[request]!++
+      this.#startPiece(request)
     }
-    assert(kind === Kind.ZERO || pieces <= PIECES_PER_REQUEST_MAX, `request of ${lengthBytes} bytes made ${pieces} pieces`)
+  }
+
+  #startPiece(request: number): void {
+    const t = this.#requests
+    const kind = t.kind[request]!
+    const volume = t.volume[request] as VolumeNumber
+    const bufferPage = t.bufferPage[request]!
+    const flags = t.flags[request]!
+    const at = t.nextBytes[request]!
+    const block = Math.floor(at / BLOCK_BYTES)
+    const inBlock = at - block * BLOCK_BYTES
+    const page = Math.floor(at / PAGE_BYTES)
+    let end = Math.min(t.endBytes[request]!, (block + 1) * BLOCK_BYTES)
+    if (kind === Kind.ZERO) {
+      const isEdge = at % PAGE_BYTES !== 0 || end - at < PAGE_BYTES
+      end = isEdge ? Math.min(end, (page + 1) * PAGE_BYTES) : Math.floor(end / PAGE_BYTES) * PAGE_BYTES
+      t.nextBytes[request] = end
+      if (isEdge) this.#zeroEdge(volume, block, inBlock, end - at, bufferPage + (at === t.offsetBytes[request] ? 0 : 1), flags, request)
+      else this.#client.zero(volume, block, inBlock / PAGE_BYTES, (end - at) / PAGE_BYTES, flags, this.#pieceDone, request)
+      return
+    }
+    end = Math.min(end, page * PAGE_BYTES + CHAIN_OP_BYTES_MAX)
+    t.nextBytes[request] = end
+    const piecePage = bufferPage + page - Math.floor(t.offsetBytes[request]! / PAGE_BYTES)
+    if (kind === Kind.WRITE) this.#client.write(volume, block, inBlock, end - at, piecePage, flags, this.#pieceDone, request)
+    else {
+      const firstPage = Math.floor(inBlock / PAGE_BYTES)
+      const pageCount = Math.ceil((inBlock + end - at) / PAGE_BYTES) - firstPage
+      this.#client.read(volume, block, firstPage, pageCount, piecePage, this.#pieceDone, request)
+    }
   }
 
   #zeroEdge(volume: VolumeNumber, block: number, offsetInBlock: number, lengthBytes: number, page: number, flags: number, request: number): void {
@@ -177,15 +224,18 @@ export class VolumeLayer {
     this.#client.write(volume, block, offsetInBlock, lengthBytes, page, flags, this.#pieceDone, request)
   }
 
-  /** The first failure is the request's; it ends only when every piece has. */
+  /** The first failure is the request's: nothing more is begun, and it ends when every piece under way has. */
   #onPiece(request: number, status: number): void {
-    if (status !== Status.SUCCESS && this.#requests.status[request] === Status.SUCCESS) this.#requests.status[request] = status
-    if (--this.#requests.piecesLeft[request]! > 0) return
+    const t = this.#requests
+    if (status !== Status.SUCCESS) this.#giveUp(request, status)
+    if (--t.pieces[request]! > 0) this.#extraPieces--
+    this.#startPieces(request)
+    if (t.pieces[request]! > 0) return
     const done = this.#callers[request]!
-    const row = this.#requests.callerRow[request]!
-    const outcome = this.#requests.status[request]!
+    const row = t.callerRow[request]!
+    const outcome = t.status[request]!
     this.#callers[request] = undefined
-    this.#requests.free(request)
+    t.free(request)
     done(row, outcome)
   }
 }

@@ -19,10 +19,12 @@ export class MemoryBlockClient implements BlockClient {
   readonly failing = new Map<number, number>()
   readonly calls: string[] = []
   readonly ready = true
+  operationsMax = 16384
   readonly #queue: IoQueue
   readonly #waiting: Array<() => void> = []
   readonly #tag: Tag
   #armed = false
+  #underWay = 0
 
   constructor(queue: IoQueue) {
     this.#queue = queue
@@ -96,7 +98,10 @@ export class MemoryBlockClient implements BlockClient {
   }
 
   #finish(volume: VolumeNumber, index: number, done: Done, row: number, effect: (bytes: Uint8Array) => void): void {
+    if (this.#underWay === this.operationsMax) throw new Error(`more than ${this.operationsMax} operations break the contract`)
+    this.#underWay++
     this.#waiting.push(() => {
+      this.#underWay--
       const found = this.volumes.get(volume)
       const status = found === undefined ? Status.VOLUME_NOT_FOUND : (this.failing.get(index) ?? Status.SUCCESS)
       if (found !== undefined && status === Status.SUCCESS) effect(found.bytes)

@@ -9,7 +9,7 @@
  *
  *   [ page: ..... header ][ page: data ][ page: data ] ...      (data begins at offsetBytes % 4096 of its first page, the header just before)
  *
- * Bounds: connectionsMax connections (one more is told so and closed), REQUESTS_PER_CONNECTION_MAX requests each, REQUESTS_MAX in all. A connection
+ * Bounds: connectionsMax connections (one more is told so and closed), REQUESTS_PER_CONNECTION_MAX requests each, VolumeLayer.requestsMax in all. A connection
  * that finds no row or no buffer stops receiving until one is free (first come, first served); others go on.
  * A connection's requests outlive it: the row of the connection is free only when they have all ended.
  */
@@ -47,7 +47,6 @@ const STREAM_BYTES = STREAM_PAGES * PAGE_BYTES
 /** Where replies without data are put together, per connection. */
 const REPLY_PAGES = 1
 const REPLY_BYTES = REPLY_PAGES * PAGE_BYTES
-const REQUESTS_MAX = 4096
 const REQUESTS_PER_CONNECTION_MAX = 256
 /** Replies that go into one gathered send. */
 const REPLIES_PER_SEND_MAX = 128
@@ -96,22 +95,7 @@ export class NbdServer {
   #turnMs: number
 
   readonly #connections
-  readonly #requests = columns('nbd request', REQUESTS_MAX, {
-    connection: i32,
-    cookieHi: u32,
-    cookieLo: u32,
-    type: i32,
-    flags: i32,
-    offsetBytes: f64,
-    lengthBytes: u32,
-    /** First page of the allocation (a read's front page), or -1. */
-    basePage: i32,
-    /** Payload bytes received so far (WRITE). */
-    gotBytes: u32,
-    status: i32,
-    next: i32,
-    startedMs: f64,
-  })
+  readonly #requests
   /** Connections that wait for a row or a buffer, in order. */
   readonly #blocked: number[] = []
   /** Connections with replies to send at the end of this turn. */
@@ -147,6 +131,22 @@ export class NbdServer {
       replyLast: i32,
       /** Replies in the send under way: a list through `next`. */
       sentFirst: i32,
+    })
+    this.#requests = columns('nbd request', options.volumes.requestsMax, {
+      connection: i32,
+      cookieHi: u32,
+      cookieLo: u32,
+      type: i32,
+      flags: i32,
+      offsetBytes: f64,
+      lengthBytes: u32,
+      /** First page of the allocation (a read's front page), or -1. */
+      basePage: i32,
+      /** Payload bytes received so far (WRITE). */
+      gotBytes: u32,
+      status: i32,
+      next: i32,
+      startedMs: f64,
     })
     const queue = this.#queue
     this.#acceptTag = queue.register('nbd accept', (listener, result) => this.#onAccept(listener, result))
@@ -357,7 +357,7 @@ export class NbdServer {
       this.#drop(c, `a write of ${lengthBytes} bytes (at most ${REQUEST_BYTES_MAX})`)
       return true
     }
-    if (t.requests[c]! >= REQUESTS_PER_CONNECTION_MAX || !this.#volumes.hasRoom) return false
+    if (t.requests[c]! >= REQUESTS_PER_CONNECTION_MAX) return false
     const r = q.alloc()
     if (r < 0) return false
     const error = this.#refusal(c, type, flags, offsetBytes, lengthBytes)
@@ -677,7 +677,7 @@ export class NbdServer {
       t.replyFirst[c] = t.replyLast[c] = NONE
       this.#freeList(waiting)
       if (wasRunning) {
-        for (let r = 0; r < REQUESTS_MAX; r++)
+        for (let r = 0; r < q.rowsMax; r++)
           if (q.isUsed(r) && q.connection[r] === c && q.type[r] !== Command.READ && t.bulk[c] !== r) this.#volumes.orphan(this.#done, r, lostMs)
         if (t.receiving[c] === 1 || t.sending[c] === 1) this.#queue.cancel(this.#socket(c))
       }
