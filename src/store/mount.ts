@@ -230,7 +230,8 @@ async function mountOpened(options: MountOptions, file: OpenedFile): Promise<Dis
   const superblock = await withPages(io, 1, (page) => readSuperblock(io, file, page, path))
   if (superblock === null) throw new XsanError('NOT_FOUND', `${path} is blank`, 'Format it as a disk of this node.')
   refuseForeign(superblock, options)
-  const lostPower = !superblock.clean && superblock.bootId !== options.bootId
+  const { clean } = superblock
+  const lostPower = !clean && superblock.bootId !== options.bootId
   const superblockPage = arena.alloc(PAGE_BYTES)
   if (superblockPage === -1) throw new XsanError('NO_BUFFER', `no memory to mount ${path}`, 'Give the node more memory.')
   const writeSuperblock = async (): Promise<void> => {
@@ -267,7 +268,7 @@ async function mountOpened(options: MountOptions, file: OpenedFile): Promise<Dis
     dispose: () => arena.free(superblockPage),
   })
   try {
-    await replayAndOpen(store, options, file, superblock, { table, leafCopy, tableCopy, lost, writeSuperblock })
+    await replayAndOpen(store, options, file, superblock, { clean, table, leafCopy, tableCopy, lost, writeSuperblock })
   } catch (error) {
     store.journal.dispose()
     arena.free(superblockPage)
@@ -281,6 +282,8 @@ interface Loaded {
   readonly leafCopy: Uint8Array
   readonly tableCopy: Uint8Array
   readonly lost: number
+  /** Of the superblock as it was found. */
+  readonly clean: boolean
   readonly writeSuperblock: () => Promise<void>
 }
 
@@ -296,6 +299,7 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
     geometry,
     journalUuid: superblock.journalUuid,
     tailSegment: superblock.tailSegment,
+    clean: loaded.clean,
     table,
     rows: store.rows,
     lastHigh: store.lastHigh,

@@ -5,6 +5,7 @@
  * one after the other, each naming the CRC of the one before. A later generation's first segment says where the generation before it
  * ended. Batches not known to be durable are checked with their payload; the first one that fails ends the journal. If something *later* says
  * that the missing part was durable, the disk has lost data it had promised to keep: DISK_CORRUPTED, and the replica is rebuilt from its peers.
+ * After a clean stop all that is there was durable: a page that is not what its record says has rotted, and is told as that page by who reads it.
  *
  * Applying from any earlier point gives the same result: records are complete in themselves, and the tables never hold what the journal
  * behind them does not. Descriptors are read, payloads only where they must be checked.
@@ -48,6 +49,8 @@ export interface ReplayOptions {
   readonly geometry: Geometry
   readonly journalUuid: Uint8Array
   readonly tailSegment: number
+  /** The store was closed: nothing was under way. */
+  readonly clean: boolean
   readonly table: BlockTable
   readonly rows: ChannelRows
   readonly lastHigh: Uint32Array
@@ -130,7 +133,8 @@ class Replay {
     const oldest = starts.get(tailSegment)
     if (oldest === undefined) {
       const durable = [...starts.values()].some((other) => other.durableSeq > 0)
-      if (tailSegment > 1 || durable) throw corrupted(path, `the journal's oldest segment ${tailSegment} is gone`)
+      if (tailSegment > 1 || durable || (await this.#showsDurable(tailSegment, 0, BUFFER_PAGES, 0, 1)))
+        throw corrupted(path, `the journal's oldest segment ${tailSegment} is gone`)
       return { lastBatch: 0, lastCrc: 0, headSegment: tailSegment - 1, lastSeq: 0, batches: 0, records: 0, torn: false }
     }
     await this.#applyCheckpoint(oldest)
@@ -162,10 +166,15 @@ class Replay {
       }
       if (follows !== undefined && follows.durableSeq >= nextSeq)
         throw corrupted(path, `journal batch ${last.batch + 1} in segment ${start.segment} is damaged`)
-      await this.#assertNothingDurableBehind(start, page, last.batch, nextSeq)
+      const { segment } = start
+      // in what follows here, and, should a segment's beginning be what is damaged, behind it
+      const isDamaged =
+        (await this.#showsDurable(segment, page - start.page, this.#pagesPerSegment, last.batch, nextSeq)) ||
+        (await this.#showsDurable(segment + 1, 0, BUFFER_PAGES, last.batch, nextSeq))
+      if (isDamaged) throw corrupted(path, `journal batch ${last.batch + 1} in segment ${segment} is damaged`)
       break
     }
-    const cut = await this.#firstBadPayload(batches, durableSeq)
+    const cut = this.#o.clean ? -1 : await this.#firstBadPayload(batches, durableSeq)
     if (cut >= 0) {
       const bad = batches[cut]!
       last = cut === 0 ? oldest : batches[cut - 1]!
@@ -257,17 +266,18 @@ class Replay {
     }
   }
 
-  /** Behind the end of the journal: a batch that was written knowing that what is missing had been durable means loss, not a torn write. */
-  async #assertNothingDurableBehind(start: SegmentStart, from: number, lastBatch: number, nextSeq: number): Promise<void> {
+  /** Behind the end of the journal, in these pages of a segment, lies a batch that was written knowing that what is missing had been durable: loss, not a torn write. */
+  async #showsDurable(segment: number, from: number, to: number, lastBatch: number, nextSeq: number): Promise<boolean> {
     const { get } = BatchHeader
-    const end = start.page + this.#pagesPerSegment
-    for (let page = from; page < end; page++) {
+    const start = (segment % this.#o.geometry.segmentCount) * this.#pagesPerSegment
+    const end = start + this.#pagesPerSegment
+    for (let page = start + from; page < Math.min(end, start + to); page++) {
       await this.#load(page, 1)
       const at = this.#at(page)
-      if (!this.#isOurs(at) || get.generation(this.#view, at) !== start.generation || get.segment(this.#view, at) !== start.segment) continue
-      if (get.batch(this.#view, at) <= lastBatch || get.durableSeq(this.#view, at) < nextSeq || !(await this.#wholeBatch(page, end))) continue
-      throw corrupted(this.#o.path, `journal batch ${lastBatch + 1} in segment ${start.segment} is damaged`)
+      if (!this.#isOurs(at) || get.segment(this.#view, at) !== segment) continue
+      if (get.batch(this.#view, at) > lastBatch && get.durableSeq(this.#view, at) >= nextSeq && (await this.#wholeBatch(page, end))) return true
     }
+    return false
   }
 
   /** Index of the first batch, of those not known durable, whose payload is not what its records say; -1 when all are whole. */

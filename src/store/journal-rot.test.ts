@@ -1,0 +1,95 @@
+import assert from 'node:assert/strict'
+import test from 'node:test'
+import { Bench, DISK_BYTES } from '../../test/support/store-bench.ts'
+import { XsanError } from '../base/errors.ts'
+import { Status } from '../base/status.ts'
+import { MiB, PAGE_BYTES } from '../base/units.ts'
+import type { DiskStore } from './disk-store.ts'
+import { BATCH_MAGIC, BatchHeader, BatchKind, planGeometry, segmentPages } from './layout.ts'
+import { RecordKind, StageRecord } from './store.ts'
+
+/** So large that nothing is destaged. */
+const SIZES = { journalBytes: 32 * MiB, segmentBytes: 4 * MiB }
+const GEOMETRY = planGeometry(DISK_BYTES, SIZES)
+const FIRST_PAGE = GEOMETRY.journalOffset / PAGE_BYTES
+const record = new StageRecord()
+
+async function write(bench: Bench, store: DiskStore, id: number, pageCount: number): Promise<void> {
+  const { page, crcs } = bench.payload(pageCount)
+  Object.assign(record, { kind: RecordKind.WRITE, slot: 1, idHigh: 1, idLow: id, volume: 5, layer: 0, index: 0, firstPage: 0, pageCount })
+  Object.assign(record, { payloadPage: page, crcs, crcFirst: 0, durable: true, clientHigh: 0 })
+  await bench.until(() => store.admit(record, false) === Status.SUCCESS)
+  const seq = store.stage(record)
+  await bench.until(() => bench.events.durable >= seq)
+  bench.free(page)
+}
+
+interface Found {
+  readonly page: number
+  readonly kind: number
+  readonly segment: number
+  readonly payloadPages: number
+}
+
+/** The batches on the disk, in the order of their places. */
+function batches(bench: Bench): Found[] {
+  const found: Found[] = []
+  const bytes = new Uint8Array(PAGE_BYTES)
+  const view = new DataView(bytes.buffer)
+  for (let page = FIRST_PAGE; page < FIRST_PAGE + GEOMETRY.segmentCount * segmentPages(GEOMETRY); page++) {
+    bench.file.readInto(page * PAGE_BYTES, bytes, 0, PAGE_BYTES)
+    const { get } = BatchHeader
+    if (get.magic(view, 0) !== BATCH_MAGIC) continue
+    found.push({ page, kind: get.kind(view, 0), segment: get.segment(view, 0), payloadPages: get.payloadPages(view, 0) })
+  }
+  return found
+}
+
+const segmentsOf = (bench: Bench) => Math.max(...batches(bench).map(({ segment }) => segment))
+
+async function isCorrupted(bench: Bench, title: string): Promise<void> {
+  await assert.rejects(bench.mount(), (error) => error instanceof XsanError && error.status === 'DISK_CORRUPTED', title)
+}
+
+test('a journal that has lost what was durable is refused, wherever the lost part lies and whatever shows it', async () => {
+  const make = async (): Promise<Bench> => {
+    const bench = new Bench(1)
+    await bench.format(SIZES)
+    const store = await bench.mount()
+    let id = 1
+    while (segmentsOf(bench) < 2) await write(bench, store, id++, 256)
+    for (let i = 0; i < 4; i++) await write(bench, store, id++, 1)
+    bench.kill()
+    return bench
+  }
+  const records = (bench: Bench, segment: number) => batches(bench).filter((batch) => batch.kind === BatchKind.RECORDS && batch.segment === segment)
+  const cases: Array<[string, (bench: Bench) => number]> = [
+    ['the last batch of a segment', (bench) => records(bench, 1).at(-1)!.page],
+    ['a batch in the middle', (bench) => records(bench, 1)[1]!.page],
+    ['the beginning of the second segment', (bench) => batches(bench).find(({ kind, segment }) => kind === BatchKind.SEGMENT_START && segment === 2)!.page],
+    ['the first batch of the second segment', (bench) => records(bench, 2)[0]!.page],
+    ['the beginning of the only segment known to be needed', (bench) => batches(bench)[0]!.page],
+  ]
+  for (const [title, pageOf] of cases) {
+    const bench = await make()
+    bench.file.flipBit(pageOf(bench), 300)
+    await isCorrupted(bench, title)
+  }
+})
+
+test('after a clean stop a page that has rotted in the newest part of the journal is that page, not the end of the journal', async () => {
+  const bench = new Bench(2)
+  await bench.format(SIZES)
+  let store = await bench.mount()
+  await write(bench, store, 1, 4)
+  await write(bench, store, 2, 2)
+  await bench.settle(store.close())
+  const last = batches(bench).findLast(({ payloadPages }) => payloadPages === 2)!
+  bench.file.flipBit(last.page + 1, 300)
+  store = await bench.mount()
+  assert.deepEqual([store.lastHigh[1], store.lastLow[1]], [1, 2])
+  const buffer = bench.alloc(4)
+  const block = store.findBlock(5, 0, 0)
+  assert.deepEqual(await bench.read(store, block, 0, 1, buffer), { status: Status.BLOCK_CORRUPTED, extra: 0 })
+  assert.equal((await bench.read(store, block, 1, 3, buffer)).status, Status.SUCCESS)
+})
