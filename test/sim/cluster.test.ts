@@ -12,7 +12,7 @@ for (const profile of ['calm', 'rough', 'brutal', 'swarm'] as const) {
     const first = await runSchedule(scheduleOf(1, profile))
     assert.deepEqual(first.violations, [])
     assert.equal(first.undecided, 0)
-    assert.ok(first.succeeded > 500, `${first.succeeded} operations succeeded`)
+    assert.ok(first.succeeded > 200, `${first.succeeded} operations succeeded`)
     const second = await runSchedule(scheduleOf(1, profile))
     assert.equal(second.hash, first.hash)
     assert.equal(second.events, first.events)

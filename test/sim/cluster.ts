@@ -12,7 +12,7 @@ import { assert } from '../../src/base/assert.ts'
 import { crc32c } from '../../src/base/crc32c.ts'
 import { messageOf, XsanError } from '../../src/base/errors.ts'
 import type { VolumeNumber } from '../../src/base/ids.ts'
-import { KiB, MiB, PAGE_BYTES } from '../../src/base/units.ts'
+import { BLOCK_BYTES, KiB, MiB, PAGE_BYTES } from '../../src/base/units.ts'
 import { DataPlane, type DataPlaneLimits } from '../../src/chain/data-plane.ts'
 import { type MountedStore, StoreRelay } from '../../src/chain/store-relay.ts'
 import { votersWanted } from '../../src/control/members.ts'
@@ -268,7 +268,13 @@ export class SimNode {
 
   /** Bits of its data at rest flip. (A journal that rots before it is destaged makes the disk refuse its mount: another matter.) */
   rot(pages: number): void {
-    this.disk.rot(pages, planGeometry(this.cluster.options.diskBytes ?? DISK_BYTES, JOURNAL).extentsOffset)
+    this.disk.rot(pages, this.extents.fromBytes)
+  }
+
+  /** Where its disk holds data at rest. */
+  get extents(): { readonly fromBytes: number; readonly toBytes: number } {
+    const { extentsOffset, extentCount } = planGeometry(this.cluster.options.diskBytes ?? DISK_BYTES, JOURNAL)
+    return { fromBytes: extentsOffset, toBytes: extentsOffset + extentCount * BLOCK_BYTES }
   }
 
   /** An admin call to this node, from outside. */
@@ -457,6 +463,7 @@ export class SimCluster {
     this.options = options
     this.world = new World({ seed: options.seed, trace: options.trace })
     this.network = new SimNetwork(this.world, { tcpTimeoutMs: 20_000, connectTimeoutMs: 5000, ...options.network })
+    this.network.flippedPorts.add(DATA_PORT)
     this.control = new SimControlNetwork(this.network, protoCodec())
     this.control.onLog = (line) => this.#onLog(line)
     for (let i = 0; i < options.nodes; i++) this.nodes.push(new SimNode(this, i))

@@ -15,10 +15,12 @@ export const FAULT_KINDS = [
   'isolate',
   'cut',
   'slow-link',
+  'bad-wire',
   'disk-slow',
   'disk-hang',
   'disk-eio',
   'bit-rot',
+  'misdirect',
   'drift',
   'pauses',
   'datagram-loss',
@@ -79,10 +81,12 @@ const RATES: Readonly<Record<FaultKind, readonly [calm: number, rough: number, b
   isolate: [0, 0.05, 0.15],
   cut: [0, 0.05, 0.3],
   'slow-link': [0.05, 0.1, 0.3],
+  'bad-wire': [0, 0.03, 0.1],
   'disk-slow': [0.05, 0.1, 0.3],
   'disk-hang': [0, 0.02, 0.05],
   'disk-eio': [0, 0.005, 0.02],
   'bit-rot': [0, 0.05, 0.1],
+  misdirect: [0, 0.03, 0.06],
   drift: [0, 0.05, 0.1],
   pauses: [0, 0.05, 0.2],
   'datagram-loss': [0.05, 0.1, 0.2],
@@ -102,7 +106,7 @@ const RATES: Readonly<Record<FaultKind, readonly [calm: number, rough: number, b
 /** A run without any of these needs no rebuilding; a swarm has them in few of its runs, for they cost the most. */
 const DEAR: ReadonlySet<FaultKind> = new Set(['disk-eio', 'disk-gone', 'node-add', 'node-remove', 'upgrade'])
 /** What destroys copies for good. */
-const DESTRUCTIVE: ReadonlySet<FaultKind> = new Set(['bit-rot', 'disk-eio', 'disk-gone'])
+const DESTRUCTIVE: ReadonlySet<FaultKind> = new Set(['bit-rot', 'misdirect', 'disk-eio', 'disk-gone'])
 
 /** Kinds a profile leaves out unless the cluster under test promises to stand them. */
 export interface ScheduleOptions {
@@ -183,6 +187,10 @@ export function amountOf(random: Prng, kind: FaultKind): number {
   switch (kind) {
     case 'slow-link':
       return random.between(1, 100)
+    case 'bad-wire':
+      return 0.001 + random.unit() * 0.05
+    case 'misdirect':
+      return 0.02 + random.unit() * 0.2
     case 'disk-slow':
       return random.between(5, 300)
     case 'disk-eio':
@@ -227,6 +235,10 @@ export function describeFault(fault: Fault): string {
       return `nothing gets from ${node} to node ${fault.other + 1} ${span}`
     case 'slow-link':
       return `${fault.amount} ms more from ${node} to node ${fault.other + 1} ${span}`
+    case 'bad-wire':
+      return `bits flip in ${(fault.amount * 100).toFixed(1)} % of what gets from ${node} to node ${fault.other + 1} ${span}`
+    case 'misdirect':
+      return `the disk of ${node} puts ${Math.round(fault.amount * 100)} % of its data where it does not belong ${span}`
     case 'disk-slow':
       return `the disk of ${node} takes up to ${fault.amount} ms more ${span}`
     case 'disk-hang':

@@ -105,6 +105,14 @@ export function inject(stage: Stage, fault: Fault): void {
       })
       return
     }
+    case 'bad-wire': {
+      const link = network.link(node.host, other.host)
+      link.flip = fault.amount
+      later(() => {
+        link.flip = 0
+      })
+      return
+    }
     case 'disk-slow': {
       const { faults } = node.disk
       faults.slow = 0.3
@@ -152,6 +160,14 @@ export function inject(stage: Stage, fault: Fault): void {
     case 'bit-rot':
       // A page whose only copy rots is lost
       if (servedElsewhere(cluster, [node])) node.rot(fault.amount)
+      return
+    case 'misdirect':
+      node.disk.faults.misdirect = fault.amount
+      // what no other node has would be lost
+      node.disk.misdirectWithin = () => (servedElsewhere(cluster, [node]) ? node.extents : undefined)
+      later(() => {
+        node.disk.faults.misdirect = 0
+      })
       return
     case 'drift':
       node.host.setDrift(fault.amount)

@@ -72,6 +72,8 @@ export class SimDisk {
   /** Every request fails: the device is gone. */
   gone = false
   usedPages = 0
+  /** Writes there go astray, and stay there; everywhere unless given. Asked for each such write. */
+  misdirectWithin: (() => { readonly fromBytes: number; readonly toBytes: number } | undefined) | undefined
   /** Writes to pages never written, whose space was not allocated before, fail with ENOSPC. */
   full = false
   #hung = false

@@ -702,6 +702,18 @@ export class SimIoQueue implements IoQueue {
     this.#write(handle, offsetBytes, this.#takeSegments(), sync, tag, row)
   }
 
+  /** Where a write goes that its disk misdirects. */
+  #astray(file: SimFile, offsetBytes: number, lengthBytes: number): number {
+    const { misdirectWithin } = file.disk
+    const { fromBytes, toBytes } =
+      misdirectWithin === undefined ? { fromBytes: 0, toBytes: file.sizeBytes } : (misdirectWithin() ?? { fromBytes: 0, toBytes: 0 })
+    if (offsetBytes < fromBytes || offsetBytes + lengthBytes > toBytes) return offsetBytes
+    const page = this.#random.below(Math.ceil((toBytes - fromBytes) / PAGE_BYTES))
+    const at = Math.max(0, Math.min(toBytes - lengthBytes, fromBytes + page * PAGE_BYTES))
+    this.#world.note('misdirected write', () => `${file.path} ${offsetBytes} -> ${at}`)
+    return at
+  }
+
   #write(handle: Handle, offsetBytes: number, ranges: readonly Range[], sync: boolean, tag: Tag, row: number): void {
     const entry = this.#entry(handle, 'file')
     assert(entry.openOptions!.readOnly !== true, 'write to a file opened for reading')
@@ -715,10 +727,7 @@ export class SimIoQueue implements IoQueue {
     op.sum = this.#sumNow(ranges)
     let at = offsetBytes
     const apply = (limitBytes: number): number => {
-      if (disk.faults.misdirect > 0 && this.#random.chance(disk.faults.misdirect)) {
-        at = Math.max(0, Math.min(file.sizeBytes - total, this.#random.below(Math.ceil(file.sizeBytes / PAGE_BYTES)) * PAGE_BYTES))
-        this.#world.note('misdirected write', () => `${file.path} ${offsetBytes} -> ${at}`)
-      }
+      if (disk.faults.misdirect > 0 && this.#random.chance(disk.faults.misdirect)) at = this.#astray(file, offsetBytes, total)
       let done = 0
       for (const range of ranges) {
         const n = Math.min(range.lengthBytes, limitBytes - done)

@@ -44,9 +44,11 @@ export interface Link {
   /** Nothing gets through in this direction. */
   cut: boolean
   extraDelayMs: number
+  /** Chance that a bit of a piece flips which TCP's checksum does not notice; on connections to the ports of `flippedPorts`. */
+  flip: number
 }
 
-const OPEN_LINK: Link = { cut: false, extraDelayMs: 0 }
+const OPEN_LINK: Link = { cut: false, extraDelayMs: 0, flip: 0 }
 
 export class SimNetwork {
   readonly world: World
@@ -56,6 +58,8 @@ export class SimNetwork {
   readonly #links = new Map<number, Link>()
   readonly listeners = new Map<string, SimListener>()
   readonly ends = new Set<SimEnd>()
+  /** Those whose protocol has checksums of its own. */
+  readonly flippedPorts = new Set<number>()
   readonly #holding = new Set<SimEnd>()
   readonly random: Prng
   #connections = 0
@@ -106,7 +110,7 @@ export class SimNetwork {
     this.world.note('heal all', () => '')
     for (const link of this.#links.values()) {
       link.cut = false
-      link.extraDelayMs = 0
+      link.extraDelayMs = link.flip = 0
     }
     this.linksChanged()
   }
@@ -122,6 +126,10 @@ export class SimNetwork {
     let delay = o.delayMinMs + this.random.unit() * (o.delayMaxMs - o.delayMinMs)
     if (this.random.chance(o.slow)) delay += this.random.unit() * o.slowMs
     return delay + (this.#links.get(from.number * 65536 + to.number)?.extraDelayMs ?? 0)
+  }
+
+  flipChance(from: SimHost, to: SimHost): number {
+    return this.#links.get(from.number * 65536 + to.number)?.flip ?? 0
   }
 
   /** Bytes that waited for a link go on. */
@@ -210,6 +218,7 @@ export class SimNetwork {
         const far = new SimEnd(this, target.process, to)
         near.other = far
         far.other = near
+        near.port = far.port = Number(key.slice(key.lastIndexOf(':') + 1))
         target.add(far)
         from.schedule(this.delayMs(to, from), 'connected', () => {
           if (over) near.close()
@@ -277,6 +286,8 @@ export class SimEnd {
   readonly host: SimHost
   readonly id: number
   other!: SimEnd
+  /** That was connected to; NaN: not a port. */
+  port = Number.NaN
   /** Called when there is something to read, room to send, or an end. */
   onChange: (() => void) | undefined
   readonly #inbox: Uint8Array[] = []
@@ -393,6 +404,7 @@ export class SimEnd {
     const awayMs = this.process.alive ? this.process.localNowMs - world.nowMs : 0
     const atMs = Math.max(this.#lastArrivalMs, world.nowMs + awayMs + this.network.delayMs(this.host, this.other.host))
     this.#lastArrivalMs = atMs
+    if (packet.kind === 'data') this.#flip(packet.bytes)
     const fromBoots = this.host.boots
     const bytes = packet.kind === 'data' ? packet.bytes.length : -1
     world.scheduleAt(
@@ -409,6 +421,16 @@ export class SimEnd {
       this.id,
       bytes,
     )
+  }
+
+  /** The bytes are the kernel's own. */
+  #flip(bytes: Uint8Array): void {
+    const { network } = this
+    const chance = network.flipChance(this.host, this.other.host)
+    if (chance === 0 || !network.flippedPorts.has(this.port) || !network.random.chance(chance)) return
+    const bit = network.random.below(bytes.length * 8)
+    bytes[bit >> 3]! ^= 1 << (bit & 7)
+    network.world.note('flipped bit', () => `${this.host.name} -> ${this.other.host.name}, ${bit >> 3} of ${bytes.length}`)
   }
 
   #hold(packet: Packet): void {
