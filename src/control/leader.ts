@@ -3,7 +3,8 @@
  * into chain changes, one Raft command for all slots.
  *
  * All of it is volatile and begins anew with every term. Invariants (protocol 26 to 32):
- * - It begins when all earlier entries are applied, and takes every node to hold a lease until its own election + L.
+ * - It begins when all earlier entries are applied, and takes every node to hold a lease until its own election + the longest L that any
+ *   process has ever registered with. It grants no longer one itself (nodes take L from their own files, which may differ for a while).
  * - A grant follows a read-index round that began after the request arrived, and goes to the registered incarnation only.
  * - From proposing a change that drops a node until that is applied or known to be dead, the node is granted nothing.
  * - A renewal makes a node UP only if it arrived after the newest evidence against anybody.
@@ -174,7 +175,7 @@ export class Coordinator {
     }
     if (this.#stopped) throw notLeader()
     this.view.newLeader([...this.#state.nodes.values()].filter((node) => node.incarnation > 0).map((node) => [node.node, node.incarnation] as const))
-    const endMs = this.#electedMs + this.#options.leaseMs * (1 + DRIFT_BOUND)
+    const endMs = this.#electedMs + Math.max(this.#options.leaseMs, this.#state.leaseMsMax) * (1 + DRIFT_BOUND)
     for (const node of this.#state.nodes.values()) if (node.incarnation > 0) this.#lease(node.node).endMs = endMs
     this.#ready = true
     this.#tickMs = this.#clock.nowMs()
@@ -198,7 +199,7 @@ export class Coordinator {
     const lease = this.#lease(node)
     lease.seenMs = arrivedMs
     this.#confirm(lease, incarnation, tableRevision)
-    const { leaseMs } = this.#options
+    const leaseMs = this.#grantMs()
     const refuse = (reason: string): Grant => ({ granted: false, reason, leaseMs, tableRevision: this.#state.revision, renewInMs: this.#renewInMs() })
     // a renewal that was overtaken by its own end
     if (this.#stoppedProcesses.get(node) === incarnation) return refuse('it has stopped')
@@ -390,6 +391,11 @@ export class Coordinator {
     return false
   }
 
+  #grantMs(): number {
+    const { leaseMs } = this.#options
+    return this.#state.leaseMsMax > 0 ? Math.min(leaseMs, this.#state.leaseMsMax) : leaseMs
+  }
+
   #gather(): Promise<void> {
     this.#gathering ??= this.#sleep(GATHER_MS).then(() => {
       this.#gathering = undefined
@@ -399,7 +405,7 @@ export class Coordinator {
 
   /** To the next multiple of L/4 on this node's clock, the same moment for all nodes. */
   #renewInMs(): number {
-    const everyMs = this.#options.leaseMs / 4
+    const everyMs = this.#grantMs() / 4
     const leftMs = everyMs - (this.#clock.nowMs() % everyMs)
     return Math.ceil(leftMs < everyMs / 4 ? leftMs + everyMs : leftMs)
   }

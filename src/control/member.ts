@@ -343,6 +343,7 @@ export class Member {
       requestId,
       zone: config.zone,
       rack: config.rack,
+      leaseMs: Math.ceil(this.#leaseMs),
     }
   }
 

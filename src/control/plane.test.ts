@@ -158,15 +158,24 @@ class TestNode {
   lastId: (slot: number) => number = () => 0
   clusterId = 'c1'
   hasDisk = true
+  leaseMs = LEASE_MS
+  /** Its data plane takes so long to catch up. */
+  syncMs = 5
+  #id: string
 
   constructor(cluster: TestCluster, number: number) {
     this.cluster = cluster
     this.number = number
+    this.#id = `node-${number}`
     this.host = new SimHost(cluster.network, { name: `h${number}`, address: `10.0.0.${number}`, bootOffsetMs: 1000 * number })
   }
 
   get id(): string {
-    return `node-${this.number}`
+    return this.#id
+  }
+
+  set id(id: string) {
+    this.#id = id
   }
 
   get grpc(): string {
@@ -191,6 +200,7 @@ class TestNode {
           () => env.clock.nowMs(),
           (slot) => this.lastId(slot),
         )
+        this.data.syncMs = this.syncMs
         return this.data.port
       },
       onFatal: (error) => {
@@ -211,7 +221,7 @@ class TestNode {
         replicas: this.cluster.replicas,
         syncWhenWrite: true,
         slotCount: SLOTS,
-        leaseMs: LEASE_MS,
+        leaseMs: this.leaseMs,
         heartbeat: { host: this.host.address, port: 8080, multicastGroup: '239.255.88.10', multicastPort: 8088, intervalMs: 1000 },
         entries: [
           { key: 'storage.read_only', value: false, origin: 'default', hot: true, description: 'Refuse writes.' },
@@ -268,8 +278,19 @@ class TestCluster {
   }
 
   /** All nodes started, the first one initialized, the others joined, every chain full. */
-  static async up(options: { seed: number; nodes: number; replicas?: number; volume?: boolean; diskless?: number }): Promise<TestCluster> {
+  static async up(options: {
+    seed: number
+    nodes: number
+    replicas?: number
+    volume?: boolean
+    diskless?: number
+    /** Of the first nodes, as their files say. */
+    leasesMs?: readonly number[]
+  }): Promise<TestCluster> {
     const cluster = new TestCluster(options)
+    options.leasesMs?.forEach((leaseMs, at) => {
+      cluster.nodes[at]!.leaseMs = leaseMs
+    })
     if (options.diskless !== undefined) cluster.node(options.diskless).hasDisk = false
     for (const node of cluster.nodes) await node.start()
     await cluster.node(1).call('Cluster/Init')
@@ -291,12 +312,12 @@ class TestCluster {
   }
 
   /** Every node knows that three vote, and that they have stopped asking the one that voted alone before. */
-  async threeVoters(): Promise<void> {
+  async threeVoters(timeoutMs = 5000): Promise<void> {
     const voting = ({ plane }: TestNode) => {
       const { voters, votersOutgoing } = plane.member!.raft!.members
       return voters.length === 3 && votersOutgoing.length === 0
     }
-    await this.until(() => this.nodes.every(voting), 5000, 'three voters')
+    await this.until(() => this.nodes.every(voting), timeoutMs, 'three voters')
   }
 
   get leader(): TestNode | undefined {
@@ -618,21 +639,7 @@ test('a chain that a member serves is never served by a process that lost its le
   for (const seed of seeds(30, 36)) {
     const cluster = await TestCluster.up({ seed, nodes: 3 })
     const random = cluster.world.random('faults')
-    const check = () => {
-      // two processes may serve one slot at one time only if they agree on its version, or the older one knows no newer yet and all new servers are its fellows
-      for (let slot = 0; slot < SLOTS; slot++) {
-        const servers = cluster.nodes.filter((node) => node.data?.servesSlot(slot))
-        const newest = Math.max(0, ...servers.map((node) => node.data!.chains.get(slot)!.version))
-        const now = servers.map((node) => node.data!.chains.get(slot)!).find((chain) => chain.version === newest)!
-        for (const { data, id } of servers) {
-          const entry = now.entries.find((of) => of.node === data!.registration.node)
-          assert.ok(
-            entry !== undefined && (entry.state === ReplicaState.SERVING || entry.state === ReplicaState.DRAINING),
-            `seed ${seed}, ${cluster.world.nowMs} ms: ${id} serves slot ${slot} that it lost`,
-          )
-        }
-      }
-    }
+    const check = () => checkServers(cluster, seed)
     for (let round = 0; round < 8; round++) {
       const victim = random.pick(cluster.nodes)
       const kind = random.below(3)
@@ -656,6 +663,38 @@ test('a chain that a member serves is never served by a process that lost its le
     for (const node of cluster.nodes) assert.equal(node.fatal, undefined)
     await cluster.until(() => cluster.full(3), 120_000, `seed ${seed}: all serve again`)
   }
+})
+
+/** Two processes may serve one slot at one time only if they agree on its version, or the older one knows no newer yet and all new servers are its fellows. */
+function checkServers(cluster: TestCluster, seed: number): void {
+  for (let slot = 0; slot < SLOTS; slot++) {
+    const servers = cluster.nodes.filter((node) => node.data?.servesSlot(slot))
+    const newest = Math.max(0, ...servers.map((node) => node.data!.chains.get(slot)!.version))
+    const now = servers.map((node) => node.data!.chains.get(slot)!).find((chain) => chain.version === newest)!
+    for (const { data, id } of servers) {
+      const entry = now.entries.find((of) => of.node === data!.registration.node)
+      assert.ok(
+        entry !== undefined && (entry.state === ReplicaState.SERVING || entry.state === ReplicaState.DRAINING),
+        `seed ${seed}, ${cluster.world.nowMs} ms: ${id} serves slot ${slot} that it lost`,
+      )
+    }
+  }
+}
+
+test('a leader with a short lease waits for the end of those that a leader with a long one has granted', async () => {
+  const seed = 61
+  const cluster = await TestCluster.up({ seed, nodes: 4, leasesMs: [8000] })
+  await cluster.threeVoters(20_000)
+  const away = cluster.node(4)
+  await cluster.until(() => away.data!.leaseUntilMs - away.env.clock.nowMs() > 6000, 20_000, 'it has a long lease')
+  const [one, two, three] = cluster.nodes as [TestNode, TestNode, TestNode]
+  assert.ok(one.leads)
+  for (const other of [one, two, three]) cluster.network.cut(away.host, other.host)
+  one.kill()
+  await steps(cluster, 10_000, () => checkServers(cluster, seed))
+  const servers = (node: TestNode) => [...node.data!.chains.values()].map(({ entries }) => entries.filter(({ state }) => state === ReplicaState.SERVING).length)
+  assert.ok(Math.max(...servers(two)) <= 2, 'the two that are gone are out of all chains by then')
+  assert.ok(two.data!.serves && three.data!.serves)
 })
 
 /** FROM..TO of the environment, for a longer run by hand. */

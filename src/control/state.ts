@@ -119,6 +119,8 @@ interface Meta {
   nextDisk: number
   nextVolume: number
   nextRecent: number
+  /** No lease was ever granted for longer. */
+  leaseMsMax: number
   cluster: ClusterRecord | null
 }
 
@@ -134,6 +136,7 @@ const NEW_META: Meta = {
   nextDisk: 1,
   nextVolume: 1,
   nextRecent: 1,
+  leaseMsMax: 0,
   cluster: null,
 }
 
@@ -182,6 +185,14 @@ export class ClusterState {
 
   get featureLevel(): number {
     return this.#meta.feature
+  }
+
+  /**
+   * What a new leader takes the leases of its predecessors to be: the longest that any process of this cluster has registered with. Never falls,
+   * because leases that are still held outlive the registration of a process with a shorter one. 0: nobody has registered.
+   */
+  get leaseMsMax(): number {
+    return this.#meta.leaseMsMax
   }
 
   get revision(): TableRevision {
@@ -289,6 +300,12 @@ export class ClusterState {
   setFeatureLevel(level: number): void {
     assert(level >= this.#meta.feature, 'the feature level goes back')
     this.#meta.feature = level
+    this.#dirty.add('meta')
+  }
+
+  noteLease(leaseMs: number): void {
+    if (leaseMs <= this.#meta.leaseMsMax) return
+    this.#meta.leaseMsMax = leaseMs
     this.#dirty.add('meta')
   }
 

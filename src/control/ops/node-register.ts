@@ -20,6 +20,8 @@ export interface NodeRegisterArgs extends NodeAddresses {
   readonly bootId: string
   readonly featureMax: number
   readonly disks: readonly RegisterDisk[]
+  /** The longest lease it would grant as leader. */
+  readonly leaseMs?: number
 }
 
 /** Reason of a disk that counts as failed because the process of its node started without it; it is used again once it is back. */
@@ -51,6 +53,7 @@ export const nodeRegister: Operation<NodeRegisterArgs, { incarnation: Incarnatio
     const { grpc, data, nbd, nbdSocket, admin, zone, rack, version, dataDir, bootId, featureMax } = args
     const incarnation = (node.incarnation + 1) as Incarnation
     state.putNode({ ...node, incarnation, grpc, data, nbd, nbdSocket, admin, zone, rack, version, dataDir, bootId, featureMax })
+    state.noteLease(args.leaseMs ?? 0)
     const disks = args.disks.map(({ uuid, path, type, role, capacityBytes }) => {
       const old = known.get(uuid)
       const disk = old?.disk ?? state.takeDiskNumber()

@@ -103,6 +103,7 @@ export const LEADER_PEER_METHODS: Readonly<Record<string, PeerHandler>> = {
         nbd: text(request, 'nbd'),
         nbdSocket: text(request, 'nbdSocket'),
         admin: text(request, 'admin'),
+        leaseMs: number(request, 'leaseMs'),
       },
       text(request, 'requestId'),
     )
