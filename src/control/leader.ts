@@ -13,7 +13,7 @@
 import { messageOf, XsanError } from '../base/errors.ts'
 import type { ChainVersion, DiskNumber, Incarnation, NodeNumber, SlotIndex } from '../base/ids.ts'
 import type { Clock, Log, TimerId } from '../env/control.ts'
-import { entryOf, ReplicaState } from '../placement/chain.ts'
+import { type Chain, entryOf, ReplicaState } from '../placement/chain.ts'
 import { CoordinatorView, View, type ViewRow } from '../placement/view.ts'
 import type { Raft } from '../raft/driver.ts'
 import { type ArgsOf, encodeCommand, type OperationName, type ResultOf, resultValue } from './command.ts'
@@ -116,11 +116,12 @@ export class Coordinator {
   #doubtedMs: number
   #seenRevision = -1
   #lookedMs = 0
-  #unavailableSinceMs: number | undefined
+  /** Slots that nobody serves, since when. */
+  readonly #unserved = new Map<SlotIndex, number>()
+  /** Those of them whose missing last servers the operator has given up; true: with the acknowledged writes that only they hold. */
+  readonly #givenUp = new Map<SlotIndex, boolean>()
   /** The renewals that are being gathered: resolves when their round may start. */
   #gathering: Promise<void> | undefined
-  #acceptDataLoss = false
-  #recoverNow = false
 
   constructor(options: CoordinatorOptions) {
     this.#options = options
@@ -270,11 +271,13 @@ export class Coordinator {
 
   // ---- what the operator says ---------------------------------------------------------------------------------------------
 
-  /** Go on without the LASTSRV that are away; with `loss` even from copies that may lack acknowledged writes. For this term. */
+  /**
+   * Go on without the LASTSRV that are away; with `loss` even from copies that may lack acknowledged writes. For the slots that nobody serves now,
+   * until they are served, in this term: what is lost later has to be given up anew.
+   */
   recover(options: { readonly loss: boolean }): void {
-    this.#recoverNow = true
-    this.#acceptDataLoss = options.loss
-    this.#lookAtAll = true
+    this.#lookForUnserved(this.#clock.nowMs())
+    for (const slot of this.#unserved.keys()) this.#givenUp.set(slot, options.loss || this.#givenUp.get(slot) === true)
     this.wake()
   }
 
@@ -496,7 +499,7 @@ export class Coordinator {
     }
     this.#tickMs = nowMs
     this.#members.reconcile()
-    this.#lookForUnavailable(nowMs)
+    this.#lookForUnserved(nowMs)
     // between changes only the passing of time can call for something
     if (this.#state.revision !== this.#seenRevision || nowMs - this.#lookedMs >= LOOK_EVERY_MS) {
       this.#seenRevision = this.#state.revision
@@ -505,14 +508,25 @@ export class Coordinator {
     }
   }
 
-  #lookForUnavailable(nowMs: number): void {
-    let unavailable = false
-    for (const chain of this.#state.distinctChains) unavailable ||= chain.entries.every((entry) => entry.state !== ReplicaState.SERVING)
-    if (!unavailable) {
-      this.#unavailableSinceMs = undefined
+  #lookForUnserved(nowMs: number): void {
+    const unserved = new Set<Chain>()
+    for (const chain of this.#state.distinctChains) if (!this.#isServed(chain)) unserved.add(chain)
+    if (unserved.size === 0) {
+      this.#unserved.clear()
+      this.#givenUp.clear()
       this.#lastIds.clear()
-      this.#recoverNow = this.#acceptDataLoss = false
-    } else this.#unavailableSinceMs ??= nowMs
+      return
+    }
+    this.#state.chains.forEach((chain, at) => {
+      const slot = at as SlotIndex
+      if (unserved.has(chain)) {
+        if (!this.#unserved.has(slot)) this.#unserved.set(slot, nowMs)
+      } else if (this.#unserved.delete(slot)) this.#givenUp.delete(slot)
+    })
+  }
+
+  #isServed({ entries }: Chain): boolean {
+    return entries.some((entry) => entry.state === ReplicaState.SERVING && this.view.view(entry.node) !== View.DOWN)
   }
 
   // ---- the one change of the chains under way -----------------------------------------------------------------------------
@@ -555,6 +569,16 @@ export class Coordinator {
     const known = this.#event()
     // whoever goes, goes in favour of one that is UP; and nothing begins on a node that is not
     if (!known.views.some((row) => row.view === View.UP)) return
+    const recovery = this.#recovery(known)
+    if (recovery !== undefined) {
+      const { changed } = await this.#proposeBlocking('chains.step', recovery, downNodes(recovery))
+      this.#options.log.log('WARN', 'parts of the data are served again without all that served them last', {
+        slots: changed,
+        acceptDataLoss: recovery.acceptDataLoss === true,
+      })
+      this.#wanted = true
+      return
+    }
     if (!known.factsOnly) this.#lookAtAll = false
     let { facts } = known
     if (facts.length > FACTS_MAX) {
@@ -565,7 +589,7 @@ export class Coordinator {
     const gone = this.#newlyGone(known.views)
     const args = { ...known, facts, ...(gone.length > 0 ? { gone } : {}) }
     if (gone.length === 0 && !changesAny(this.#state, args)) return
-    const down = new Set(args.views.filter((row) => row.view === View.DOWN).map((row) => row.node))
+    const down = downNodes(args)
     const { changed } = await this.#proposeBlocking('chains.step', args, down)
     for (const node of gone) this.#told.add(node)
     for (const slot of this.#upToDate.keys()) this.#forgetDone(slot)
@@ -577,6 +601,26 @@ export class Coordinator {
     })
     // a step may make the next one possible
     this.#wanted = true
+  }
+
+  /** The slots that need not wait for all of their last servers any longer, if that changes any: a command of their own, so that it says nothing of others. */
+  #recovery(known: ChainsStepArgs): ChainsStepArgs | undefined {
+    if (this.#unserved.size === 0) return undefined
+    const waitMs = numberSetting(this.#state, this.#options.own, 'failover.recover_wait', 0)
+    const nowMs = this.#clock.nowMs()
+    const factsOf = new Map(known.facts.map((facts) => [facts.slot, facts]))
+    for (const acceptDataLoss of [true, false]) {
+      const facts: SlotFacts[] = []
+      for (const [slot, sinceMs] of this.#unserved) {
+        const isMeant = acceptDataLoss ? this.#givenUp.get(slot) === true : this.#givenUp.has(slot) || (waitMs > 0 && nowMs - sinceMs >= waitMs)
+        if (isMeant) facts.push(factsOf.get(slot) ?? { slot })
+      }
+      if (facts.length === 0) continue
+      const args: ChainsStepArgs = { ...known, facts, factsOnly: true, recoverWithoutAll: true, ...(acceptDataLoss ? { acceptDataLoss } : {}) }
+      const changing = new Set(chainChanges(this.#state, args).map(({ slot }) => slot))
+      if (changing.size > 0) return { ...args, facts: facts.filter(({ slot }) => changing.has(slot)).slice(0, FACTS_MAX) }
+    }
+    return undefined
   }
 
   /** Processes found DOWN of which the others have not been told yet; one that has been UP since counts anew. */
@@ -596,6 +640,7 @@ export class Coordinator {
   /** What is known now. */
   #event(): ChainsStepArgs {
     const nowMs = this.#clock.nowMs()
+    this.#lookForUnserved(nowMs)
     const facts = new Map<SlotIndex, SlotFacts>()
     const add = (slot: SlotIndex, fact: Omit<SlotFacts, 'slot'>) => {
       facts.set(slot, { slot, ...facts.get(slot), ...fact })
@@ -625,9 +670,6 @@ export class Coordinator {
       if (this.#upToDate.has(slot) && this.view.view(this.#nodeOf(upToDate[0])) === View.UP) add(slot, { upToDate })
     }
     if (unavailable === 0 && this.#isCalm(nowMs)) for (const move of this.#rebalancer.moves(nowMs - this.#doubtedMs)) add(move.slot, move.fact)
-    const recoverWaitMs = numberSetting(this.#state, this.#options.own, 'failover.recover_wait', 0)
-    const waited = recoverWaitMs > 0 && this.#unavailableSinceMs !== undefined && nowMs - this.#unavailableSinceMs >= recoverWaitMs
-    const recoverWithoutAll = unavailable > 0 && (waited || this.#recoverNow)
     return {
       views: this.view.rows(),
       heldDown: [...this.#leases]
@@ -635,9 +677,7 @@ export class Coordinator {
         .map(([node]) => node)
         .sort((a, b) => a - b),
       facts: [...facts.values()],
-      factsOnly: !this.#lookAtAll && !recoverWithoutAll,
-      ...(recoverWithoutAll ? { recoverWithoutAll } : {}),
-      ...(recoverWithoutAll && this.#acceptDataLoss ? { acceptDataLoss: true } : {}),
+      factsOnly: !this.#lookAtAll,
     }
   }
 
@@ -674,6 +714,10 @@ export class Coordinator {
       this.#clock.setTimer(delayMs, resolve)
     })
   }
+}
+
+function downNodes({ views }: ChainsStepArgs): Set<NodeNumber> {
+  return new Set(views.filter((row) => row.view === View.DOWN).map((row) => row.node))
 }
 
 function notLeader(): XsanError {
