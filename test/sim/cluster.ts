@@ -9,10 +9,9 @@
  *   await t.healthy()
  */
 import { assert } from '../../src/base/assert.ts'
-import { crc32c } from '../../src/base/crc32c.ts'
 import { messageOf, XsanError } from '../../src/base/errors.ts'
-import type { VolumeNumber } from '../../src/base/ids.ts'
-import { BLOCK_BYTES, KiB, MiB, PAGE_BYTES } from '../../src/base/units.ts'
+import type { DiskNumber, VolumeNumber } from '../../src/base/ids.ts'
+import { BLOCK_BYTES, KiB, MiB } from '../../src/base/units.ts'
 import { DataPlane, type DataPlaneLimits } from '../../src/chain/data-plane.ts'
 import { type MountedStore, StoreRelay } from '../../src/chain/store-relay.ts'
 import { votersWanted } from '../../src/control/members.ts'
@@ -33,10 +32,11 @@ import { NbdServer } from '../../src/export/nbd/server.ts'
 import { describeKey } from '../../src/node/config.ts'
 import { ReplicaState } from '../../src/placement/chain.ts'
 import type { ControlPort, ControlToReactor, ReactorPort, ReactorToControl } from '../../src/placement/messages.ts'
-import { planGeometry, Superblock } from '../../src/store/layout.ts'
+import { planGeometry } from '../../src/store/layout.ts'
 import { formatStore, mountStore } from '../../src/store/mount.ts'
 import type { ReplicaStore } from '../../src/store/store.ts'
 import { VolumeLayer } from '../../src/volume/volume.ts'
+import { Bay } from './bay.ts'
 import { leftovers } from './checkers.ts'
 import { protoCodec } from './codec.ts'
 import { simulatedMac } from './mac.ts'
@@ -48,7 +48,6 @@ const DATA_PORT = 8090
 const HEARTBEAT_GROUP = '239.255.88.1'
 const HEARTBEAT_PORT = 8088
 const NBD_CONNECTIONS_MAX = 16
-const DISK_PATH = '/disk/0'
 /** Control commands of a test wait so long, virtual time. */
 const PATIENCE_MS = 30_000
 const DISK_BYTES = 128 * MiB
@@ -74,6 +73,8 @@ export interface SimClusterOptions {
   readonly nodes: number
   readonly slotCount?: number
   readonly diskBytes?: number
+  /** 1 unless given. */
+  readonly disksPerNode?: number
   readonly leaseMs?: number
   readonly network?: Partial<NetworkOptions>
   readonly retryTotalMs?: number
@@ -108,7 +109,7 @@ export class SimNode {
   readonly index: number
   readonly id: string
   readonly host: SimHost
-  readonly disk: SimDisk
+  readonly bays: readonly Bay[]
   process: SimProcess | undefined
   env: SimControlEnv | undefined
   control: ControlPlane | undefined
@@ -121,17 +122,11 @@ export class SimNode {
   fatal: Error | undefined
   /** It was removed from the cluster: nobody starts it again. */
   removed = false
-  /** Its disk was made to fail: it may have to be replaced. */
-  diskSuffered = false
   /** Of the binary it starts with. */
   version = 1
   /** Until then (true time) its clock is, or was a moment ago, off by more than the bound: what it says is no promise. */
   untrustedUntilMs = 0
-  /** Its disk has been formatted to the end. */
-  #formatted = false
   #starts = 0
-  /** Disks that have stood in its place. */
-  #disks = 1
 
   constructor(cluster: SimCluster, index: number) {
     this.cluster = cluster
@@ -142,7 +137,12 @@ export class SimNode {
       address: `10.0.0.${index + 1}`,
       bootOffsetMs: 1000 + cluster.world.random('boot').unit() * 1e6,
     })
-    this.disk = this.host.addDisk({ name: 'd0', mount: '/disk/', direct: true, alignmentBytes: 512 })
+    this.bays = Array.from({ length: cluster.options.disksPerNode ?? 1 }, (_, i) => new Bay(this.host, index, i))
+  }
+
+  /** The first one. */
+  get disk(): SimDisk {
+    return this.bays[0]!.disk
   }
 
   get running(): boolean {
@@ -206,39 +206,15 @@ export class SimNode {
   }
 
   /** An empty disk stands where the old one was; its process is ended first, if it has not by itself. */
-  replaceDisk(): void {
+  replaceDisk(bay: Bay = this.bays[0]!): void {
     this.process?.kill()
-    this.disk.resume()
-    this.disk.replace()
-    Object.assign(this.disk.faults, { readEio: 0, writeEio: 0, flushEio: 0 })
-    this.#disks++
-    this.#formatted = false
-    this.diskSuffered = false
+    bay.replace()
   }
 
-  /** Its disk says that it is of a format with a feature this version does not know; returns what undoes it. */
-  formatOfTheFuture(): () => void {
-    const file = this.disk.files.find(({ path }) => path === DISK_PATH)
-    assert(file !== undefined, 'a disk that was never mounted')
-    const pages = [0, file.sizeBytes / PAGE_BYTES - 1]
-    const before = pages.map((page) => file.pages.get(page))
-    for (const page of pages) {
-      const bytes = file.pages.get(page)!.slice()
-      const view = new DataView(bytes.buffer)
-      Superblock.set.incompat(view, 0, 0x8000_0000)
-      Superblock.set.crc(view, 0, 0)
-      Superblock.set.crc(view, 0, crc32c(bytes))
-      file.pages.set(page, bytes)
-    }
-    return () => {
-      for (const [i, page] of pages.entries()) file.pages.set(page, before[i]!)
-    }
-  }
-
-  /** What its processes took for a failure of its disk: only another disk heals it. */
-  get diskFailed(): boolean {
+  /** What its processes took for a failure of the disk: only another disk heals it. */
+  diskFailed({ disk, uuid }: Bay): boolean {
     const { state } = this.cluster
-    return this.disk.gone || (state !== undefined && [...state.disks.values()].some((disk) => disk.uuid === this.#diskUuid && disk.state === 'failed'))
+    return disk.gone || (state !== undefined && [...state.disks.values()].some((known) => known.uuid === uuid && known.state === 'failed'))
   }
 
   freeze(): void {
@@ -267,11 +243,11 @@ export class SimNode {
   }
 
   /** Bits of its data at rest flip. (A journal that rots before it is destaged makes the disk refuse its mount: another matter.) */
-  rot(pages: number): void {
-    this.disk.rot(pages, this.extents.fromBytes)
+  rot(pages: number, bay: Bay = this.bays[0]!): void {
+    bay.disk.rot(pages, this.extents.fromBytes)
   }
 
-  /** Where its disk holds data at rest. */
+  /** Where its disks hold data at rest. */
   get extents(): { readonly fromBytes: number; readonly toBytes: number } {
     const { extentsOffset, extentCount } = planGeometry(this.cluster.options.diskBytes ?? DISK_BYTES, JOURNAL)
     return { fromBytes: extentsOffset, toBytes: extentsOffset + extentCount * BLOCK_BYTES }
@@ -329,7 +305,7 @@ export class SimNode {
       dataDir: '/metadata',
       bootId: `${this.id} boot ${this.host.boots}`,
       pid: this.#starts,
-      disks: [{ uuid: this.#diskUuid, path: DISK_PATH, type: 'ssd', role: 'capacity', capacityBytes: options.diskBytes ?? DISK_BYTES }],
+      disks: this.bays.map(({ uuid, path }) => ({ uuid, path, type: 'ssd', role: 'capacity', capacityBytes: options.diskBytes ?? DISK_BYTES })),
       replicas: options.replicas ?? Math.min(3, options.nodes),
       syncWhenWrite: true,
       slotCount: options.slotCount ?? 16,
@@ -338,10 +314,6 @@ export class SimNode {
       entries: [],
       describeKey,
     }
-  }
-
-  get #diskUuid(): string {
-    return `d15c0000-0000-4000-8000-${String(this.#disks).padStart(6, '0')}${String(this.index + 1).padStart(6, '0')}`
   }
 
   #openDataPlane(process: SimProcess, registration: Registration): ControlPort {
@@ -367,35 +339,8 @@ export class SimNode {
   async #runReactor(process: SimProcess, queue: SimIoQueue, port: ReactorPort, registration: Registration): Promise<void> {
     const { options } = this.cluster
     const asyncIo = new AsyncIo(queue)
-    const identity = { clusterId: registration.clusterUuid, nodeId: registration.nodeId }
-    const disk = registration.disks[0]!
-    if (!this.#formatted) {
-      await formatStore(asyncIo, {
-        path: DISK_PATH,
-        createBytes: options.diskBytes ?? DISK_BYTES,
-        identity,
-        diskUuid: this.#diskUuid,
-        journalUuid: this.#diskUuid.replace('d15c', 'a0a0'),
-        disk,
-        slotCount: registration.slotCount,
-        ...JOURNAL,
-        force: true,
-      })
-      this.#formatted = true
-    }
-    const relay = new StoreRelay()
-    const store = await mountStore({
-      io: asyncIo,
-      path: DISK_PATH,
-      identity,
-      slotCount: registration.slotCount,
-      events: relay,
-      bootId: `${this.id} boot ${this.host.boots}`,
-      wallMs: () => this.env!.clock.wallMs(),
-      disk,
-      onNote: (message, fields) => this.env!.log.log('INFO', message, fields ?? {}),
-    })
-    const stores: MountedStore[] = [{ store, relay }]
+    const stores: MountedStore[] = []
+    for (const [i, bay] of this.bays.entries()) stores.push(await this.#mount(asyncIo, bay, registration, registration.disks[i]!))
     const plane = new DataPlane({
       queue,
       asyncIo,
@@ -403,17 +348,16 @@ export class SimNode {
       stores,
       identity: { clusterId: registration.clusterUuid, node: registration.node, incarnation: registration.incarnation, reactor: 0 },
       listen: { host: this.host.address, port: DATA_PORT },
-      ...(options.limits === undefined ? {} : { limits: options.limits }),
       authenticate: {
         hmac: (bytes) => simulatedMac(registration.clusterKey, bytes),
         nonce: () => this.env!.entropy.bytes(16),
       },
-      limits: LIMITS,
+      limits: { ...LIMITS, ...options.limits },
       settings: { retryTotalMs: options.retryTotalMs ?? 20_000, writeLifeMs: options.writeLifeMs ?? 4000 },
     })
     await plane.start()
     if (!process.alive) return
-    this.stores = [store]
+    this.stores = stores.map(({ store }) => store)
     this.plane = plane
     this.volumes = new VolumeLayer(plane.client, queue.arena)
     if (options.nbd === true) {
@@ -422,6 +366,40 @@ export class SimNode {
       this.nbd = nbd
     }
     port.send({ type: 'ready', dataPort: DATA_PORT, nbdPort: options.nbd === true ? NBD_PORT : 0 })
+  }
+
+  /** A blank disk is formatted first. */
+  async #mount(io: AsyncIo, bay: Bay, registration: Registration, disk: DiskNumber): Promise<MountedStore> {
+    const { path, uuid } = bay
+    const { slotCount } = registration
+    const identity = { clusterId: registration.clusterUuid, nodeId: registration.nodeId }
+    if (!bay.formatted) {
+      await formatStore(io, {
+        path,
+        createBytes: this.cluster.options.diskBytes ?? DISK_BYTES,
+        identity,
+        diskUuid: uuid,
+        journalUuid: uuid.replace('d15c', 'a0a0'),
+        disk,
+        slotCount,
+        ...JOURNAL,
+        force: true,
+      })
+      bay.formatted = true
+    }
+    const relay = new StoreRelay()
+    const store = await mountStore({
+      io,
+      path,
+      identity,
+      slotCount,
+      events: relay,
+      bootId: `${this.id} boot ${this.host.boots}`,
+      wallMs: () => this.env!.clock.wallMs(),
+      disk,
+      onNote: (message, fields) => this.env!.log.log('INFO', message, fields ?? {}),
+    })
+    return { store, relay }
   }
 
   /** The process is the failure unit: what it cannot handle ends it. An assertion is a bug, and the end of the simulation. */
@@ -634,8 +612,10 @@ export class SimCluster {
     this.network.healAll()
     Object.assign(this.control.datagramFaults, { loss: 0, duplicate: 0, late: 0 })
     for (const node of this.members()) {
-      node.disk.resume()
-      Object.assign(node.disk.faults, { readEio: 0, writeEio: 0, flushEio: 0, slow: 0, misdirect: 0 })
+      for (const { disk } of node.bays) {
+        disk.resume()
+        Object.assign(disk.faults, { readEio: 0, writeEio: 0, flushEio: 0, slow: 0, misdirect: 0 })
+      }
       node.thaw()
       if (node.queue) node.queue.faults.pauses = 0
       if (node.env) node.env.clock.lateMs = TIMER_LATE_MS
@@ -647,9 +627,9 @@ export class SimCluster {
   /** What was made to fail is replaced, also when its node finds out only now. */
   #replaceDisks(): void {
     for (const node of this.members()) {
-      if (!node.diskSuffered || !node.diskFailed) continue
-      node.replaceDisk()
-      node.restart()
+      const failed = node.bays.filter((bay) => bay.suffered && node.diskFailed(bay))
+      for (const bay of failed) node.replaceDisk(bay)
+      if (failed.length > 0) node.restart()
     }
     // A last copy is gone for good and another one is there: it takes an operator to say so
     const { state } = this

@@ -51,7 +51,7 @@ function servedElsewhere(cluster: SimCluster, lost: readonly SimNode[]): boolean
         entry.state === ReplicaState.SERVING &&
         node?.running === true &&
         node.control?.member?.incarnation === entry.incarnation &&
-        !node.disk.gone &&
+        node.bays.every(({ disk }) => !disk.gone) &&
         !lost.includes(node)
       )
     }),
@@ -63,6 +63,8 @@ export function inject(stage: Stage, fault: Fault): void {
   const { world, network } = cluster
   const node = cluster.nodes[fault.node]!
   const other = cluster.nodes[fault.other]!
+  const bay = node.bays[fault.other % node.bays.length]!
+  const { disk } = bay
   world.note('fault', () => describeFault(fault))
   const later = (fn: () => void) => world.schedule(fault.durationMs, 'fault ends', fn)
   const losePower = (lost: readonly SimNode[]) => {
@@ -114,7 +116,7 @@ export function inject(stage: Stage, fault: Fault): void {
       return
     }
     case 'disk-slow': {
-      const { faults } = node.disk
+      const { faults } = disk
       faults.slow = 0.3
       faults.slowMs = fault.amount
       later(() => {
@@ -123,18 +125,18 @@ export function inject(stage: Stage, fault: Fault): void {
       return
     }
     case 'disk-hang':
-      node.disk.hang()
-      world.schedule(Math.min(fault.durationMs, DISK_HANG_MAX_MS), 'fault ends', () => node.disk.resume())
+      disk.hang()
+      world.schedule(Math.min(fault.durationMs, DISK_HANG_MAX_MS), 'fault ends', () => disk.resume())
       return
     case 'disk-eio': {
       if (!servedElsewhere(cluster, [node])) return
-      const { faults } = node.disk
-      node.diskSuffered = true
+      const { faults } = disk
+      bay.suffered = true
       faults.readEio = faults.writeEio = faults.flushEio = fault.amount
       later(() => {
         faults.readEio = faults.writeEio = faults.flushEio = 0
-        if (!node.diskFailed) return
-        node.replaceDisk()
+        if (!node.diskFailed(bay)) return
+        node.replaceDisk(bay)
         node.restart()
       })
       return
@@ -142,10 +144,10 @@ export function inject(stage: Stage, fault: Fault): void {
     case 'disk-gone':
       // Not the last copy's: that is a matter for people (xsan cluster recover)
       if (!servedElsewhere(cluster, [node])) return
-      node.disk.gone = node.diskSuffered = true
+      disk.gone = bay.suffered = true
       later(() => {
-        if (!node.disk.gone) return
-        node.replaceDisk()
+        if (!disk.gone) return
+        node.replaceDisk(bay)
         node.restart()
       })
       return
@@ -159,14 +161,14 @@ export function inject(stage: Stage, fault: Fault): void {
     }
     case 'bit-rot':
       // A page whose only copy rots is lost
-      if (servedElsewhere(cluster, [node])) node.rot(fault.amount)
+      if (servedElsewhere(cluster, [node])) node.rot(fault.amount, bay)
       return
     case 'misdirect':
-      node.disk.faults.misdirect = fault.amount
+      disk.faults.misdirect = fault.amount
       // what no other node has would be lost
-      node.disk.misdirectWithin = () => (servedElsewhere(cluster, [node]) ? node.extents : undefined)
+      disk.misdirectWithin = () => (servedElsewhere(cluster, [node]) ? node.extents : undefined)
       later(() => {
-        node.disk.faults.misdirect = 0
+        disk.faults.misdirect = 0
       })
       return
     case 'drift':

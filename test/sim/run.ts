@@ -66,6 +66,7 @@ const SWEPT_MS = 12_000
 const CONNECTION_BYTES = 128 * KiB
 const SPARE_CONNECTIONS_MAX = 32
 const NBD_RUNS = 0.3
+const TWO_DISKS_RUNS = 0.3
 /** A server that stands still may take so much longer to see that its client has gone. */
 const NBD_SLACK_MS = 2500
 
@@ -101,9 +102,11 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
   const history = new History()
   // In some runs most clients speak NBD, in the others none
   const nbd = schedule.focus === undefined && seededPrng(schedule.seed).fork('nbd').chance(NBD_RUNS)
+  const twoDisks = schedule.focus === undefined && seededPrng(schedule.seed).fork('disks per node').chance(TWO_DISKS_RUNS)
   const cluster = new SimCluster({
     seed: schedule.seed,
     nodes: schedule.nodes,
+    disksPerNode: twoDisks ? 2 : 1,
     trace: options.trace,
     writeLifeMs: WRITE_LIFE_MS,
     traceArena: options.traceArena ?? false,
@@ -127,7 +130,7 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
     history.relaxedVolumes.add(volumes[1]!.volume)
     const flushMs = world.random('disks').pick(mixOf(schedule)?.flushMs ?? FLUSH_MS)
     for (const node of cluster.nodes) {
-      node.disk.faults.flushMs = flushMs
+      for (const { disk } of node.bays) disk.faults.flushMs = flushMs
       kvStore(node.host, 'kv').slowMs += flushMs
     }
     // Connections to all peers stand and hold their buffers: so much is in use on an idle node

@@ -257,7 +257,7 @@ scenario('a binary refuses a disk of a newer format by name; the newer binary go
   t.load(volume, { on: [1, 2], ops: 300 })
   await t.seconds(1)
   t.node(3).crash({ losing: 'nothing' })
-  const undo = t.node(3).formatOfTheFuture()
+  const undo = t.node(3).bays[0]!.formatOfTheFuture()
   t.node(3).restart()
   await t.until('it has refused', () => /another version of XSAN.*features/.test(t.node(3).fatal?.message ?? ''))
   undo()

@@ -1,0 +1,62 @@
+/** A bay of a node: in it stands one disk after the other. The cluster knows each by its uuid, and the bay by its path. */
+import { assert } from '../../src/base/assert.ts'
+import { crc32c } from '../../src/base/crc32c.ts'
+import { PAGE_BYTES } from '../../src/base/units.ts'
+import type { SimDisk } from '../../src/env/sim/disk.ts'
+import type { SimHost } from '../../src/env/sim/host.ts'
+import { Superblock } from '../../src/store/layout.ts'
+
+export class Bay {
+  readonly disk: SimDisk
+  readonly path: string
+  /** The disk in it was made to fail: it may have to be replaced. */
+  suffered = false
+  /** It has been formatted to the end. */
+  formatted = false
+  /** Disks that have stood here. */
+  #disks = 1
+  readonly #node: number
+  readonly #number: number
+
+  /** `node` and `number` count from 0. */
+  constructor(host: SimHost, node: number, number: number) {
+    this.#node = node
+    this.#number = number
+    const mount = number === 0 ? '/disk/' : `/disk${number}/`
+    this.path = `${mount}0`
+    this.disk = host.addDisk({ name: `d${number}`, mount, direct: true, alignmentBytes: 512 })
+  }
+
+  get uuid(): string {
+    return `d15c0000-0000-4000-${8000 + this.#number}-${String(this.#disks).padStart(6, '0')}${String(this.#node + 1).padStart(6, '0')}`
+  }
+
+  /** An empty disk stands where the old one was. No process may use it. */
+  replace(): void {
+    this.disk.resume()
+    this.disk.replace()
+    Object.assign(this.disk.faults, { readEio: 0, writeEio: 0, flushEio: 0 })
+    this.#disks++
+    this.formatted = false
+    this.suffered = false
+  }
+
+  /** Its disk says that it is of a format with a feature this version does not know; returns what undoes it. */
+  formatOfTheFuture(): () => void {
+    const file = this.disk.files.find(({ path }) => path === this.path)
+    assert(file !== undefined, 'a disk that was never mounted')
+    const pages = [0, file.sizeBytes / PAGE_BYTES - 1]
+    const before = pages.map((page) => file.pages.get(page))
+    for (const page of pages) {
+      const bytes = file.pages.get(page)!.slice()
+      const view = new DataView(bytes.buffer)
+      Superblock.set.incompat(view, 0, 0x8000_0000)
+      Superblock.set.crc(view, 0, 0)
+      Superblock.set.crc(view, 0, crc32c(bytes))
+      file.pages.set(page, bytes)
+    }
+    return () => {
+      for (const [i, page] of pages.entries()) file.pages.set(page, before[i]!)
+    }
+  }
+}
