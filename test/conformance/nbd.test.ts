@@ -207,6 +207,114 @@ async function ended(socket: Socket): Promise<void> {
   })
 }
 
+/** A connection in the transmission phase of a volume, by NBD_OPT_EXPORT_NAME; what it is told about the volume, and what comes later. */
+async function opened(name: string): Promise<{ socket: Socket; flags: number; received: () => Buffer; until: (bytes: number) => Promise<Buffer> }> {
+  const socket = connect({ host: '127.0.0.1', port })
+  const chunks: Buffer[] = []
+  let count = 0
+  socket.on('data', (chunk) => {
+    chunks.push(chunk)
+    count += chunk.length
+  })
+  socket.on('error', () => {})
+  const received = () => Buffer.concat(chunks)
+  const until = async (bytes: number) => {
+    while (count < bytes && !socket.closed) await new Promise((resolve) => setTimeout(resolve, 5))
+    return received()
+  }
+  await until(18)
+  const option = Buffer.alloc(20)
+  option.writeUInt32BE(3, 0)
+  option.write('IHAVEOPT', 4)
+  option.writeUInt32BE(1, 12)
+  option.writeUInt32BE(name.length, 16)
+  socket.write(Buffer.concat([option, Buffer.from(name)]))
+  await until(28)
+  const flags = received().readUInt16BE(26)
+  chunks.length = 0
+  count = 0
+  return { socket, flags, received, until }
+}
+
+function request(type: number, offsetBytes: number, lengthBytes: number, cookie = 0): Buffer {
+  const bytes = Buffer.alloc(28)
+  bytes.writeUInt32BE(0x25609513, 0)
+  bytes.writeUInt16BE(type, 6)
+  bytes.writeUInt32BE(cookie, 12)
+  bytes.writeBigUInt64BE(BigInt(offsetBytes), 16)
+  bytes.writeUInt32BE(lengthBytes, 24)
+  return bytes
+}
+
+test('a client that reads no replies does not keep others waiting, however much it asks for', { timeout: 60_000 }, async () => {
+  const greedy = await Promise.all([opened('big'), opened('big')])
+  for (const { socket } of greedy) {
+    socket.pause()
+    socket.write(Buffer.concat(Array.from({ length: 300 }, (_, i) => request(0, (i % 256) * MIB, MIB))))
+  }
+  await new Promise((resolve) => setTimeout(resolve, 500))
+  const modest = await opened('big')
+  modest.socket.write(Buffer.concat([request(0, 0, 4 * MIB), request(0, MIB, 4096)]))
+  await modest.until(16 + 4 * MIB + 16 + 4096)
+  for (const { socket } of greedy) socket.destroy()
+  modest.socket.destroy()
+})
+
+test('a client that reads late gets all of it, 300 requests in one go', { timeout: 60_000 }, async () => {
+  const late = await opened('big')
+  late.socket.pause()
+  late.socket.write(Buffer.concat(Array.from({ length: 300 }, (_, i) => request(0, (i % 256) * MIB, 256 * 1024))))
+  await new Promise((resolve) => setTimeout(resolve, 200))
+  late.socket.resume()
+  await late.until(300 * (16 + 256 * 1024))
+  late.socket.destroy()
+})
+
+test('what a client has asked for before it says goodbye is done and answered, then the connection is closed', { timeout: 60_000 }, async () => {
+  const client = await opened('big')
+  const closed = once(client.socket, 'close')
+  const payload = Buffer.alloc(MIB, 0x5e)
+  client.socket.write(Buffer.concat([request(1, 9 * MIB, MIB, 1), payload, request(3, 0, 0, 2), request(2, 0, 0)]))
+  await closed
+  const replies = client.received()
+  assert.equal(replies.length, 32)
+  assert.deepEqual([replies.readUInt32BE(4), replies.readUInt32BE(20)], [0, 0])
+  assert.deepEqual([replies.readUInt32BE(12), replies.readUInt32BE(28)].sort(), [1, 2])
+  const after = await opened('big')
+  after.socket.write(request(0, 9 * MIB, MIB))
+  assert.ok((await after.until(16 + MIB)).subarray(16).equals(payload))
+  after.socket.destroy()
+})
+
+test('reads in one piece on demand are offered with structured replies only', async () => {
+  const plain = await opened('small')
+  plain.socket.destroy()
+  assert.equal(plain.flags & 0x80, 0)
+  const { stdout } = await run('nbdinfo', ['--json', uri('small')], options)
+  assert.equal(JSON.parse(stdout).exports[0].can_df, true)
+})
+
+test('no descriptor left for a client: said once, and it is served when there is one again', { timeout: 60_000 }, async () => {
+  const scarce = spawn('sh', ['-c', 'ulimit -n 48; exec "$@"', 'sh', process.execPath, SERVER, `v:${MIB}`], { stdio: ['ignore', 'pipe', 'pipe'] })
+  try {
+    let said = ''
+    scarce.stderr.on('data', (chunk) => {
+      said += chunk
+    })
+    const [line] = await once(scarce.stdout, 'data')
+    const at = { host: '127.0.0.1', port: JSON.parse(String(line)).port }
+    const idle = Array.from({ length: 48 }, () => connect(at).on('error', () => {}))
+    while (!said.includes('descriptors')) await new Promise((resolve) => setTimeout(resolve, 10))
+    await new Promise((resolve) => setTimeout(resolve, 300))
+    assert.equal(said.match(/descriptors/g)?.length, 1)
+    for (const socket of idle) socket.destroy()
+    const { stdout } = await run('nbdinfo', ['--size', `nbd://127.0.0.1:${at.port}/v`], options)
+    assert.equal(stdout.trim(), String(MIB))
+  } finally {
+    scarce.kill('SIGKILL')
+  }
+})
+
 test('garbage, oversized lengths and half-open peers cost only their own connection', async () => {
   const random = new Uint8Array(4096)
   new Prng(9).fill(random)

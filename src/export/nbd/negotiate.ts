@@ -2,7 +2,7 @@
  * Fixed newstyle negotiation of one connection (proto "Negotiation"), plain async code on a bounded buffer.
  * Every length is checked before it is believed; a peer that sends nonsense or takes too long is refused with a reason.
  */
-import { PAGE_BYTES, REQUEST_BYTES_MAX, SECTOR_BYTES } from '../../base/units.ts'
+import { PAGE_BYTES, SECTOR_BYTES } from '../../base/units.ts'
 import type { AsyncIo } from '../../env/async-io.ts'
 import type { Handle } from '../../env/ioqueue.ts'
 import type { OpenVolume, VolumeLayer } from '../../volume/volume.ts'
@@ -41,6 +41,8 @@ export interface NegotiationPeer {
   readonly page: number
   /** Set when this connection is one too many: its options are answered with this text. */
   readonly refuse: string | undefined
+  /** Largest payload of a request, for NBD_INFO_BLOCK_SIZE. */
+  readonly requestBytesMax: number
 }
 
 /** The connection cannot go on; `reason` for the log, empty when the client merely left. */
@@ -48,9 +50,11 @@ export class NegotiationEnded extends Error {
   override name = 'NegotiationEnded'
 }
 
-export function transmissionFlags(volume: OpenVolume): number {
+/** SEND_DF only with structured replies (proto "Transmission flags"). */
+export function transmissionFlags(volume: OpenVolume, structuredReplies: boolean): number {
   const f = TransmissionFlag
-  return f.HAS_FLAGS | f.SEND_FLUSH | f.SEND_FUA | f.SEND_TRIM | f.SEND_WRITE_ZEROES | f.SEND_DF | f.CAN_MULTI_CONN | (volume.readOnly ? f.READ_ONLY : 0)
+  const always = f.HAS_FLAGS | f.SEND_FLUSH | f.SEND_FUA | f.SEND_TRIM | f.SEND_WRITE_ZEROES | f.CAN_MULTI_CONN
+  return always | (structuredReplies ? f.SEND_DF : 0) | (volume.readOnly ? f.READ_ONLY : 0)
 }
 
 export async function negotiate(peer: NegotiationPeer, volumes: VolumeLayer): Promise<Negotiated> {
@@ -113,7 +117,7 @@ export async function negotiate(peer: NegotiationPeer, volumes: VolumeLayer): Pr
         if (!volume) throw new NegotiationEnded(`no volume "${name}"`) // this option has no way to say so
         view.setUint32(outAt, Math.floor(volume.sizeBytes / 0x1_0000_0000))
         view.setUint32(outAt + 4, volume.sizeBytes >>> 0)
-        view.setUint16(outAt + 8, transmissionFlags(volume))
+        view.setUint16(outAt + 8, transmissionFlags(volume, structuredReplies))
         const zeroes = clientFlags & HandshakeFlag.NO_ZEROES ? 0 : 124
         bytes.fill(0, outAt + 10, outAt + 10 + zeroes)
         await send(10 + zeroes)
@@ -155,9 +159,9 @@ export async function negotiate(peer: NegotiationPeer, volumes: VolumeLayer): Pr
           break
         }
         const at = outAt + NbdOptionReply.size
-        NbdInfoExport.encode(view, at, { type: InfoType.EXPORT, size: volume.sizeBytes, flags: transmissionFlags(volume) })
+        NbdInfoExport.encode(view, at, { type: InfoType.EXPORT, size: volume.sizeBytes, flags: transmissionFlags(volume, structuredReplies) })
         await reply(option, OptionReplyType.INFO, NbdInfoExport.size)
-        NbdInfoBlockSize.encode(view, at, { type: InfoType.BLOCK_SIZE, minimum: SECTOR_BYTES, preferred: PAGE_BYTES, maximum: REQUEST_BYTES_MAX })
+        NbdInfoBlockSize.encode(view, at, { type: InfoType.BLOCK_SIZE, minimum: SECTOR_BYTES, preferred: PAGE_BYTES, maximum: peer.requestBytesMax })
         await reply(option, OptionReplyType.INFO, NbdInfoBlockSize.size)
         if (asked.wantsName) {
           view.setUint16(at, InfoType.NAME)

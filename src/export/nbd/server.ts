@@ -9,8 +9,10 @@
  *
  *   [ page: ..... header ][ page: data ][ page: data ] ...      (data begins at offsetBytes % 4096 of its first page, the header just before)
  *
- * Bounds: connectionsMax connections (one more is told so and closed), REQUESTS_PER_CONNECTION_MAX requests each, VolumeLayer.requestsMax in all. A connection
- * that finds no row or no buffer stops receiving until one is free (first come, first served); others go on.
+ * Bounds: connectionsMax connections (one more is told so and closed), REQUESTS_PER_CONNECTION_MAX requests each, VolumeLayer.requestsMax in all, half of the
+ * arena. A connection takes another row or buffer only while it holds less than would still be free: a client that reads no replies, or whose volume
+ * stands still, gets half of what there is, the next one a quarter, and there is always something for others. A connection that finds no row or no buffer
+ * stops receiving until there is one.
  * A connection's requests outlive it: the row of the connection is free only when they have all ended.
  */
 import { columns, f64, i32, u32 } from '../../base/columns.ts'
@@ -19,7 +21,7 @@ import { FlightEvent } from '../../base/flight.ts'
 import type { VolumeNumber } from '../../base/ids.ts'
 import { type Done, WriteFlag } from '../../base/request.ts'
 import { Status } from '../../base/status.ts'
-import { PAGE_BYTES, REQUEST_BYTES_MAX, SECTOR_BYTES } from '../../base/units.ts'
+import { MiB, PAGE_BYTES, REQUEST_BYTES_MAX, SECTOR_BYTES } from '../../base/units.ts'
 import type { AsyncIo } from '../../env/async-io.ts'
 import type { Log } from '../../env/control.ts'
 import type { Handle, IoQueue, Tag } from '../../env/ioqueue.ts'
@@ -50,6 +52,11 @@ const REPLY_BYTES = REPLY_PAGES * PAGE_BYTES
 const REQUESTS_PER_CONNECTION_MAX = 256
 /** Replies that go into one gathered send. */
 const REPLIES_PER_SEND_MAX = 128
+const SEND_BYTES_MAX = 1024 * MiB
+/** Connections that wait for memory look again after so long, even if no request of this export has ended meanwhile. */
+const BLOCKED_AGAIN_MS = 10
+/** After an accept that failed (no descriptor left): the connection still waits, and would fail at once again. */
+const ACCEPT_AGAIN_MS = 100
 /** Connections beyond the limit that are told so at one time; more are closed at once. */
 const REFUSALS_MAX = 8
 /** A client that has not finished negotiating by then is dropped. */
@@ -87,10 +94,19 @@ export class NbdServer {
   readonly #sendTag: Tag
   readonly #closeTag: Tag
   readonly #deadlineTag: Tag
+  readonly #acceptAgainTag: Tag
   readonly #done: Done
   #stopping = false
   #refusing = 0
   #refusedLogged = false
+  #acceptFailureLogged = false
+  /** Largest payload of a request: a smaller arena has no room for the largest of the protocol. */
+  readonly #requestBytesMax: number
+  /** Pages in the buffers of all requests. */
+  #bufferPages = 0
+  /** A row or buffer has become free since those who wait looked. */
+  #hasFreed = false
+  #blockedAgainMs = 0
   /** Of the last turn's clock: how long nothing ran is seen by the next. */
   #turnMs: number
 
@@ -107,6 +123,7 @@ export class NbdServer {
     this.#volumes = options.volumes
     this.#log = options.log
     this.#connectionsMax = options.connectionsMax
+    this.#requestBytesMax = Math.min(REQUEST_BYTES_MAX, 2 ** Math.floor(Math.log2((options.queue.arena.totalPages * PAGE_BYTES) / 4)))
     this.#connections = columns('nbd connection', (options.connectionRowsMax ?? options.connectionsMax) + REFUSALS_MAX, {
       socket: f64,
       state: i32,
@@ -127,6 +144,10 @@ export class NbdServer {
       /** The write whose payload is being received straight into its pages, or -1. */
       bulk: i32,
       requests: i32,
+      /** Pages in the buffers of its requests. */
+      bufferPages: i32,
+      /** The client has said goodbye: what is under way is still answered. */
+      ending: i32,
       replyFirst: i32,
       replyLast: i32,
       /** Replies in the send under way: a list through `next`. */
@@ -140,8 +161,9 @@ export class NbdServer {
       flags: i32,
       offsetBytes: f64,
       lengthBytes: u32,
-      /** First page of the allocation (a read's front page), or -1. */
+      /** First page of the allocation (a read's front page), or -1; and how many. */
       basePage: i32,
+      pages: i32,
       /** Payload bytes received so far (WRITE). */
       gotBytes: u32,
       status: i32,
@@ -159,6 +181,9 @@ export class NbdServer {
       // again and again: a receive that has some of its bytes ends with them, not with an error, and the next one is begun
       this.#queue.cancel(this.#socket(c))
       this.#queue.timeout(DEADLINE_AGAIN_MS, this.#deadlineTag, c)
+    })
+    this.#acceptAgainTag = queue.register('nbd accept again', (listener) => {
+      if (!this.#stopping) this.#queue.accept(this.#listeners[listener]!, this.#acceptTag, listener)
     })
     this.#done = (row, status) => this.#onDone(row, status)
     this.#turnMs = queue.nowMs
@@ -225,8 +250,14 @@ export class NbdServer {
       if (result >= 0) this.#queue.close(result as Handle, this.#closeTag, NONE)
       return
     }
-    if (result >= 0) this.#welcome(result as Handle)
-    else this.#log.log('WARN', 'NBD accept failed', { errno: -result })
+    if (result < 0) {
+      if (!this.#acceptFailureLogged) this.#log.log('WARN', 'NBD accept failed: are there file descriptors left (ulimit -n)?', { errno: -result })
+      this.#acceptFailureLogged = true
+      this.#queue.timeout(ACCEPT_AGAIN_MS, this.#acceptAgainTag, listener)
+      return
+    }
+    this.#acceptFailureLogged = false
+    this.#welcome(result as Handle)
     this.#queue.accept(this.#listeners[listener]!, this.#acceptTag, listener)
   }
 
@@ -249,7 +280,7 @@ export class NbdServer {
     t.socket[c] = socket
     t.page[c] = page
     t.state[c] = State.NEGOTIATING
-    t.start[c] = t.end[c] = t.discardBytes[c] = t.receiving[c] = t.sending[c] = t.blocked[c] = t.dirty[c] = t.requests[c] = 0
+    t.start[c] = t.end[c] = t.discardBytes[c] = t.receiving[c] = t.sending[c] = t.blocked[c] = t.dirty[c] = t.requests[c] = t.bufferPages[c] = t.ending[c] = 0
     t.bulk[c] = t.replyFirst[c] = t.replyLast[c] = t.sentFirst[c] = NONE
     t.negotiating[c] = 1
     if (tooMany) this.#refusing++
@@ -264,7 +295,10 @@ export class NbdServer {
       : undefined
     let why = ''
     try {
-      const agreed = await negotiate({ io: this.#io, socket: this.#socket(c), page: t.page[c]!, refuse: reason }, this.#volumes)
+      const agreed = await negotiate(
+        { io: this.#io, socket: this.#socket(c), page: t.page[c]!, refuse: reason, requestBytesMax: this.#requestBytesMax },
+        this.#volumes,
+      )
       t.volume[c] = agreed.volume.volume
       t.readOnly[c] = agreed.volume.readOnly ? 1 : 0
       t.structured[c] = agreed.structuredReplies ? 1 : 0
@@ -285,7 +319,7 @@ export class NbdServer {
   // ---- receive and parse -----------------------------------------------------------------------------------------------
   #receive(c: number): void {
     const t = this.#connections
-    if (t.receiving[c] === 1 || t.blocked[c] === 1 || t.bulk[c] !== NONE || t.state[c] !== State.RUNNING) return
+    if (t.receiving[c] === 1 || t.blocked[c] === 1 || t.bulk[c] !== NONE || t.state[c] !== State.RUNNING || t.ending[c] === 1) return
     const at = t.page[c]! * PAGE_BYTES
     if (t.start[c] === t.end[c]) t.start[c] = t.end[c] = 0
     else if (t.start[c]! > 0) {
@@ -314,7 +348,7 @@ export class NbdServer {
     const t = this.#connections
     const { view } = this.#queue.arena
     const base = t.page[c]! * PAGE_BYTES
-    while (t.state[c] === State.RUNNING) {
+    while (t.state[c] === State.RUNNING && t.ending[c] === 0) {
       const available = t.end[c]! - t.start[c]!
       if (t.discardBytes[c]! > 0) {
         const n = Math.min(available, t.discardBytes[c]!)
@@ -350,26 +384,25 @@ export class NbdServer {
     const lengthBytes = NbdRequest.get.length(view, at)
     if (type === Command.DISC) {
       t.start[c]! += NbdRequest.size
-      this.#drop(c, '')
+      this.#goodbye(c)
       return true
     }
     if (type === Command.WRITE && lengthBytes > REQUEST_BYTES_MAX) {
       this.#drop(c, `a write of ${lengthBytes} bytes (at most ${REQUEST_BYTES_MAX})`)
       return true
     }
-    if (t.requests[c]! >= REQUESTS_PER_CONNECTION_MAX) return false
-    const r = q.alloc()
-    if (r < 0) return false
+    if (t.requests[c]! >= Math.min(REQUESTS_PER_CONNECTION_MAX, q.rowsMax - q.inUse)) return false
     const error = this.#refusal(c, type, flags, offsetBytes, lengthBytes)
     const pages = error !== Status.SUCCESS ? 0 : this.#pagesFor(type, offsetBytes, lengthBytes)
     let basePage = NONE
     if (pages > 0) {
+      if (!this.#mayHold(c, pages)) return false
       basePage = this.#queue.arena.alloc(pages * PAGE_BYTES)
-      if (basePage === NONE) {
-        q.free(r)
-        return false
-      }
+      if (basePage === NONE) return false
+      this.#bufferPages += pages
+      t.bufferPages[c]! += pages
     }
+    const r = q.alloc()
     q.connection[r] = c
     q.cookieHi[r] = NbdRequest.get.cookieHi(view, at)
     q.cookieLo[r] = NbdRequest.get.cookieLo(view, at)
@@ -378,6 +411,7 @@ export class NbdServer {
     q.offsetBytes[r] = offsetBytes
     q.lengthBytes[r] = lengthBytes
     q.basePage[r] = basePage
+    q.pages[r] = pages
     q.status[r] = error
     q.startedMs[r] = this.#queue.nowMs
     this.#queue.flight.record(FlightEvent.NBD_REQUEST, r, type, lengthBytes >>> 9)
@@ -418,11 +452,19 @@ export class NbdServer {
     if ((flags & ~known) !== 0) return Status.INVALID_PARAM
     if (isWrite && this.#connections.readOnly[c] === 1) return Status.READ_ONLY
     if (lengthBytes === 0 || lengthBytes % SECTOR_BYTES !== 0 || offsetBytes % SECTOR_BYTES !== 0) return Status.INVALID_PARAM
-    if (type === Command.READ && lengthBytes > REQUEST_BYTES_MAX) return Status.REQUEST_TOO_LARGE
+    if ((type === Command.READ || type === Command.WRITE) && lengthBytes > this.#requestBytesMax) return Status.REQUEST_TOO_LARGE
     const sizeBytes = this.#volumes.sizeBytes(this.#connections.volume[c] as VolumeNumber)
     if (sizeBytes < 0) return Status.VOLUME_NOT_FOUND
     if (offsetBytes + lengthBytes > sizeBytes) return type === Command.READ ? Status.INVALID_PARAM : Status.INSUFFICIENT_SPACE
     return Status.SUCCESS
+  }
+
+  /** Whether the connection may hold so many more pages: all it has then is no more than what would be left for others. One request alone may have any size. */
+  #mayHold(c: number, pages: number): boolean {
+    const { totalPages } = this.#queue.arena
+    const t = this.#connections
+    const budget = Math.max(totalPages / 2 - t.inUse * (STREAM_PAGES + REPLY_PAGES), totalPages / 8)
+    return this.#bufferPages === 0 || t.bufferPages[c]! + 2 * pages <= budget - this.#bufferPages
   }
 
   #pagesFor(type: number, offsetBytes: number, lengthBytes: number): number {
@@ -523,6 +565,7 @@ export class NbdServer {
     const { nowMs } = this.#queue
     if (nowMs - this.#turnMs > STANDSTILL_MS_MAX) this.#dropAll()
     this.#turnMs = nowMs
+    if (this.#blocked.length > 0) this.#resumeBlocked()
     this.#sendReplies()
   }
 
@@ -547,13 +590,15 @@ export class NbdServer {
     let runStart = 0
     let r = t.replyFirst[c]!
     let last = NONE
-    for (let n = 0; r !== NONE && n < REPLIES_PER_SEND_MAX && used + NbdErrorChunk.size <= REPLY_BYTES; n++) {
+    let bytes = 0
+    for (let n = 0; r !== NONE && n < REPLIES_PER_SEND_MAX && used + NbdErrorChunk.size <= REPLY_BYTES && bytes < SEND_BYTES_MAX; n++) {
       if (q.type[r] === Command.READ && q.status[r] === Status.SUCCESS) {
         if (used > runStart) queue.segment(replyPage, runStart, used - runStart)
         runStart = used
         const delta = PAGE_BYTES + (q.offsetBytes[r]! % PAGE_BYTES)
         const headerBytes = this.#writeReadHeader(c, r, q.basePage[r]! * PAGE_BYTES + delta)
         queue.segment(q.basePage[r]!, delta - headerBytes, headerBytes + q.lengthBytes[r]!)
+        bytes += q.lengthBytes[r]!
       } else used += this.#writePlainHeader(c, r, replyPage * PAGE_BYTES + used)
       last = r
       r = q.next[r]!
@@ -627,7 +672,7 @@ export class NbdServer {
       return
     }
     this.#sendOf(c)
-    if (this.#stopping && t.requests[c] === 0) this.#drop(c, '')
+    if ((this.#stopping || t.ending[c] === 1) && t.requests[c] === 0) this.#drop(c, '')
   }
 
   // ---- end -------------------------------------------------------------------------------------------------------------
@@ -641,23 +686,46 @@ export class NbdServer {
   }
 
   #freeRequest(r: number): void {
+    const t = this.#connections
     const q = this.#requests
+    const c = q.connection[r]!
     if (q.basePage[r] !== NONE) this.#queue.arena.free(q.basePage[r] as never)
-    this.#connections.requests[q.connection[r]!]!--
+    this.#bufferPages -= q.pages[r]!
+    t.bufferPages[c]! -= q.pages[r]!
+    t.requests[c]!--
     q.free(r)
-    this.#resumeBlocked()
+    this.#hasFreed = true
   }
 
+  /** At the end of a turn, each that waits looks once: when a request has ended, and now and then, because peers and disks free memory too. */
   #resumeBlocked(): void {
-    while (this.#blocked.length > 0) {
-      const c = this.#blocked[0]!
-      if (this.#connections.isUsed(c) && this.#connections.blocked[c] === 1) {
-        this.#blocked.shift()
-        this.#connections.blocked[c] = 0
-        this.#parse(c)
-        if (this.#connections.blocked[c] === 1) return
-      } else this.#blocked.shift()
+    const t = this.#connections
+    const { nowMs } = this.#queue
+    if (!this.#hasFreed && nowMs < this.#blockedAgainMs) return
+    this.#hasFreed = false
+    this.#blockedAgainMs = nowMs + BLOCKED_AGAIN_MS
+    for (const c of this.#blocked.splice(0)) {
+      if (!t.isUsed(c) || t.blocked[c] !== 1) continue
+      t.blocked[c] = 0
+      this.#parse(c)
     }
+  }
+
+  /** The client will send nothing more (NBD_CMD_DISC). What is under way is answered, but not for longer than the write life: it may go on by another node. */
+  #goodbye(c: number): void {
+    const t = this.#connections
+    if (t.requests[c] === 0) {
+      this.#drop(c, '')
+      return
+    }
+    t.ending[c] = 1
+    this.#orphanWrites(c, this.#queue.nowMs)
+  }
+
+  #orphanWrites(c: number, lostMs: number): void {
+    const q = this.#requests
+    for (let r = 0; r < q.rowsMax; r++)
+      if (q.isUsed(r) && q.connection[r] === c && q.type[r] !== Command.READ && this.#connections.bulk[c] !== r) this.#volumes.orphan(this.#done, r, lostMs)
   }
 
   /**
@@ -666,7 +734,6 @@ export class NbdServer {
    */
   #drop(c: number, reason: string, lostMs = this.#queue.nowMs): void {
     const t = this.#connections
-    const q = this.#requests
     if (reason !== '') this.#log.log('WARN', 'NBD connection closed', { reason })
     if (t.state[c] !== State.CLOSING) {
       const wasRunning = t.state[c] === State.RUNNING
@@ -677,8 +744,7 @@ export class NbdServer {
       t.replyFirst[c] = t.replyLast[c] = NONE
       this.#freeList(waiting)
       if (wasRunning) {
-        for (let r = 0; r < q.rowsMax; r++)
-          if (q.isUsed(r) && q.connection[r] === c && q.type[r] !== Command.READ && t.bulk[c] !== r) this.#volumes.orphan(this.#done, r, lostMs)
+        this.#orphanWrites(c, lostMs)
         if (t.receiving[c] === 1 || t.sending[c] === 1) this.#queue.cancel(this.#socket(c))
       }
     }
