@@ -344,8 +344,13 @@ export class Destage {
   // ---- waiting -------------------------------------------------------------------------------------------------------------------
 
   async #durable(): Promise<void> {
-    await this.#o.journal.durable()
-    this.#stopIfFailed()
+    for (;;) {
+      const isDurable = await this.#o.journal.durable()
+      this.#stopIfFailed()
+      if (isDurable) return
+      // too many flushes wait already
+      await this.#o.io.sleep(1)
+    }
   }
 
   async #sync(): Promise<void> {
