@@ -225,7 +225,7 @@ impl Engine {
     pub fn socket_tcp(&mut self, host: &str, port: u16) -> Result<i32, Fault> {
         let address = Address::tcp(host, port)?;
         let fd = net::socket(address.family())?;
-        net::set_nodelay(fd.0);
+        net::set_tcp_options(fd.0);
         let mut handle = Handle::new(kind::SOCKET, fd.release());
         handle.is_tcp = true;
         handle.address = Some(Box::new(address));
@@ -763,7 +763,7 @@ impl Engine {
 
     fn complete_op(&mut self, index: u32, kernel_result: i32, flags: u32, more: bool) {
         let op = self.ops[index as usize];
-        let mut result = if kernel_result == -libc::EINTR { -libc::ECANCELED } else { kernel_result };
+        let mut result = outcome(op.op, kernel_result);
         let mut extra = 0;
         let mut effect = Effect::Nothing;
         match op.op {
@@ -809,7 +809,7 @@ impl Engine {
         let mut handle = Handle::new(kind::SOCKET, fd);
         handle.is_tcp = self.handles.at(listener).is_tcp;
         if handle.is_tcp {
-            net::set_nodelay(fd);
+            net::set_tcp_options(fd);
         }
         self.handles.insert(handle).unwrap_or(-libc::ENFILE)
     }
@@ -950,6 +950,13 @@ impl Drop for Engine {
             }
         }
     }
+}
+
+/// What the caller is told. A socket operation is interrupted by nothing but its cancellation; one on a file, for which nobody asked
+/// (fallocate in memory stops at any signal of its worker thread), may be tried again.
+fn outcome(op: i32, kernel_result: i32) -> i32 {
+    let is_file = matches!(op, op::READ | op::WRITE | op::WRITE_SEGMENTS | op::FDATASYNC | op::ALLOCATE);
+    if kernel_result == -libc::EINTR && !is_file { -libc::ECANCELED } else { kernel_result }
 }
 
 fn offset_word(d: &[i32; DESCRIPTOR_WORDS]) -> u64 {
@@ -1120,6 +1127,39 @@ mod tests {
         drop(engine);
         assert!(boot_time_ns() - began_ns < 1_000_000_000);
         assert_eq!(Arc::strong_count(&arena), 1, "drained, so nothing had to be leaked");
+    }
+
+    #[test]
+    fn both_ends_of_a_tcp_connection_notice_that_the_other_host_is_gone() {
+        let mut engine = engine();
+        let (listener, port) = engine.listen_tcp("127.0.0.1", 0, 4).unwrap();
+        let client = engine.socket_tcp("127.0.0.1", port).unwrap();
+        descriptor(&engine, 0, &[(OP, op::ACCEPT), (HANDLE, listener), (TAG, 1), (ROW, 1)]);
+        descriptor(&engine, 1, &[(OP, op::CONNECT), (HANDLE, client), (TAG, 1), (ROW, 2)]);
+        let server = until(&mut engine, 2, 2).iter().find(|c| c[1] == 1).unwrap()[2];
+        for id in [client, server] {
+            let slot = engine.handles.slot(id).unwrap();
+            let fd = engine.handles.at(slot).fd;
+            let option = |level, name| {
+                let (mut value, mut length) = (0i32, 4);
+                // SAFETY: `value` has room for the int of these options.
+                assert_eq!(unsafe { libc::getsockopt(fd, level, name, (&raw mut value).cast(), &mut length) }, 0);
+                value
+            };
+            assert_eq!(option(libc::SOL_SOCKET, libc::SO_KEEPALIVE), 1);
+            assert_eq!(option(libc::IPPROTO_TCP, libc::TCP_NODELAY), 1);
+            let [idle, interval, probes] =
+                [libc::TCP_KEEPIDLE, libc::TCP_KEEPINTVL, libc::TCP_KEEPCNT].map(|name| option(libc::IPPROTO_TCP, name));
+            assert!(idle + interval * probes <= 60);
+        }
+    }
+
+    #[test]
+    fn what_is_interrupted_on_a_file_is_no_cancellation() {
+        assert_eq!(outcome(op::RECV, -libc::EINTR), -libc::ECANCELED);
+        assert_eq!(outcome(op::ALLOCATE, -libc::EINTR), -libc::EINTR);
+        assert_eq!(outcome(op::WRITE_SEGMENTS, -libc::EINTR), -libc::EINTR);
+        assert_eq!(outcome(op::RECV, -libc::EAGAIN), -libc::EAGAIN);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Opening files and block devices: the lock, O_DIRECT where it is real, and what kind of storage lies beneath.
 
 use crate::fault::{Fault, last_errno};
+use crate::layout::PAGE_BYTES;
 use crate::net::Fd;
 use std::ffi::CString;
 use std::mem::zeroed;
@@ -84,7 +85,8 @@ pub fn open(options: &OpenOptions) -> Result<(Fd, Opened), Fault> {
         size_bytes = wanted;
     }
     let volatile = !is_block_device && on_memory_file_system(&fd);
-    let alignment = if volatile { None } else { direct_alignment(&fd).filter(|_| set_direct(&fd)) };
+    // whoever writes here does so in pages: a device with larger sectors is used through the page cache
+    let alignment = if volatile { None } else { direct_alignment(&fd).filter(|&align| align as usize <= PAGE_BYTES && set_direct(&fd)) };
     let opened = Opened { size_bytes, is_block_device, direct: alignment.is_some(), alignment_bytes: alignment.unwrap_or(1), volatile };
     Ok((fd, opened))
 }

@@ -112,8 +112,19 @@ pub fn set_option(fd: i32, level: i32, name: i32, value: i32) -> bool {
     unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), size_of::<i32>() as libc::socklen_t) == 0 }
 }
 
-pub fn set_nodelay(fd: i32) {
+/// Idle for so long, a connection asks whether its other host is still there; and ends when nothing answers a few times. Without
+/// this, whoever lost power while idle would keep its place for ever.
+const KEEPALIVE_IDLE_S: i32 = 30;
+const KEEPALIVE_INTERVAL_S: i32 = 10;
+const KEEPALIVE_PROBES: i32 = 3;
+
+/// What every TCP connection gets: no delay of small messages, and an end when the other host is gone.
+pub fn set_tcp_options(fd: i32) {
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, KEEPALIVE_IDLE_S);
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S);
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, KEEPALIVE_PROBES);
+    set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
 }
 
 /// Bound and listening; the port it got.
