@@ -30,7 +30,20 @@ function twoNodes(uuid: string): ClusterState {
   )
   run(encodeCommand('token.add', { hash: 't', nodeId: '', expiresAtMs: 9, wallMs: 0 }))
   const none = { grpc: '', data: '', nbd: '', nbdSocket: '', admin: '' }
-  run(encodeCommand('node.admit', { tokenHash: 't', nodeId: 'b', zone: '', rack: '', key: '22'.repeat(32), version: '', featureMax: 1, wallMs: 1, ...none }))
+  run(
+    encodeCommand('node.admit', {
+      tokenHash: 't',
+      joinId: 'j',
+      nodeId: 'b',
+      zone: '',
+      rack: '',
+      key: '22'.repeat(32),
+      version: '',
+      featureMax: 1,
+      wallMs: 1,
+      ...none,
+    }),
+  )
   for (const n of [1, 2])
     run(encodeCommand('node.register', { node: node(n), zone: '', rack: '', version: '', dataDir: '', bootId: '', featureMax: 1, disks: [], ...none }))
   return machine.state

@@ -2,12 +2,14 @@
  * Who this node is, kept outside the Raft log because it is needed to open it.
  *
  *   node/identity   JSON: format, cluster id and uuid, key, own number, whether it founded the cluster, members to speak Raft with
+ *   node/join-id    UTF-8: by what the cluster knows this directory again when it asks to join a second time
  */
 import { XsanError } from '../base/errors.ts'
 import type { NodeNumber } from '../base/ids.ts'
 import type { Kv } from '../env/control.ts'
 
 const KEY = 'node/identity'
+const JOIN_ID_KEY = 'node/join-id'
 const FORMAT = 1
 
 export interface Identity {
@@ -47,6 +49,15 @@ export async function loadIdentity(
     throw new XsanError('WRONG_CLUSTER', `${config.dataDir} belongs to the node ${identity.nodeId}, the configuration names ${config.nodeId}`, nextStep)
   }
   return identity
+}
+
+/** On stable storage when it resolves: a request to join that was sent before a crash and one sent after it name the same directory. */
+export async function joinIdOf(kv: Kv, draw: () => string): Promise<string> {
+  const stored = (await kv.scan(JOIN_ID_KEY)).find(({ key }) => key === JOIN_ID_KEY)
+  if (stored !== undefined) return new TextDecoder().decode(stored.value)
+  const joinId = draw()
+  await kv.batch([{ type: 'put', key: JOIN_ID_KEY, value: new TextEncoder().encode(joinId) }])
+  return joinId
 }
 
 export async function storeIdentity(kv: Kv, identity: Identity): Promise<void> {

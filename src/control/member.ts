@@ -623,11 +623,12 @@ export class Member {
 }
 
 /** What a new node says of itself with its token. */
-export function admitRequest(options: ControlOptions, token: string, grpcAddress: string): Message {
+export function admitRequest(options: ControlOptions, token: string, joinId: string, grpcAddress: string): Message {
   const { config } = options
   const { data, nbd, nbdSocket, admin } = config.addresses
   return {
     token,
+    joinId,
     nodeId: config.nodeId,
     grpc: grpcAddress,
     data,

@@ -400,6 +400,24 @@ test('a token for another node is refused, a used one too', async () => {
   assert.equal(((await three.call('Cluster/Status'))['nodes'] as Message[]).length, 3)
 })
 
+test('a token lets one directory in: not another host of the same name, and the same one again when the answer was lost', async () => {
+  const cluster = new TestCluster({ seed: 64, nodes: 3 })
+  const [one, two, twin] = cluster.nodes as [TestNode, TestNode, TestNode]
+  twin.id = two.id
+  for (const node of cluster.nodes) await node.start()
+  await one.call('Cluster/Init')
+  const { token } = await one.call('Cluster/AddNode')
+  void cluster.client.rpc.call(two.grpc, 'xsan.v1.Cluster/Join', { token }, { timeoutMs: 5000 }).catch(() => undefined)
+  await cluster.until(() => one.plane.member!.state.nodeById('node-2') !== undefined, 5000, 'it is admitted')
+  two.kill()
+  await assert.rejects(twin.call('Cluster/Join', { token }), { status: 'PERMISSION_DENIED' })
+  await two.restart()
+  assert.equal((await two.call('Node/Local'))['state'], 'uninitialized')
+  assert.equal((await two.call('Cluster/Join', { token }))['nodeNumber'], 2)
+  await assert.rejects(twin.call('Cluster/Join', { token }), { status: 'PERMISSION_DENIED' })
+  assert.equal(two.fatal, undefined)
+})
+
 test('every call works on every node, and errors name what is wrong', async () => {
   const cluster = await TestCluster.up({ seed: 4, nodes: 3, volume: false })
   const created = await cluster.node(2).call('Volume/Create', { name: 'db1', sizeBytes: 100 * GiB })
@@ -528,8 +546,9 @@ test('a frozen leader costs an election and a lease', async () => {
   assert.ok(tookMs < 2 * (LEASE_MS / 2) + LEASE_MS + 500, `took ${tookMs} ms`)
   assert.ok(gapMs < 1000, `the others had no lease for ${gapMs} ms`)
   frozen.process.thaw()
-  await cluster.world.runFor(1)
   assert.equal(frozen.data!.serves, false, 'its lease is over when it wakes')
+  // a new one comes with the new table
+  await steps(cluster, 50, () => checkServers(cluster, 25))
   await cluster.until(() => cluster.full(3), 10_000, 'three replicas again')
 })
 

@@ -7,7 +7,7 @@ import type { NodeNumber } from '../base/ids.ts'
 import type { CallContext, Message, MethodHandler } from '../env/control.ts'
 import { SLOT_COUNT_DEFAULT } from '../placement/ring.ts'
 import { fromHex, toHex } from './auth.ts'
-import { type Identity, loadIdentity, storeIdentity } from './identity.ts'
+import { type Identity, joinIdOf, loadIdentity, storeIdentity } from './identity.ts'
 import { ADMIN_SERVICES, admitRequest, Member } from './member.ts'
 import type { ControlOptions, ControlStatus } from './options.ts'
 import { text } from './services/service.ts'
@@ -170,10 +170,11 @@ export class ControlPlane {
   /** The first member that answers; its refusal is final, its absence is not. */
   async #admitted(addresses: readonly string[], token: string, context: CallContext): Promise<Message> {
     const { env } = this.#options
+    const joinId = await joinIdOf(env.kv, () => env.entropy.uuid())
     const failures: string[] = []
     for (const address of addresses) {
       try {
-        return await env.rpc.call(address, 'xsan.v1.Peer/Admit', admitRequest(this.#options, token, this.#grpcAddress), {
+        return await env.rpc.call(address, 'xsan.v1.Peer/Admit', admitRequest(this.#options, token, joinId, this.#grpcAddress), {
           timeoutMs: Math.min(ADMIT_TRY_MS, context.timeoutMs),
         })
       } catch (error) {

@@ -59,6 +59,7 @@ function admit(replica: Replica, n: number): CommandResult {
   replica.run('token.add', { hash: `t${n}`, nodeId: '', expiresAtMs: 100, wallMs: 10 })
   return replica.run('node.admit', {
     tokenHash: `t${n}`,
+    joinId: `j${n}`,
     nodeId: `node-${n}`,
     zone: '',
     rack: '',
@@ -218,9 +219,10 @@ test('a token lets one node in, once, in time', () => {
   assert.equal(replica.run('token.add', { hash: 't', nodeId: '', expiresAtMs: 9, wallMs: 1 }).error?.status, 'CLUSTER_NOT_READY')
   replica.run('cluster.init', initArgs)
   assert.deepEqual(admit(replica, 2).value, { node: 2 })
-  const again = { tokenHash: 't2', nodeId: 'node-2', zone: '', rack: '', key: 'other', version: '1', featureMax: 1, wallMs: 20, ...addresses(2) }
+  const again = { tokenHash: 't2', joinId: 'j2', nodeId: 'node-2', zone: '', rack: '', key: 'other', version: '1', featureMax: 1, wallMs: 20, ...addresses(2) }
   assert.deepEqual(replica.run('node.admit', again).value, { node: 2 }, 'its answer was lost')
   assert.equal(replica.run('node.admit', { ...again, nodeId: 'node-3' }).error?.status, 'PERMISSION_DENIED')
+  assert.equal(replica.run('node.admit', { ...again, joinId: 'j9' }).error?.status, 'PERMISSION_DENIED', 'another directory of that name')
   register(replica, 2)
   assert.equal(replica.run('node.admit', again).error?.status, 'PERMISSION_DENIED')
   replica.run('token.add', { hash: 'late', nodeId: '', expiresAtMs: 15, wallMs: 10 })

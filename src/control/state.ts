@@ -98,6 +98,8 @@ export interface TokenRecord {
   readonly expiresAtMs: number
   /** 0 = unused. */
   readonly usedBy: NodeNumber
+  /** Of the directory that used it. */
+  readonly joinId?: string
 }
 
 export type SettingValue = number | boolean | string

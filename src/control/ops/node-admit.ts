@@ -7,6 +7,8 @@ export const NODES_MAX = 1024
 
 export interface NodeAdmitArgs extends NodeAddresses {
   readonly tokenHash: string
+  /** Of the directory that joins: two of them must never have one number, for each would vote in Raft without knowing what the other has promised. */
+  readonly joinId: string
   readonly nodeId: string
   readonly zone: string
   readonly rack: string
@@ -18,7 +20,7 @@ export interface NodeAdmitArgs extends NodeAddresses {
   readonly wallMs: number
 }
 
-/** Lets the bearer of a token in. The answer may get lost: the same node with the same token gets the same number until it registers. */
+/** Lets the bearer of a token in. The answer may get lost: the same directory with the same token gets the same number until it registers. */
 export const nodeAdmit: Operation<NodeAdmitArgs, { node: NodeNumber }> = {
   feature: 1,
   apply(state, args) {
@@ -30,7 +32,7 @@ export const nodeAdmit: Operation<NodeAdmitArgs, { node: NodeNumber }> = {
     }
     const known = state.nodeById(args.nodeId)
     if (token.usedBy !== 0) {
-      if (known === undefined || known.node !== token.usedBy || known.incarnation !== 0) {
+      if (known === undefined || known.node !== token.usedBy || known.incarnation !== 0 || token.joinId !== args.joinId) {
         throw new XsanError('PERMISSION_DENIED', 'the join token has been used', newToken)
       }
       return { node: known.node }
@@ -71,7 +73,7 @@ export const nodeAdmit: Operation<NodeAdmitArgs, { node: NodeNumber }> = {
       nbdSocket,
       admin,
     })
-    state.putToken({ ...token, usedBy: node })
+    state.putToken({ ...token, usedBy: node, joinId: args.joinId })
     return { node }
   },
 }

@@ -50,6 +50,7 @@ export const LEADER_PEER_METHODS: Readonly<Record<string, PeerHandler>> = {
     const tokenHash = hashSecret(hmac, cluster.uuid, token.secret)
     const { node } = await coordinator.propose('node.admit', {
       tokenHash,
+      joinId: text(request, 'joinId'),
       nodeId: text(request, 'nodeId'),
       zone: text(request, 'zone'),
       rack: text(request, 'rack'),
