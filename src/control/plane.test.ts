@@ -817,6 +817,16 @@ test('a node is removed: its replicas move, then it leaves Raft and stops', asyn
   await assert.rejects(cluster.node(2).call('Cluster/RemoveNode', { nodeId: 'node-3' }), { status: 'BUSY' })
 })
 
+test('of four nodes with three copies one may be removed, not two: one that leaves counts no more', async () => {
+  const cluster = await TestCluster.up({ seed: 65, nodes: 4 })
+  const remove = (number: number) =>
+    cluster.client.rpc.call(cluster.node(number).grpc, 'xsan.v1.Cluster/RemoveNode', { nodeId: `node-${number}` }, { timeoutMs: 5000 })
+  const answers = await cluster.world.settle(Promise.allSettled([remove(3), remove(4)]), 6000)
+  assert.deepEqual(answers.map(({ status }) => status).sort(), ['fulfilled', 'rejected'])
+  await assert.rejects(cluster.node(1).call('Cluster/RemoveNode', { nodeId: 'node-2' }), { status: 'BUSY' })
+  await assert.rejects(cluster.node(1).call('Volume/Create', { name: 'x', sizeBytes: GiB, replicas: 4 }), { status: 'INVALID_PARAM' })
+})
+
 test('a clean stop drains the data plane and hands the leadership over', async () => {
   const cluster = await TestCluster.up({ seed: 41, nodes: 3 })
   await cluster.threeVoters()

@@ -276,6 +276,13 @@ export class ClusterState {
     return record.state === 'leaving' || this.#nodes.get(record.node)?.state !== 'member' ? DiskUse.LEAVING : DiskUse.NORMAL
   }
 
+  /** Nodes on which replicas may be placed. */
+  nodesWithDisks(): Set<NodeNumber> {
+    const nodes = new Set<NodeNumber>()
+    for (const { disk, node, role } of this.#disks.values()) if (role === 'capacity' && this.diskUse(disk) === DiskUse.NORMAL) nodes.add(node)
+    return nodes
+  }
+
   incarnation(node: NodeNumber): Incarnation {
     return this.#nodes.get(node)?.incarnation ?? (0 as Incarnation)
   }

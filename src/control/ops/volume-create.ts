@@ -20,7 +20,7 @@ export const volumeCreate: Operation<VolumeCreateArgs, VolumeRecord> = {
       throw new XsanError('VOLUME_EXISTS', `there is a volume ${args.name} already (number ${known.volume})`, 'Choose another name, or delete it first.')
     }
     if (state.volumes.size >= VOLUMES_MAX) throw new XsanError('INSUFFICIENT_SPACE', `the cluster has ${VOLUMES_MAX} volumes`, 'Delete some first.')
-    const members = new Set([...state.disks.values()].filter((disk) => disk.role === 'capacity' && disk.state === 'ok').map((disk) => disk.node))
+    const members = state.nodesWithDisks()
     if (args.replicas > members.size) {
       const nodes = members.size === 1 ? 'only 1 node has' : `only ${members.size} nodes have`
       throw new XsanError(

@@ -78,18 +78,10 @@ export const clusterService: AdminService = {
     const nodeId = text(request, 'nodeId')
     const node = state.nodeById(nodeId)
     if (node === undefined) throw new XsanError('NODE_NOT_FOUND', `there is no node ${nodeId}`, 'See `xsan node list`.')
-    if (!flag(request, 'force')) {
-      const left = new Set(
-        [...state.disks.values()].filter((disk) => disk.node !== node.node && disk.role === 'capacity' && disk.state === 'ok').map((disk) => disk.node),
-      )
-      const wanted = replicaCount(state)
-      if ([...state.disks.values()].some((disk) => disk.node === node.node) && left.size < wanted) {
-        throw new XsanError('BUSY', `without ${nodeId} there are ${left.size} nodes with disks for ${wanted} copies`, 'Add a node first, or say --force.')
-      }
-    }
+    const args = { node: node.node, ...(flag(request, 'force') ? {} : { copies: replicaCount(state) }) }
     const chains = state.chains.filter(({ entries }) => entries.some((entry) => entry.node === node.node)).length
-    if (flag(request, 'dryRun')) tryOut(state, 'node.leave', { node: node.node })
-    else await coordinator.propose('node.leave', { node: node.node }, call.requestId)
+    if (flag(request, 'dryRun')) tryOut(state, 'node.leave', args)
+    else await coordinator.propose('node.leave', args, call.requestId)
     return { nodeId, chains }
   }),
 }

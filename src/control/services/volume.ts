@@ -20,7 +20,7 @@ export const volumeService: AdminService = {
     const args = {
       name: text(request, 'name'),
       sizeBytes: number(request, 'sizeBytes'),
-      replicas: number(request, 'replicas') || fewer(defaultReplicas(state), nodesWithDisks(context)),
+      replicas: number(request, 'replicas') || fewer(defaultReplicas(state), state.nodesWithDisks().size),
       minCopies: number(request, 'minCopies') || 1,
       syncWhenWrite: typeof syncWhenWrite === 'boolean' ? syncWhenWrite : booleanSetting(state, NO_OWN, 'storage.sync_when_write', config.syncWhenWrite),
       readOnly: false,
@@ -72,10 +72,6 @@ export function theVolume({ state }: Pick<ServiceContext, 'state'>, nameOrNumber
   if (record === undefined)
     throw new XsanError('VOLUME_NOT_FOUND', `there is no volume ${nameOrNumber === '' ? 'without a name' : nameOrNumber}`, 'See `xsan volume list`.')
   return record
-}
-
-function nodesWithDisks({ state }: ServiceContext): number {
-  return new Set([...state.disks.values()].filter((disk) => disk.role === 'capacity' && disk.state === 'ok').map((disk) => disk.node)).size
 }
 
 /** Blocks of each volume, each counted once; those of slots whose head does not answer in time are missing. */
