@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
-import { chmodSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { chmodSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import test from 'node:test'
@@ -36,6 +36,18 @@ test('a file in the place of the store, a locked and a damaged one are refused w
   bytes[10]! ^= 0xff
   writeFileSync(join(path, 'kv', manifest), bytes)
   await assert.rejects(LevelKv.open(join(path, 'kv')), is('DISK_CORRUPTED', /damaged/))
+})
+
+test('what is stored, the keys of the cluster among it, is for the owner alone, also where the directory was there before', async (t) => {
+  const path = tempDir()
+  t.after(() => rmSync(path, { recursive: true }))
+  mkdirSync(join(path, 'old'))
+  chmodSync(join(path, 'old'), 0o755)
+  for (const name of ['old', 'new']) {
+    const kv = await LevelKv.open(join(path, name))
+    await kv.close()
+    assert.equal(statSync(join(path, name)).mode & 0o777, 0o700)
+  }
 })
 
 test('a directory that may not be written is refused with the reason', { skip: process.getuid?.() === 0 ? 'root may write everywhere' : false }, async (t) => {

@@ -3,7 +3,10 @@
  *
  * Order: LevelDB writes on a pool of threads, which could overtake each other. So one write is under way at a time; the batches that
  * are called meanwhile gather into the next one (group commit), in call order, and share its fsync.
+ *
+ * The keys by which nodes know each other are in here: only the owner may enter the directory.
  */
+import { chmodSync, mkdirSync, statSync } from 'node:fs'
 import { ClassicLevel } from 'classic-level'
 import { messageOf, XsanError } from '../../base/errors.ts'
 import type { Kv, KvOp } from '../control.ts'
@@ -35,6 +38,7 @@ export class LevelKv implements Kv {
   static async open(path: string): Promise<LevelKv> {
     const level: Level = new ClassicLevel<string, Uint8Array>(path, { keyEncoding: 'utf8', valueEncoding: 'view' })
     try {
+      keepPrivate(path)
       await level.open()
     } catch (error) {
       throw openError(path, error)
@@ -117,6 +121,13 @@ export class LevelKv implements Kv {
   }
 }
 
+/** A directory, new or old. What else is there is refused by LevelDB. */
+function keepPrivate(path: string): void {
+  const found = statSync(path, { throwIfNoEntry: false })
+  if (found === undefined) mkdirSync(path, { mode: 0o700 })
+  else if (found.isDirectory() && (found.mode & 0o077) !== 0) chmodSync(path, 0o700)
+}
+
 const REJOIN = 'Remove this node from the cluster and let it join again with an empty data directory.'
 
 function codeOf(error: unknown): string | undefined {
@@ -132,7 +143,7 @@ function openError(path: string, error: unknown): XsanError {
   if (code === 'LEVEL_CORRUPTION' || /corruption/i.test(text)) {
     return new XsanError('DISK_CORRUPTED', `the store ${path} is damaged: ${text}`, REJOIN, { cause })
   }
-  if (/permission denied|read-only/i.test(text)) {
+  if (/permission denied|not permitted|read-only/i.test(text)) {
     return new XsanError('PERMISSION_DENIED', `the store ${path} cannot be written: ${text}`, 'Let xsand own that directory.', { cause })
   }
   if (/no space/i.test(text)) return new XsanError('INSUFFICIENT_SPACE', `the file system of ${path} is full`, 'Free some space there.', { cause })
