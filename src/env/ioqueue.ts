@@ -126,6 +126,11 @@ export interface IoQueue {
   connectUnix(options: { path: string }, tag: Tag, row: number): Handle
   /** One receive into the arena; result = bytes, 0 = the peer closed. `waitAll`: only complete when full, closed or failed (bulk payload). */
   recv(socket: Handle, page: number, deltaBytes: number, lengthBytes: number, waitAll: boolean, tag: Tag, row: number): void
+  /**
+   * Result 0 as soon as the peer will send no more (it closed, or the connection failed), whatever it had sent and nobody has received yet;
+   * -ECANCELED. At most one per socket. For whoever does not receive now and must still know that nobody waits any longer.
+   */
+  hangup(socket: Handle, tag: Tag, row: number): void
   /** Receives into provided buffers until cancelled or failed; each completion's `extra` is (buffer id << 1) | MORE; without MORE it has ended: call again. */
   recvMultishot(socket: Handle, tag: Tag, row: number): void
   /** Where a provided buffer's bytes are; it stays the caller's until `releaseProvided`. */

@@ -381,6 +381,24 @@ export function ioQueueConformance(name: string, create: () => Promise<IoQueueFi
     b.close(client, server, listener)
   })
 
+  scenario('a peer that has closed is noticed before what it had sent is received; without that, the look ends with the handle', (b, { host }) => {
+    const { client, server, listener } = b.pair(host)
+    const page = b.alloc(100)
+    b.queue.hangup(server, b.tag, 1)
+    b.queue.hangup(client, b.tag, 2)
+    b.queue.send(client, page, 0, 10, b.tag, 3)
+    assert.equal(b.result(3), 10)
+    for (let i = 0; i < 5; i++) b.queue.turn(1)
+    assert.equal(b.of(1), undefined)
+    b.close(client)
+    assert.equal(b.result(2), -Errno.ECANCELED)
+    assert.equal(b.result(1), 0)
+    b.receive(server, page, 10, 10)
+    b.queue.recv(server, page, 0, 10, false, b.tag, 90)
+    assert.equal(b.result(90), 0)
+    b.close(server, listener)
+  })
+
   scenario('multishot receives bring every byte in order into provided buffers, and end with 0 when the peer closes', (b, { host }) => {
     const { client, server, listener } = b.pair(host)
     const total = 2 * 1024 * 1024

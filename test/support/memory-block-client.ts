@@ -19,6 +19,8 @@ export class MemoryBlockClient implements BlockClient {
   readonly failing = new Map<number, number>()
   readonly calls: string[] = []
   readonly ready = true
+  /** While set, no operation ends. */
+  #holding = false
   operationsMax = 16384
   readonly #queue: IoQueue
   readonly #waiting: Array<() => void> = []
@@ -107,9 +109,21 @@ export class MemoryBlockClient implements BlockClient {
       if (found !== undefined && status === Status.SUCCESS) effect(found.bytes)
       done(row, status)
     })
-    if (!this.#armed) {
-      this.#armed = true
-      this.#queue.timeout(0, this.#tag, 0)
-    }
+    this.#arm()
+  }
+
+  get holding(): boolean {
+    return this.#holding
+  }
+
+  set holding(holding: boolean) {
+    this.#holding = holding
+    if (this.#waiting.length > 0) this.#arm()
+  }
+
+  #arm(): void {
+    if (this.#armed || this.#holding) return
+    this.#armed = true
+    this.#queue.timeout(0, this.#tag, 0)
   }
 }

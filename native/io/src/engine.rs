@@ -458,6 +458,12 @@ impl Engine {
                 let entry = opcode::Connect::new(Fd(fd), address.pointer(), address.length()).build();
                 self.start(d, slot, 0, 0, entry)
             }
+            op::HANGUP => {
+                let (slot, fd) = self.handle_of(d, kind::SOCKET)?;
+                let events = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR;
+                let entry = opcode::PollAdd::new(Fd(fd), events as u32).build();
+                self.start(d, slot, 0, 0, entry)
+            }
             op::READ => {
                 let (slot, fd) = self.handle_of(d, kind::FILE)?;
                 let start = self.range_of(d)?;
@@ -788,6 +794,8 @@ impl Engine {
                 }
             }
             op::ACCEPT if result >= 0 => result = self.adopt(op.slot, result),
+            // which of the events it was makes no difference
+            op::HANGUP => result = result.min(0),
             op::READ => self.checksum(op.start, op.length, op.crc_index, result),
             _ => {}
         }
@@ -1001,6 +1009,7 @@ fn create_ring() -> Result<IoUring, Fault> {
         ("RECV", opcode::Recv::CODE),
         ("SEND", opcode::Send::CODE),
         ("SENDMSG", opcode::SendMsg::CODE),
+        ("POLL_ADD", opcode::PollAdd::CODE),
         ("READ", opcode::Read::CODE),
         ("WRITE", opcode::Write::CODE),
         ("WRITEV", opcode::Writev::CODE),

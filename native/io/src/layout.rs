@@ -10,7 +10,7 @@
 //! positive int32 and never 0.
 
 /// Changed whenever a word moves or a call changes: the caller compares it when it loads the addon.
-pub const ABI: u32 = 3;
+pub const ABI: u32 = 4;
 
 pub const PAGE_BYTES: usize = 4096;
 pub const DESCRIPTOR_WORDS: usize = 16;
@@ -63,6 +63,8 @@ pub mod op {
     pub const RELEASE_PROVIDED: i32 = 15;
     /// LENGTH bytes from the offset on: fallocate that keeps the size.
     pub const ALLOCATE: i32 = 16;
+    /// Completes when the peer will send no more, whatever has not been received yet.
+    pub const HANGUP: i32 = 17;
 }
 
 /// Tag of the completion that says "another thread called wake"; it belongs to no operation, so its extra has MORE set.

@@ -6,7 +6,7 @@ import { createRequire } from 'node:module'
 import { fileURLToPath } from 'node:url'
 
 /** Must equal `layout::ABI` of native/io: both change when a word of the shared memory moves or a call changes. */
-const IO_ABI = 3
+const IO_ABI = 4
 const ADDON_PATH = fileURLToPath(new URL('../../../native/addon/xsan.node', import.meta.url))
 
 export interface NativeQueueOptions {

@@ -248,7 +248,7 @@ test('no descriptor, however wrong, does more than throw', () => {
     for (let i = 0; i < count; i++) {
       const d = i * 16
       for (let w = 0; w < 16; w++) descriptors[d + w] = word()
-      descriptors[d] = random.chance(0.95) ? random.between(1, 15) : word()
+      descriptors[d] = random.chance(0.95) ? random.between(1, 17) : word()
       // Closing everything at once would leave nothing to try
       if (descriptors[d] === 14 && random.chance(0.97)) descriptors[d] = 7
       descriptors[d + 1] = random.chance(0.8) ? random.pick(handles) : word()

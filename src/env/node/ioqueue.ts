@@ -68,6 +68,7 @@ const OP_CANCEL = 13
 const OP_CLOSE = 14
 const OP_RELEASE_PROVIDED = 15
 const OP_ALLOCATE = 16
+const OP_HANGUP = 17
 
 const KIND_LISTENER = 1
 const KIND_SOCKET = 2
@@ -241,6 +242,11 @@ export class NativeIoQueue implements IoQueue {
     const d = this.#descriptor(OP_RECV, socket, tag, row)
     this.#range(d, page, deltaBytes, lengthBytes)
     this.#descriptors[d + FLAGS] = waitAll ? FLAG_WAIT_ALL : 0
+  }
+
+  hangup(socket: Handle, tag: Tag, row: number): void {
+    this.#check(socket, KIND_SOCKET)
+    this.#descriptor(OP_HANGUP, socket, tag, row)
   }
 
   recvMultishot(socket: Handle, tag: Tag, row: number): void {

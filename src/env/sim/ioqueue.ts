@@ -79,7 +79,7 @@ interface Range {
   readonly lengthBytes: number
 }
 
-type OpKind = 'accept' | 'connect' | 'recv' | 'multishot' | 'send' | 'read' | 'write' | 'sync' | 'allocate' | 'timeout' | 'close'
+type OpKind = 'accept' | 'connect' | 'recv' | 'hangup' | 'multishot' | 'send' | 'read' | 'write' | 'sync' | 'allocate' | 'timeout' | 'close'
 
 interface Op {
   readonly kind: OpKind
@@ -121,6 +121,7 @@ interface Entry {
   readonly receives: Op[]
   readonly accepts: Op[]
   send: Op | undefined
+  hangup: Op | undefined
   closing: Op | undefined
   serving: boolean
   serveAgain: boolean
@@ -364,6 +365,7 @@ export class SimIoQueue implements IoQueue {
       receives: [],
       accepts: [],
       send: undefined,
+      hangup: undefined,
       closing: undefined,
       serving: false,
       serveAgain: false,
@@ -469,6 +471,13 @@ export class SimIoQueue implements IoQueue {
     this.#receive(entry, op)
   }
 
+  hangup(socket: Handle, tag: Tag, row: number): void {
+    const entry = this.#entry(socket, 'socket')
+    assert(entry.hangup === undefined, `two looks for the end of one connection (${this.#handlers[tag]?.name})`)
+    entry.hangup = this.#op('hangup', tag, row, entry)
+    this.process.schedule(0, 'hangup', () => this.#serveSocket(entry))
+  }
+
   recvMultishot(socket: Handle, tag: Tag, row: number): void {
     const entry = this.#entry(socket, 'socket')
     this.#receive(entry, this.#op('multishot', tag, row, entry))
@@ -542,6 +551,11 @@ export class SimIoQueue implements IoQueue {
       entry.serveAgain = false
       this.#serveReceives(entry, entry.end)
       if (entry.send && !entry.send.event) this.#serveSend(entry)
+      if (entry.hangup && (entry.end.ended || entry.end.error)) {
+        const op = entry.hangup
+        entry.hangup = undefined
+        this.#complete(op, 0)
+      }
     } while (entry.serveAgain && entry.end)
     entry.serving = false
   }
@@ -871,6 +885,7 @@ export class SimIoQueue implements IoQueue {
     entry.receives.length = 0
     entry.accepts.length = 0
     entry.send = undefined
+    entry.hangup = undefined
   }
 
   #closeIfIdle(entry: Entry): void {

@@ -69,6 +69,8 @@ const DEADLINE_AGAIN_MS = 100
 const STANDSTILL_MS_MAX = 2000
 
 const State = { NEGOTIATING: 0, RUNNING: 1, CLOSING: 2 } as const
+/** Of a connection that had to wait for room: does anybody look whether its client is still there? */
+const Hangup = { UNWATCHED: 0, WATCHED: 1, SEEN: 2 } as const
 const NONE = -1
 
 export interface NbdServerOptions {
@@ -95,6 +97,7 @@ export class NbdServer {
   readonly #closeTag: Tag
   readonly #deadlineTag: Tag
   readonly #acceptAgainTag: Tag
+  readonly #hangupTag: Tag
   readonly #done: Done
   #stopping = false
   #refusing = 0
@@ -140,6 +143,7 @@ export class NbdServer {
       sending: i32,
       negotiating: i32,
       blocked: i32,
+      hangup: i32,
       dirty: i32,
       /** The write whose payload is being received straight into its pages, or -1. */
       bulk: i32,
@@ -182,6 +186,7 @@ export class NbdServer {
       this.#queue.cancel(this.#socket(c))
       this.#queue.timeout(DEADLINE_AGAIN_MS, this.#deadlineTag, c)
     })
+    this.#hangupTag = queue.register('nbd hangup', (c, result) => this.#onHangup(c, result))
     this.#acceptAgainTag = queue.register('nbd accept again', (listener) => {
       if (!this.#stopping) this.#queue.accept(this.#listeners[listener]!, this.#acceptTag, listener)
     })
@@ -280,7 +285,8 @@ export class NbdServer {
     t.socket[c] = socket
     t.page[c] = page
     t.state[c] = State.NEGOTIATING
-    t.start[c] = t.end[c] = t.discardBytes[c] = t.receiving[c] = t.sending[c] = t.blocked[c] = t.dirty[c] = t.requests[c] = t.bufferPages[c] = t.ending[c] = 0
+    t.start[c] = t.end[c] = t.discardBytes[c] = t.receiving[c] = t.sending[c] = t.blocked[c] = t.dirty[c] = 0
+    t.hangup[c] = t.requests[c] = t.bufferPages[c] = t.ending[c] = 0
     t.bulk[c] = t.replyFirst[c] = t.replyLast[c] = t.sentFirst[c] = NONE
     t.negotiating[c] = 1
     if (tooMany) this.#refusing++
@@ -364,13 +370,36 @@ export class NbdServer {
         return
       }
       if (!this.#start(c, at)) {
-        t.blocked[c] = 1
-        this.#blocked.push(c)
+        this.#block(c)
         return
       }
       if (t.bulk[c] !== NONE) return
     }
     this.#receive(c)
+  }
+
+  /**
+   * The connection waits, and receives nothing meanwhile. If its client leaves, that must be seen all the same: its writes have only a short
+   * life from then on (protocol 16), and what it had sent and nobody has begun is not begun.
+   */
+  #block(c: number): void {
+    const t = this.#connections
+    if (t.hangup[c] === Hangup.SEEN) {
+      this.#drop(c, '')
+      return
+    }
+    t.blocked[c] = 1
+    this.#blocked.push(c)
+    if (t.hangup[c] === Hangup.WATCHED) return
+    t.hangup[c] = Hangup.WATCHED
+    this.#queue.hangup(this.#socket(c), this.#hangupTag, c)
+  }
+
+  /** A connection that receives comes to the end by itself, after what was sent before. */
+  #onHangup(c: number, result: number): void {
+    const t = this.#connections
+    t.hangup[c] = result < 0 ? Hangup.UNWATCHED : Hangup.SEEN
+    if (t.state[c] === State.RUNNING && t.blocked[c] === 1 && result >= 0) this.#drop(c, '')
   }
 
   /** Starts the request whose header is at `at`; false when there is no row or no buffer for it now. */

@@ -1,0 +1,79 @@
+import assert from 'node:assert/strict'
+import test from 'node:test'
+import { MemoryBlockClient } from '../../../test/support/memory-block-client.ts'
+import { MiB, PAGE_BYTES } from '../../base/units.ts'
+import { AsyncIo } from '../../env/async-io.ts'
+import type { Log } from '../../env/control.ts'
+import { SimHost } from '../../env/sim/host.ts'
+import { SimIoQueue } from '../../env/sim/ioqueue.ts'
+import { SimNetwork } from '../../env/sim/network.ts'
+import { World } from '../../env/sim/world.ts'
+import { VolumeLayer } from '../../volume/volume.ts'
+import { NbdServer } from './server.ts'
+
+const PORT = 10809
+const log: Log = { log: () => {}, child: () => log }
+
+/** A server over a volume in memory, and clients of it on another host. */
+function make(options: { arenaBytes?: number } = {}) {
+  const world = new World({ seed: 1 })
+  const network = new SimNetwork(world)
+  const host = new SimHost(network, { name: 'server', address: '10.0.0.1' })
+  const queue = new SimIoQueue({ process: host.start('xsand'), name: 'q', ...options })
+  const blocks = new MemoryBlockClient(queue)
+  blocks.add('v', 8 * MiB)
+  const server = new NbdServer({ queue, asyncIo: new AsyncIo(queue), volumes: new VolumeLayer(blocks, queue.arena), log, connectionsMax: 8 })
+  queue.runReactor(() => queue.turn(0))
+  server.listenTcp('10.0.0.1', PORT)
+  const clients = new SimHost(network, { name: 'clients', address: '10.0.0.2' })
+  let opened = 0
+  /** In the transmission phase of the volume; `send` resolves when the bytes are with the kernel. */
+  const open = async () => {
+    const process = clients.start(`client ${++opened}`)
+    const own = new SimIoQueue({ process, name: `client ${opened}` })
+    own.runReactor(() => own.turn(0))
+    const io = new AsyncIo(own)
+    const page = own.arena.alloc(2 * MiB)
+    const send = async (bytes: Uint8Array) => {
+      own.arena.bytes.set(bytes, page * PAGE_BYTES)
+      assert.equal(await io.send(socket, page, 0, bytes.length), bytes.length)
+    }
+    const receive = (lengthBytes: number) => io.recv(socket, page + 256, 0, lengthBytes, true)
+    const { handle: socket, result } = await io.connectTcp({ host: '10.0.0.1', port: PORT })
+    assert.equal(result, 0)
+    assert.equal(await receive(18), 18)
+    await send(Buffer.concat([Buffer.from([0, 0, 0, 3]), Buffer.from('IHAVEOPT'), Buffer.from([0, 0, 0, 1, 0, 0, 0, 1]), Buffer.from('v')]))
+    assert.equal(await receive(10), 10)
+    return { process, send, receive }
+  }
+  return { world, queue, blocks, server, open }
+}
+
+function request(type: number, offsetBytes: number, lengthBytes: number): Buffer {
+  const bytes = Buffer.alloc(28)
+  bytes.writeUInt32BE(0x25609513, 0)
+  bytes.writeUInt16BE(type, 6)
+  bytes.writeBigUInt64BE(BigInt(offsetBytes), 16)
+  bytes.writeUInt32BE(lengthBytes, 24)
+  return bytes
+}
+
+const WRITE = 1
+
+test('a client that leaves is noticed while its connection waits for room: what it had under way is given up, what it had sent is not begun', async () => {
+  const { world, blocks, server, open } = make()
+  blocks.holding = true
+  const write = Buffer.concat([request(WRITE, 4096, 512), Buffer.alloc(512)])
+  let sent = false
+  void open().then(async (client) => {
+    await client.send(Buffer.concat(Array.from({ length: 300 }, () => write)))
+    sent = true
+    world.schedule(1000, 'leave', () => client.process.kill())
+  })
+  assert.ok(await world.run(() => sent, 10_000))
+  assert.ok(await world.run(() => blocks.calls.filter((call) => call.startsWith('orphan')).length === 256, 3000))
+  assert.equal(blocks.calls.filter((call) => call.startsWith('write')).length, 256)
+  blocks.holding = false
+  assert.ok(await world.run(() => server.connectionCount === 0 && server.requestCount === 0, 10_000))
+  assert.equal(blocks.calls.filter((call) => call.startsWith('write')).length, 256)
+})
