@@ -13,6 +13,7 @@ import { slotOf } from '../placement/ring.ts'
 import { NO_BLOCK } from '../store/store.ts'
 import { Lane, PeerFrame } from '../wire/peer.ts'
 import { Allocation } from './allocation.ts'
+import { BadPages } from './bad-pages.ts'
 import type { BlockClient } from './block-client.ts'
 import { Calls } from './calls.ts'
 import { Client, type ClientSettings } from './client.ts'
@@ -27,6 +28,7 @@ import { NONE, svOf } from './records.ts'
 import { RemoteExchange } from './remote.ts'
 import { Replicas } from './replica.ts'
 import { Resync } from './resync.ts'
+import { ResyncSource } from './resync-source.ts'
 import { Space } from './space.ts'
 import type { MountedStore } from './store-relay.ts'
 import { ChainTable, type Identity } from './table.ts'
@@ -100,6 +102,7 @@ export class DataPlane {
   #poolIsShort = false
   readonly #space: Space
   readonly #flushes: Flushes
+  readonly #badPages: BadPages
   readonly #resync: Resync
   readonly #allocation: Allocation
   readonly #client: Client
@@ -185,7 +188,7 @@ export class DataPlane {
       },
     })
     const repair = (slot: number, volume: number, layer: number, index: number, page: number, done: (repaired: boolean) => void) => {
-      void this.#resync.repair(slot, { volume, layer, index }, page).then((repaired) => {
+      void this.#badPages.repair(slot, { volume, layer, index }, page).then((repaired) => {
         done(repaired)
         this.settle()
       })
@@ -262,10 +265,15 @@ export class DataPlane {
     })
     this.#allocation = new Allocation({ queue, io: options.asyncIo, table, replicas })
     this.#flushes = new Flushes({ io: options.asyncIo, table, replicas, peers, calls: this.calls, counters, log })
+    const { calls } = this
+    this.#badPages = new BadPages({ io: options.asyncIo, table, replicas, peers, calls, counters, log })
+    const badPages = this.#badPages
+    new ResyncSource({ io: options.asyncIo, table, replicas, badPages, calls, counters, log })
     this.#resync = new Resync({
       io: options.asyncIo,
       table,
       replicas,
+      badPages,
       peers,
       calls: this.calls,
       counters,
@@ -453,14 +461,14 @@ export class DataPlane {
       this.#nextStatsMs = this.#queue.nowMs + STATS_MS
       const resync = this.#resync.stats()
       // those that a mount has found are looked for too
-      if (resync.lostPages > 0) this.#resync.heal()
+      if (resync.lostPages > 0) this.#badPages.heal()
       this.#port.send({ type: 'stats', counters: this.#allCounters(), disks: this.#diskStats(), resync })
     }
   }
 
   /** Pages whose content is gone here and came from no other replica. */
   lostPages(): LostPage[] {
-    return this.#resync.lostPages()
+    return this.#badPages.lostPages()
   }
 
   #allCounters(): Record<string, number> {
@@ -662,7 +670,7 @@ export class DataPlane {
   #describe(volume: number, index: number): unknown {
     const { table, replicas } = this
     const slot = slotOf(volume, index, table.slotCount)
-    const lost = this.#resync.lostPages().filter((page) => page.volume === volume && page.layer === 0 && page.index === index)
+    const lost = this.#badPages.lostPages().filter((page) => page.volume === volume && page.layer === 0 && page.index === index)
     return replicas.stores.flatMap((store, storeIndex) => {
       const block = store.findBlock(volume, 0, index)
       const isOwn = table.ownStore[slot] === storeIndex
@@ -708,6 +716,7 @@ export class DataPlane {
     this.table.endLease()
     this.#stopped = true
     this.#resync.stop()
+    this.#badPages.stop()
     this.#queue.cancelTimeout(this.#tickTag, 0)
     this.#port.send({ type: 'stopped' })
   }
