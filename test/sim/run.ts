@@ -16,6 +16,7 @@ import { focusedSchedule, focusOf, type Mix } from './focus.ts'
 import { History, type Violation } from './history.ts'
 import { inject } from './inject.ts'
 import { NbdInitiator } from './nbd-client.ts'
+import { nodesOf, PLAIN_SHAPE, shapeOf } from './shape.ts'
 import { SimClient } from './workload.ts'
 
 export interface RunResult {
@@ -44,7 +45,6 @@ export interface RunOptions {
   readonly onCluster?: ((cluster: SimCluster) => void) | undefined
 }
 
-const NODES = 3
 const DURATION_MS = 15_000
 const VOLUME_BYTES = 3 * BLOCK_BYTES
 const WRITE_LIFE_MS = 4000
@@ -65,13 +65,11 @@ const SWEPT_MS = 12_000
 /** Buffers of one lane to a peer. */
 const CONNECTION_BYTES = 128 * KiB
 const SPARE_CONNECTIONS_MAX = 32
-const NBD_RUNS = 0.3
-const TWO_DISKS_RUNS = 0.3
 /** A server that stands still may take so much longer to see that its client has gone. */
 const NBD_SLACK_MS = 2500
 
 export function scheduleOf(seed: Seed, profile: Profile): Schedule {
-  return makeSchedule(seededPrng(seed).fork('schedule'), { seed, profile, nodes: NODES, durationMs: DURATION_MS })
+  return makeSchedule(seededPrng(seed).fork('schedule'), { seed, profile, nodes: nodesOf(seed), durationMs: DURATION_MS })
 }
 
 /** Where schedules come from: a profile, or a short, aimed run. */
@@ -100,17 +98,13 @@ export async function runSchedule(schedule: Schedule, options: RunOptions = {}):
 async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResult> {
   const violations: Violation[] = []
   const history = new History()
-  // In some runs most clients speak NBD, in the others none
-  const nbd = schedule.focus === undefined && seededPrng(schedule.seed).fork('nbd').chance(NBD_RUNS)
-  const twoDisks = schedule.focus === undefined && seededPrng(schedule.seed).fork('disks per node').chance(TWO_DISKS_RUNS)
   const cluster = new SimCluster({
     seed: schedule.seed,
     nodes: schedule.nodes,
-    disksPerNode: twoDisks ? 2 : 1,
+    ...(schedule.focus === undefined ? shapeOf(schedule.seed) : PLAIN_SHAPE),
     trace: options.trace,
     writeLifeMs: WRITE_LIFE_MS,
     traceArena: options.traceArena ?? false,
-    nbd,
   })
   options.onCluster?.(cluster)
   const { world } = cluster

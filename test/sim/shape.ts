@@ -1,0 +1,36 @@
+/**
+ * What a cluster looks like that a profile's faults are let loose on: drawn from the seed alone, each trait from a stream of its own, so that a
+ * new one leaves the others as they were. Aimed runs have the plain shape.
+ */
+import { MiB } from '../../src/base/units.ts'
+import { type Seed, seededPrng } from '../../src/env/sim/world.ts'
+import type { SimClusterOptions } from './cluster.ts'
+
+export type Shape = Required<Pick<SimClusterOptions, 'nbd' | 'disksPerNode' | 'slotCount' | 'limits'>> & Pick<SimClusterOptions, 'diskBytes' | 'replicas'>
+
+export const PLAIN_SHAPE: Shape = { nbd: false, disksPerNode: 1, slotCount: 16, limits: {} }
+
+/** So few that everybody waits for everybody. */
+const SMALL_LIMITS = { creditRows: 8, creditBytes: 2 * MiB, recordsMax: 256, updatesMax: 32, readsMax: 32, clientOpsMax: 64 }
+/** Room for nine blocks beside the journal: clients that fill all volumes do not find it. */
+const SMALL_DISK_BYTES = 56 * MiB
+
+export function shapeOf(seed: Seed): Shape {
+  const random = (trait: string) => seededPrng(seed).fork(trait)
+  const isTwoCopies = random('copies').chance(0.1)
+  const isSmallDisk = random('disk size').chance(0.1)
+  return {
+    // most clients speak NBD then, in the other runs none
+    nbd: random('nbd').chance(0.3),
+    disksPerNode: random('disks per node').chance(0.3) ? 2 : 1,
+    slotCount: random('slots').pick([16, 16, 16, 4, 64]),
+    limits: random('limits').chance(0.2) ? SMALL_LIMITS : {},
+    ...(isSmallDisk ? { diskBytes: SMALL_DISK_BYTES } : {}),
+    ...(isTwoCopies ? { replicas: 2 } : {}),
+  }
+}
+
+/** Nodes of a cluster at its start. */
+export function nodesOf(seed: Seed): number {
+  return seededPrng(seed).fork('nodes').pick([3, 3, 3, 3, 4, 5])
+}
