@@ -691,6 +691,25 @@ test('the time to wait for the last servers of a slot counts from the loss of th
   assert.ok(pairOf(c, d).every(serves), 'it is not waited for any longer')
 })
 
+test('disks that all stood still at once are tried again when their processes start anew: nobody else has what they hold', async () => {
+  const cluster = await TestCluster.up({ seed: 66, nodes: 3 })
+  await cluster.threeVoters()
+  for (const { data } of cluster.nodes) data!.tell({ type: 'diskFailed', disk: data!.registration.disks[0]!, reason: 'the disk has not answered for 2000 ms' })
+  const chains = () => [...(cluster.node(1).data?.chains.values() ?? [])]
+  await cluster.until(() => chains().every(({ entries }) => entries.every(({ state }) => state >= ReplicaState.LASTSRV)), 5000, 'nobody serves')
+  // every disk answers again
+  const last = cluster.nodes.filter((node) =>
+    chains().some(({ entries }) => entries.some((of) => of.node === node.number && of.state === ReplicaState.LASTSRV)),
+  )
+  assert.ok(last.length > 0)
+  for (const node of cluster.nodes) {
+    node.kill()
+    await node.restart()
+  }
+  const isServed = ({ entries }: Chain) => entries.some(({ state }) => state === ReplicaState.SERVING)
+  await cluster.until(() => chains().length === SLOTS && chains().every(isServed), 30_000, 'all slots are served again')
+})
+
 test('a node that comes and goes is held off its chains, longer each time', async () => {
   const cluster = await TestCluster.up({ seed: 27, nodes: 3 })
   await cluster.threeVoters()

@@ -1,6 +1,7 @@
 import { XsanError } from '../../base/errors.ts'
 import type { DiskNumber, Incarnation, NodeNumber } from '../../base/ids.ts'
-import type { DiskRecord, NodeAddresses } from '../state.ts'
+import { ReplicaState } from '../../placement/chain.ts'
+import type { ClusterState, DiskRecord, NodeAddresses } from '../state.ts'
 import type { Operation } from './operation.ts'
 
 export interface RegisterDisk {
@@ -26,6 +27,12 @@ export interface NodeRegisterArgs extends NodeAddresses {
 
 /** Reason of a disk that counts as failed because the process of its node started without it; it is used again once it is back. */
 export const DISK_GONE = 'its node started without it'
+
+/** Whether some slot was last served by this disk: what it holds may be had nowhere else, so it is tried again, whatever it had failed with. */
+function isLast(state: ClusterState, disk: DiskNumber): boolean {
+  for (const { entries } of state.distinctChains) if (entries.some((of) => of.disk === disk && of.state === ReplicaState.LASTSRV)) return true
+  return false
+}
 
 /** A process of a member has started: a new incarnation, which fences the earlier ones. Its disks get their numbers. */
 export const nodeRegister: Operation<NodeRegisterArgs, { incarnation: Incarnation; disks: DiskNumber[] }> = {
@@ -57,7 +64,7 @@ export const nodeRegister: Operation<NodeRegisterArgs, { incarnation: Incarnatio
     const disks = args.disks.map(({ uuid, path, type, role, capacityBytes }) => {
       const old = known.get(uuid)
       const disk = old?.disk ?? state.takeDiskNumber()
-      const isBack = old === undefined || (old.state === 'failed' && old.reason === DISK_GONE)
+      const isBack = old === undefined || (old.state === 'failed' && (old.reason === DISK_GONE || isLast(state, disk)))
       const next: DiskRecord = {
         disk,
         node: args.node,

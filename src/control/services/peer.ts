@@ -153,7 +153,9 @@ export const LEADER_PEER_METHODS: Readonly<Record<string, PeerHandler>> = {
       coordinator.lastIds(sender.node, sender.incarnation, disk, ids, flag(request, 'powerLost'))
     }
     const failedReason = text(request, 'diskFailedReason')
-    if (failedReason !== '' && state.disks.get(disk)?.node === sender.node) await coordinator.propose('disk.failed', { disk, reason: failedReason })
+    if (failedReason !== '' && state.disks.get(disk)?.node === sender.node) {
+      await coordinator.propose('disk.failed', { disk, reason: failedReason, incarnation: sender.incarnation })
+    }
     const [data, nbd] = [text(request, 'data'), text(request, 'nbd')]
     const known = state.nodes.get(sender.node)
     if (data !== '' && known !== undefined && (known.data !== data || known.nbd !== nbd)) {
