@@ -8,7 +8,7 @@ import { columns, f64, i32, u32 } from '../base/columns.ts'
 import { Status } from '../base/status.ts'
 import { PAGE_BYTES } from '../base/units.ts'
 import type { IoQueue } from '../env/ioqueue.ts'
-import { Call, CallData, FRAME_BYTES, HEAD_BYTES_MAX, Lane, PeerFrame, putFrame } from '../wire/peer.ts'
+import { Call, CallData, FRAME_BYTES, Lane, PeerFrame, putFrame } from '../wire/peer.ts'
 import { Owner, PEERS_MAX, type Peers, Place, type Placement } from './peers.ts'
 import { NONE } from './records.ts'
 
@@ -20,7 +20,6 @@ const SERVED_MAX = 64
 const CALL_MS_MAX = 30_000
 const PIECE_BYTES = 256 * 1024
 const GONE = -2
-export const CALL_ARGUMENT_BYTES_MAX = HEAD_BYTES_MAX - FRAME_BYTES - Call.size
 
 export interface CallResult {
   readonly status: number

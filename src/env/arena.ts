@@ -14,7 +14,6 @@ export type PageNumber = Brand<number, 'PageNumber'>
 /** The four size classes of the product documents, by their upper bound. */
 export const ArenaClass = { SMALL: 0, MEDIUM: 1, LARGE: 2, HUGE: 3 } as const
 export type ArenaClass = (typeof ArenaClass)[keyof typeof ArenaClass]
-export const ARENA_CLASS_NAMES = ['<1KB', '1-64KB', '64KB-4MB', '>4MB'] as const
 
 export interface ArenaStats {
   /** Per class of {@link ArenaClass}: allocations alive, bytes alive. */

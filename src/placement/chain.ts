@@ -318,17 +318,6 @@ export function settle(chain: Chain, event: ChainEvent): Chain {
   throw new Error(`transition table cycles at ${formatChain(chain)}`)
 }
 
-/** `settle` for all slots under one event (a node event is one Raft command): the chains that change, in slot order. */
-export function settleAll(chains: readonly Chain[], event: ChainEvent): Array<{ slot: SlotIndex; chain: Chain }> {
-  const changed: Array<{ slot: SlotIndex; chain: Chain }> = []
-  for (let slot = 0; slot < chains.length; slot++) {
-    const chain = chains[slot]!
-    const next = settle(chain, event)
-    if (next !== chain) changed.push({ slot: slot as SlotIndex, chain: next })
-  }
-  return changed
-}
-
 /** The conditions of a row that do not hold for an entry: empty when the row applies. For `cluster status` ("why is it not serving?") and tests. */
 export function unmetConditions(transition: Transition, chain: Chain, entry: ChainEntry, event: ChainEvent): ConditionName[] {
   return transition.when.filter((name) => !CONDITIONS[name](chain, entry, event))
@@ -445,26 +434,6 @@ export function inWritePath(state: ReplicaState): boolean {
 export function headOf(chain: Chain): ChainEntry | undefined {
   const first = chain.entries[0]
   return first !== undefined && isMember(first.state) ? first : undefined
-}
-
-/** Who receives this replica's forwards; undefined: it is the tail, or takes no part in writes. */
-export function successorOf(chain: Chain, disk: DiskNumber): ChainEntry | undefined {
-  const index = indexOf(chain, disk)
-  if (index < 0 || !inWritePath(chain.entries[index]!.state)) return undefined
-  const next = chain.entries[index + 1]
-  return next !== undefined && inWritePath(next.state) ? next : undefined
-}
-
-/** Who forwards to this replica and receives its acknowledgements; undefined: it is the head, or takes no part in writes. */
-export function predecessorOf(chain: Chain, disk: DiskNumber): ChainEntry | undefined {
-  const index = indexOf(chain, disk)
-  return index > 0 && inWritePath(chain.entries[index]!.state) ? chain.entries[index - 1] : undefined
-}
-
-/** Whom a SYNCING replica copies from: its predecessor, the last of SERVING and DRAINING. */
-export function sourceOf(chain: Chain, disk: DiskNumber): ChainEntry | undefined {
-  const index = indexOf(chain, disk)
-  return index > 0 && chain.entries[index]!.state === SYNCING ? chain.entries[index - 1] : undefined
 }
 
 /** The SYNCING entry, if there is one. */
