@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import test from 'node:test'
 import { MemoryBlockClient } from '../../../test/support/memory-block-client.ts'
 import { MiB, PAGE_BYTES } from '../../base/units.ts'
+import type { PageNumber } from '../../env/arena.ts'
 import { AsyncIo } from '../../env/async-io.ts'
 import type { Log } from '../../env/control.ts'
 import { SimHost } from '../../env/sim/host.ts'
@@ -15,14 +16,16 @@ const PORT = 10809
 const log: Log = { log: () => {}, child: () => log }
 
 /** A server over a volume in memory, and clients of it on another host. */
-function make(options: { arenaBytes?: number } = {}) {
+function make(options: { operationsMax?: number; log?: Log } = {}) {
   const world = new World({ seed: 1 })
   const network = new SimNetwork(world)
   const host = new SimHost(network, { name: 'server', address: '10.0.0.1' })
-  const queue = new SimIoQueue({ process: host.start('xsand'), name: 'q', ...options })
+  const queue = new SimIoQueue({ process: host.start('xsand'), name: 'q' })
   const blocks = new MemoryBlockClient(queue)
+  blocks.operationsMax = options.operationsMax ?? blocks.operationsMax
   blocks.add('v', 8 * MiB)
-  const server = new NbdServer({ queue, asyncIo: new AsyncIo(queue), volumes: new VolumeLayer(blocks, queue.arena), log, connectionsMax: 8 })
+  const volumes = new VolumeLayer(blocks, queue.arena)
+  const server = new NbdServer({ queue, asyncIo: new AsyncIo(queue), volumes, log: options.log ?? log, connectionsMax: 8 })
   queue.runReactor(() => queue.turn(0))
   server.listenTcp('10.0.0.1', PORT)
   const clients = new SimHost(network, { name: 'clients', address: '10.0.0.2' })
@@ -58,7 +61,9 @@ function request(type: number, offsetBytes: number, lengthBytes: number): Buffer
   return bytes
 }
 
+const READ = 0
 const WRITE = 1
+const TRIM = 4
 
 test('a client that leaves is noticed while its connection waits for room: what it had under way is given up, what it had sent is not begun', async () => {
   const { world, blocks, server, open } = make()
@@ -76,4 +81,65 @@ test('a client that leaves is noticed while its connection waits for room: what 
   blocks.holding = false
   assert.ok(await world.run(() => server.connectionCount === 0 && server.requestCount === 0, 10_000))
   assert.equal(blocks.calls.filter((call) => call.startsWith('write')).length, 256)
+})
+
+test('connections whose requests stand still leave rows for others', async () => {
+  const { world, blocks, open } = make({ operationsMax: 64 })
+  blocks.holding = true
+  const trims = Buffer.concat(Array.from({ length: 100 }, () => request(TRIM, 0, 4096)))
+  let sent = 0
+  const stand = async () => {
+    const client = await open()
+    await client.send(trims)
+    sent++
+  }
+  for (let i = 1; i <= 3; i++) {
+    void stand()
+    assert.ok(await world.run(() => sent === i, 10_000))
+  }
+  let answered = false
+  void open().then(async (client) => {
+    await client.send(request(READ, 0, 4096))
+    await client.receive(16 + 4096)
+    answered = true
+  })
+  assert.ok(await world.run(() => blocks.calls.includes('read 0:0+1'), 10_000))
+  blocks.holding = false
+  assert.ok(await world.run(() => answered, 10_000))
+})
+
+test('a connection that waits for memory goes on when peers or disks free some, though no request has ended', async () => {
+  const { world, queue, open } = make()
+  const all: number[] = []
+  let state = ''
+  void open().then(async (client) => {
+    for (let page = queue.arena.alloc(PAGE_BYTES); page >= 0; page = queue.arena.alloc(PAGE_BYTES)) all.push(page)
+    await client.send(request(READ, 0, 4096))
+    state = 'waits'
+    await client.receive(16 + 4096)
+    state = 'answered'
+  })
+  assert.ok(await world.run(() => state === 'waits', 10_000))
+  assert.ok(!(await world.run(() => state === 'answered', 500)))
+  for (const page of all) queue.arena.free(page as PageNumber)
+  assert.ok(await world.run(() => state === 'answered', 1000))
+})
+
+test('peers that send nonsense do not fill the log: ten lines in ten seconds, then how many there were', async () => {
+  const lines: string[] = []
+  const { world, server, open } = make({ log: { log: (_level, message, fields) => lines.push(`${message} ${JSON.stringify(fields)}`), child: () => log } })
+  const nonsense = async () => {
+    let sent = false
+    void open().then(async (client) => {
+      await client.send(Buffer.alloc(28))
+      sent = true
+    })
+    assert.ok(await world.run(() => sent && server.connectionCount === 0, 10_000))
+  }
+  for (let i = 0; i < 30; i++) await nonsense()
+  assert.equal(lines.length, 10)
+  await world.run(() => false, 11_000)
+  await nonsense()
+  assert.equal(lines.length, 11)
+  assert.match(lines[10]!, /"others":20/)
 })

@@ -62,6 +62,9 @@ const REFUSALS_MAX = 8
 /** A client that has not finished negotiating by then is dropped. */
 const NEGOTIATION_MS_MAX = 10_000
 const DEADLINE_AGAIN_MS = 100
+/** Lines about connections closed for a reason, in so long; the next one says how many others there were. */
+const REASONS_LOGGED_MAX = 10
+const REASONS_EVERY_MS = 10_000
 /**
  * A reactor that stood still for this long (SIGSTOP, a paused guest) finds requests of unknown age in its sockets. Their clients may have gone on by
  * another node meanwhile, so that an old write would land over a newer one (protocol 16): all connections are closed instead.
@@ -103,6 +106,9 @@ export class NbdServer {
   #refusing = 0
   #refusedLogged = false
   #acceptFailureLogged = false
+  #reasonsSinceMs = Number.NEGATIVE_INFINITY
+  #reasonsLogged = 0
+  #reasonsNotLogged = 0
   /** Largest payload of a request: a smaller arena has no room for the largest of the protocol. */
   readonly #requestBytesMax: number
   /** Pages in the buffers of all requests. */
@@ -763,7 +769,7 @@ export class NbdServer {
    */
   #drop(c: number, reason: string, lostMs = this.#queue.nowMs): void {
     const t = this.#connections
-    if (reason !== '') this.#log.log('WARN', 'NBD connection closed', { reason })
+    if (reason !== '') this.#say(reason)
     if (t.state[c] !== State.CLOSING) {
       const wasRunning = t.state[c] === State.RUNNING
       t.state[c] = State.CLOSING
@@ -781,6 +787,22 @@ export class NbdServer {
     const socket = this.#socket(c)
     t.socket[c] = NONE
     this.#queue.close(socket, this.#closeTag, c)
+  }
+
+  /** Whoever sends nonsense as fast as it can does not fill the log. */
+  #say(reason: string): void {
+    const { nowMs } = this.#queue
+    if (nowMs - this.#reasonsSinceMs > REASONS_EVERY_MS) {
+      this.#reasonsSinceMs = nowMs
+      this.#reasonsLogged = 0
+    }
+    if (this.#reasonsLogged === REASONS_LOGGED_MAX) {
+      this.#reasonsNotLogged++
+      return
+    }
+    this.#reasonsLogged++
+    this.#log.log('WARN', 'NBD connection closed', { reason, ...(this.#reasonsNotLogged > 0 ? { others: this.#reasonsNotLogged } : {}) })
+    this.#reasonsNotLogged = 0
   }
 
   /** After a standstill. What already runs below goes on for the rest of its life, which counts from the last turn before. */
