@@ -13,7 +13,7 @@
 import { messageOf, XsanError } from '../base/errors.ts'
 import type { ChainVersion, DiskNumber, Incarnation, NodeNumber, SlotIndex } from '../base/ids.ts'
 import type { Clock, Log, TimerId } from '../env/control.ts'
-import { type Chain, entryOf, ReplicaState } from '../placement/chain.ts'
+import { type Chain, DiskUse, entryOf, ReplicaState } from '../placement/chain.ts'
 import { CoordinatorView, View, type ViewRow } from '../placement/view.ts'
 import type { Raft } from '../raft/driver.ts'
 import { type ArgsOf, encodeCommand, type OperationName, type ResultOf, resultValue } from './command.ts'
@@ -613,7 +613,10 @@ export class Coordinator {
       const facts: SlotFacts[] = []
       for (const [slot, sinceMs] of this.#unserved) {
         const isMeant = acceptDataLoss ? this.#givenUp.get(slot) === true : this.#givenUp.has(slot) || (waitMs > 0 && nowMs - sinceMs >= waitMs)
-        if (isMeant) facts.push(factsOf.get(slot) ?? { slot })
+        if (!isMeant) continue
+        const known = factsOf.get(slot) ?? { slot }
+        const anew = acceptDataLoss && !this.#mayRecover(slot) ? this.#rebalancer.substitute(slot) : undefined
+        facts.push(anew === undefined ? known : { ...known, add: [anew.disk, anew.node] })
       }
       if (facts.length === 0) continue
       const args: ChainsStepArgs = { ...known, facts, factsOnly: true, recoverWithoutAll: true, ...(acceptDataLoss ? { acceptDataLoss } : {}) }
@@ -621,6 +624,11 @@ export class Coordinator {
       if (changing.size > 0) return { ...args, facts: facts.filter(({ slot }) => changing.has(slot)).slice(0, FACTS_MAX) }
     }
     return undefined
+  }
+
+  /** Somebody who holds a copy, however old, is or may be there. */
+  #mayRecover(slot: SlotIndex): boolean {
+    return this.#state.chains[slot]!.entries.some(({ node, disk }) => this.view.view(node) !== View.DOWN && this.#state.diskUse(disk) !== DiskUse.FAILED)
   }
 
   /** Processes found DOWN of which the others have not been told yet; one that has been UP since counts anew. */
@@ -669,7 +677,9 @@ export class Coordinator {
       this.#forgetDone(slot)
       if (this.#upToDate.has(slot) && this.view.view(this.#nodeOf(upToDate[0])) === View.UP) add(slot, { upToDate })
     }
-    if (unavailable === 0 && this.#isCalm(nowMs)) for (const move of this.#rebalancer.moves(nowMs - this.#doubtedMs)) add(move.slot, move.fact)
+    if (this.#isCalm(nowMs)) {
+      for (const move of this.#rebalancer.moves(nowMs - this.#doubtedMs, { repairsOnly: unavailable > 0 })) add(move.slot, move.fact)
+    }
     return {
       views: this.view.rows(),
       heldDown: [...this.#leases]

@@ -653,6 +653,27 @@ test('data loss is accepted for what the operator saw lost, and for nothing that
   assert.ok(shared().every((chain) => stateOf(chain, complete) === ReplicaState.SERVING))
 })
 
+test('what was lost with all its copies keeps nobody else from being rebuilt, and begins anew, empty, when the loss is accepted', async () => {
+  const cluster = await TestCluster.up({ seed: 67, nodes: 5, replicas: 2 })
+  await cluster.until(() => cluster.node(1).plane.member!.raft!.members.voters.length === 5, 20_000, 'five voters')
+  await cluster.node(1).call('Config/Set', { key: 'failover.rebuild_after', valueJson: '5000' })
+  for (const gone of [cluster.node(4), cluster.node(5)]) gone.kill()
+  cluster.refused(cluster.node(4))
+  cluster.refused(cluster.node(5))
+  const chains = () => [...cluster.node(1).data!.chains.values()]
+  const servers = ({ entries }: Chain) => entries.filter(({ state }) => state === ReplicaState.SERVING).length
+  const isLost = (chain: Chain) => chain.entries.every(({ state }) => state === ReplicaState.LASTSRV)
+  await cluster.until(() => chains().some(isLost) && chains().every((chain) => isLost(chain) || servers(chain) >= 1), 5000, 'some slots are lost')
+  await cluster.until(() => chains().every((chain) => isLost(chain) || servers(chain) === 2), 30_000, 'two copies of all the others')
+  assert.ok(chains().some(isLost))
+  await cluster.node(2).call('Cluster/Recover', {})
+  await cluster.world.runFor(1000)
+  assert.ok(chains().some(isLost), 'nothing is given up unless it is said')
+  await cluster.node(2).call('Cluster/Recover', { acceptDataLoss: true })
+  await cluster.until(() => chains().every((chain) => servers(chain) === 2), 30_000, 'two copies of all')
+  assert.equal((await cluster.node(1).call('Cluster/Recover', { dryRun: true }))['slots'], 0)
+})
+
 test('the time to wait for the last servers of a slot counts from the loss of that slot', async () => {
   const cluster = await TestCluster.up({ seed: 63, nodes: 7, replicas: 2 })
   await cluster.until(() => cluster.node(1).plane.member!.raft!.members.voters.length === 5, 20_000, 'five voters')

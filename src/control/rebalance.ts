@@ -90,8 +90,22 @@ export class Rebalancer {
     return wanted !== undefined && wanted.length > 0 && !wanted.includes(disk)
   }
 
+  /** A disk on which a slot may begin anew that nobody who could serve it is left of, if there is one. */
+  substitute(slot: SlotIndex): { readonly disk: DiskNumber; readonly node: NodeNumber } | undefined {
+    const { state, view } = this.#options
+    const { entries } = state.chains[slot]!
+    this.#place()
+    const wanted = this.#desired[slot] ?? []
+    const free = this.#usable().filter(
+      ({ disk, node }) =>
+        view.view(node) === View.UP &&
+        entries.every((entry) => entry.disk !== disk && (entry.node !== node || state.disks.get(entry.disk)?.state === 'failed')),
+    )
+    return free.find(({ disk }) => wanted.includes(disk)) ?? free[slot % Math.max(1, free.length)]
+  }
+
   /** Next steps, as many as may be taken now; at most one of a slot. `calmMs`: time since the last loss or return. */
-  moves(calmMs: number): Array<{ slot: SlotIndex; fact: Omit<SlotFacts, 'slot'> }> {
+  moves(calmMs: number, { repairsOnly }: { readonly repairsOnly: boolean }): Array<{ slot: SlotIndex; fact: Omit<SlotFacts, 'slot'> }> {
     const { state } = this.#options
     if (!state.everHadVolumes || state.chains.length === 0) return []
     this.#place()
@@ -109,7 +123,8 @@ export class Rebalancer {
       const isRepair = move.kind !== 'drain' && this.#serving(move.slot) < this.#desired[move.slot]!.length
       if (isRepair) {
         if (++repairs > REPAIRS_MAX) continue
-      } else if (!this.#planned.has(move.slot)) {
+      } else if (repairsOnly) continue
+      else if (!this.#planned.has(move.slot)) {
         if (this.#planned.size >= MOVING_SLOTS_MAX) continue
         this.#planned.add(move.slot)
       }

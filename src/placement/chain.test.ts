@@ -157,12 +157,17 @@ const CASES: ReadonlyArray<readonly [string, ChainEvent, string | null, Transiti
   ['1l 2l', { ...views('1 2'), lastIds: [id(1, 9), id(2, 7, { version: 6 as ChainVersion })] }, null, null],
   ['1l 2l', { ...views('1- 2'), lastIds: [id(2, 7)], recoverWithoutAll: true }, '2s 1w', 'recover'],
   ['1l 2l', { ...views('1- 2-'), lastIds: [id(2, 7)], recoverWithoutAll: true }, null, null],
+  ['1l 2l', { ...views('1? 2'), lastIds: [id(2, 7)], recoverWithoutAll: true }, null, null],
+  ['1l 2l', { ...views('1 2'), lastIds: [id(2, 7)], recoverWithoutAll: true }, null, null],
   ['1l 2l', { ...views('1 2'), ...failed(1), lastIds: [id(1, 9), id(2, 7)] }, null, null],
   ['1l 2w', { ...views('1 2'), lastIds: [id(2, 7)], recoverWithoutAll: true }, null, null],
   // nothing of them will
   ['1l 2w 3w', { ...views('1- 2 3'), acceptDataLoss: true, lastIds: [id(2, 4), id(3, 5)] }, '3s 2w 1o', 'accept loss'],
   ['1l 2w 3w', { ...views('1- 2 3'), acceptDataLoss: true }, '2s 3w 1o', 'accept loss'],
   ['1l 2w', { ...views('1 2'), acceptDataLoss: true, lastIds: [id(2, 4)] }, null, null],
+  // whoever is in doubt may be there
+  ['1l 2w', { ...views('1? 2'), acceptDataLoss: true }, null, null],
+  ['1l 2w', { ...views('1? 2'), ...failed(1), acceptDataLoss: true }, '2s 1o', 'accept loss'],
   ['1l 2w', views('1- 2'), null, null],
   ['1s 2y 3w', { ...views('1? 2 3'), acceptDataLoss: true }, null, null],
   // catching up

@@ -176,12 +176,17 @@ export const CONDITIONS = {
   'no SERVING': (chain) => !has(chain, SERVING),
   'no SYNCING': (chain) => !has(chain, SYNCING),
   'no DRAINING': (chain) => !has(chain, DRAINING),
-  'all LASTSRV online with known ids, or recover.wait is over, or the operator says so': (chain, _, event) =>
-    event.recoverWithoutAll === true ||
-    chain.entries.every((other) => other.state !== LASTSRV || (isUp(other, event) && lastIdOf(chain, other, event) !== undefined)),
+  'all LASTSRV online with known ids, or (recover.wait is over, or the operator says so) offline (or their disks failed)': (chain, _, event) =>
+    chain.entries.every(
+      (other) =>
+        other.state !== LASTSRV ||
+        (isUp(other, event) && lastIdOf(chain, other, event) !== undefined) ||
+        (event.recoverWithoutAll === true && (isOffline(other, event) || isFailed(other, event))),
+    ),
   'online, with the highest id of those': (chain, entry, event) => isBest(chain, entry, event),
   'the operator accepts data loss': (_, __, event) => event.acceptDataLoss === true,
-  'no LASTSRV online': (chain, _, event) => chain.entries.every((other) => other.state !== LASTSRV || !isUp(other, event)),
+  'all LASTSRV offline (or their disks failed)': (chain, _, event) =>
+    chain.entries.every((other) => other.state !== LASTSRV || isOffline(other, event) || isFailed(other, event)),
   'valid up-to-date report': (_, entry, event) =>
     event.upToDate !== undefined &&
     event.upToDate.disk === entry.disk &&
@@ -241,14 +246,18 @@ export const TRANSITIONS = [
   {
     name: 'recover',
     from: LASTSRV,
-    when: ['no SERVING', 'all LASTSRV online with known ids, or recover.wait is over, or the operator says so', 'online, with the highest id of those'],
+    when: [
+      'no SERVING',
+      'all LASTSRV online with known ids, or (recover.wait is over, or the operator says so) offline (or their disks failed)',
+      'online, with the highest id of those',
+    ],
     to: SERVING,
     others: { LASTSRV: WAITING },
   },
   {
     name: 'accept loss',
     from: WAITING,
-    when: ['no SERVING', 'the operator accepts data loss', 'no LASTSRV online', 'online, with the highest id of those'],
+    when: ['no SERVING', 'the operator accepts data loss', 'all LASTSRV offline (or their disks failed)', 'online, with the highest id of those'],
     to: SERVING,
     others: { LASTSRV: OFFLINE },
   },
