@@ -246,6 +246,22 @@ function request(type: number, offsetBytes: number, lengthBytes: number, cookie 
   return bytes
 }
 
+test('a refused write is answered when all of it has come', { timeout: 60_000 }, async () => {
+  const client = await opened('small')
+  client.socket.write(Buffer.concat([request(1, 8 * MIB, 16 * MIB, 1), Buffer.alloc(8 * MIB)]))
+  await new Promise((resolve) => setTimeout(resolve, 300))
+  assert.equal(client.received().length, 0)
+  client.socket.write(Buffer.concat([Buffer.alloc(8 * MIB), request(0, 0, 512, 2)]))
+  const replies = await client.until(32 + 512)
+  assert.deepEqual([replies.readUInt32BE(4), replies.readUInt32BE(12)], [28, 1])
+  assert.deepEqual([replies.readUInt32BE(20), replies.readUInt32BE(28)], [0, 2])
+  const half = await opened('small')
+  half.socket.write(Buffer.concat([request(1, 8 * MIB, 16 * MIB, 1), Buffer.alloc(8 * MIB)]))
+  half.socket.end()
+  await ended(half.socket)
+  client.socket.destroy()
+})
+
 test('a client that reads no replies does not keep others waiting, however much it asks for', { timeout: 60_000 }, async () => {
   const greedy = await Promise.all([opened('big'), opened('big')])
   for (const { socket } of greedy) {

@@ -145,6 +145,8 @@ export class NbdServer {
       end: i32,
       /** Payload bytes of a refused write that are still to be thrown away. */
       discardBytes: u32,
+      /** That write, or -1. It is answered when all of it has come: clients take an answer to what they are still sending for nonsense. */
+      discarding: i32,
       receiving: i32,
       sending: i32,
       negotiating: i32,
@@ -293,7 +295,7 @@ export class NbdServer {
     t.state[c] = State.NEGOTIATING
     t.start[c] = t.end[c] = t.discardBytes[c] = t.receiving[c] = t.sending[c] = t.blocked[c] = t.dirty[c] = 0
     t.hangup[c] = t.requests[c] = t.bufferPages[c] = t.ending[c] = 0
-    t.bulk[c] = t.replyFirst[c] = t.replyLast[c] = t.sentFirst[c] = NONE
+    t.bulk[c] = t.discarding[c] = t.replyFirst[c] = t.replyLast[c] = t.sentFirst[c] = NONE
     t.negotiating[c] = 1
     if (tooMany) this.#refusing++
     this.#queue.timeout(NEGOTIATION_MS_MAX, this.#deadlineTag, c)
@@ -367,6 +369,10 @@ export class NbdServer {
         if (n === 0) break
         t.start[c]! += n
         t.discardBytes[c]! -= n
+        if (t.discardBytes[c] === 0) {
+          this.#reply(t.discarding[c]!)
+          t.discarding[c] = NONE
+        }
         continue
       }
       if (available < NbdRequest.size) break
@@ -453,8 +459,10 @@ export class NbdServer {
     t.requests[c]!++
     t.start[c]! += NbdRequest.size
     if (error !== Status.SUCCESS) {
-      if (type === Command.WRITE) t.discardBytes[c] = lengthBytes
-      this.#reply(r)
+      if (type === Command.WRITE && lengthBytes > 0) {
+        t.discardBytes[c] = lengthBytes
+        t.discarding[c] = r
+      } else this.#reply(r)
       return true
     }
     const volume = t.volume[c] as VolumeNumber
@@ -778,6 +786,7 @@ export class NbdServer {
       const waiting = t.replyFirst[c]!
       t.replyFirst[c] = t.replyLast[c] = NONE
       this.#freeList(waiting)
+      if (wasRunning && t.discarding[c] !== NONE) this.#freeRequest(t.discarding[c]!)
       if (wasRunning) {
         this.#orphanWrites(c, lostMs)
         if (t.receiving[c] === 1 || t.sending[c] === 1) this.#queue.cancel(this.#socket(c))
