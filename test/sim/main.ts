@@ -256,7 +256,7 @@ async function runRange(range: string, jobsText: string, options: Options): Prom
     if (options.json) print({ seed: task.seed, hash: result.hash, promise, detail })
     else
       process.stdout.write(
-        `seed ${task.seed}: ${promise}: ${detail.split('\n')[0]}\n  replay: npx xsan sim --seed ${task.seed} ${planText(plan)}${plantedText}\n`,
+        `seed ${task.seed}: ${promise}: ${detail.split('\n')[0]}; replay: npx xsan sim --seed ${task.seed} ${planText(plan)}${plantedText}\n`,
       )
   })
   const seconds = Number(process.hrtime.bigint() - began) / 1e9
@@ -278,6 +278,8 @@ async function runRange(range: string, jobsText: string, options: Options): Prom
   } else {
     const first = firstFailure === undefined ? '' : `, the first is ${firstFailure}`
     process.stdout.write(`${seeds} seeds, ${failed} failed${first}; ${speedText(virtualSeconds, events, seconds)}\n${coverageText(reached).join('\n')}\n`)
+    // scripts take the last line, whatever else is for people
+    print({ seeds, failed, first_failure: firstFailure ?? null })
   }
   return failed === 0 ? 0 : 1
 }
