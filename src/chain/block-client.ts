@@ -5,6 +5,8 @@
  * Each call takes (done, row): `done(row, status)` is called exactly once, never inside the call.
  * Success of a write: applied exactly once, on every replica in the acknowledgement path, durable there if the volume is `syncWhenWrite`.
  * Failure of a write: known not to take effect ever (cancelled through the log itself, protocol 16), or the client's connection to it is already closed.
+ * NETWORK_TIMEOUT alone says that nobody knows: no replica could say for the retry budget and the life of a write after it. If it takes effect, then
+ * before any write of the block that is begun after this answer.
  */
 import type { VolumeNumber } from '../base/ids.ts'
 import type { Done } from '../base/request.ts'

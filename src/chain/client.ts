@@ -5,6 +5,10 @@
  *             ^         |  stale, lost, busy: wait 100 ms .. 1 s or for a new table, then ask the head of that table
  *             +---------+  out of time: Cancel{channel, n} through the log, until confirmed; then the write has failed for good
  *
+ * While no replica can confirm a cancel (the only copy's disk has failed, say), whoever waits is told after one more life of a write that nobody
+ * knows: NETWORK_TIMEOUT. No try of it can be ordered any more by then; what was ordered before takes effect, if at all, before anything newer. The
+ * cancel goes on, and keeps its channel.
+ *
  * A channel has one update in flight and one sequence over all slots. An operation whose buffer may still be read (by a record here, by a send)
  * is pinned: it is not done before.
  */
@@ -36,6 +40,9 @@ const OpState = {
   /** The outcome is known; the buffer is still pinned, or the call that started it has not returned. */
   ENDING: 5,
 } as const
+
+/** How often operations that got no answer are looked for. */
+const UNKNOWN_EVERY_MS = 500
 
 export interface ClientSettings {
   /** Time for an operation in all. */
@@ -122,6 +129,9 @@ export class Client implements BlockClient {
   #orphans: Orphan[] = []
   /** Of the last turn's clock. */
   #turnMs: number
+  #lookAgainMs = 0
+  /** Cancels that nobody waits for any more. */
+  #unawaited = 0
   /** After a standstill: ends of turns until what waits is asked for again. */
   #turnsToWait = 0
 
@@ -146,7 +156,8 @@ export class Client implements BlockClient {
     this.settings = options.settings
     this.#needTable = options.needTable
     this.#clientHigh = clientHighOf(options.table.identity.node, options.table.identity.reactor)
-    this.ops = columns('client operation', options.opsMax, {
+    // cancels that go on when nobody waits any more have rows of their own: one per channel at most
+    this.ops = columns('client operation', options.opsMax + CHANNELS_PER_CLIENT, {
       kind: u8,
       state: u8,
       durable: u8,
@@ -166,6 +177,8 @@ export class Client implements BlockClient {
       attempts: i32,
       startedMs: f64,
       deadlineMs: f64,
+      /** When whoever waits is told that the outcome is unknown, if it still is. */
+      answerByMs: f64,
       retryAtMs: f64,
       backoffMs: f64,
       /** Asked: the peer and its session; NONE: here. */
@@ -185,7 +198,7 @@ export class Client implements BlockClient {
   // ---- BlockClient ---------------------------------------------------------------------------------------------------------
 
   get operationsMax(): number {
-    return this.ops.rowsMax
+    return this.ops.rowsMax - CHANNELS_PER_CLIENT
   }
 
   read(volume: VolumeNumber, index: number, firstPage: number, pageCount: number, bufferPage: number, done: Done, row: number): void {
@@ -277,6 +290,7 @@ export class Client implements BlockClient {
     ops.attempts[op] = ops.unknown[op] = ops.orphaned[op] = ops.pins[op] = 0
     ops.startedMs[op] = nowMs
     ops.deadlineMs[op] = nowMs + this.settings.retryTotalMs
+    ops.answerByMs[op] = ops.deadlineMs[op]! + this.settings.writeLifeMs
     ops.backoffMs[op] = this.settings.retryFirstMs
     ops.durable[op] = known === undefined || known.syncWhenWrite || flags & WriteFlag.FUA ? 1 : 0
     this.#inCall = true
@@ -566,6 +580,26 @@ export class Client implements BlockClient {
   tick(): void {
     this.#retry(this.#queue.nowMs)
     this.#expireWaiting()
+    this.#answerUnknown()
+  }
+
+  /** Those whose outcome nobody will know in time. Their buffers go back to whoever waits, so what may still be read by a record has to wait on. */
+  #answerUnknown(): void {
+    const { ops } = this
+    const { nowMs } = this.#queue
+    if (ops.inUse === 0 || nowMs < this.#lookAgainMs) return
+    this.#lookAgainMs = nowMs + UNKNOWN_EVERY_MS
+    for (let op = 0; op < ops.rowsMax; op++) {
+      if (!ops.isUsed(op) || nowMs < ops.answerByMs[op]! || ops.pins[op]! > 0 || ops.orphaned[op] === 1 || ops.channel[op] === NONE) continue
+      const done = this.#done[op]
+      if (done === undefined || ops.state[op] === OpState.ENDING) continue
+      // asked, and never answered: whatever comes of it, its content is not sent again
+      if (ops.kind[op] !== OpKind.CANCEL) this.#cancel(op, Status.WRITE_CANCELLED)
+      this.#done[op] = undefined
+      this.#unawaited++
+      this.#counters.updatesUnknown++
+      done(ops.callerRow[op]!, Status.NETWORK_TIMEOUT)
+    }
   }
 
   #retry(dueMs: number): void {
@@ -664,12 +698,13 @@ export class Client implements BlockClient {
       this.#ended.push(op)
       return
     }
-    const done = this.#done[op]!
+    const done = this.#done[op]
     const row = this.ops.callerRow[op]!
     const status = this.ops.status[op]!
     this.#done[op] = undefined
     this.ops.free(op)
-    done(row, status)
+    if (done === undefined) this.#unawaited--
+    else done(row, status)
   }
 
   /** At the end of a turn. */
@@ -691,9 +726,9 @@ export class Client implements BlockClient {
     this.#turnMs = nowMs
   }
 
-  /** Operations of this node not yet done. */
+  /** Operations of this node that somebody waits for. */
   get underWay(): number {
-    return this.ops.inUse
+    return this.ops.inUse - this.#unawaited
   }
 }
 

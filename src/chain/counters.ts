@@ -43,6 +43,8 @@ export class Counters {
   remoteUpdates = 0
   clientRetries = 0
   cancels = 0
+  /** Writes whose outcome nobody knew in time. */
+  updatesUnknown = 0
   flushes = 0
   flushesJoined = 0
   networkBytesSent = 0
@@ -76,6 +78,7 @@ export class Counters {
       update_remote: this.remoteUpdates,
       update_retries: this.clientRetries,
       update_cancels: this.cancels,
+      updates_unknown: this.updatesUnknown,
       replica_read: this.reads,
       replica_read_bytes: this.readBytes,
       replica_read_latency_us: Math.round(this.readMs * 1000),

@@ -324,7 +324,7 @@ export class DataPlane {
       updates: writes.updates.inUse,
       merges: writes.merging,
       reads: reads.reads.inUse,
-      clientOperations: this.#client.underWay,
+      clientOperations: this.#client.ops.inUse,
       calls: this.calls.underWay,
       creditsHeld: this.#credits.heldRows,
       resyncSessions: replicas.sessions.size,

@@ -489,7 +489,7 @@ export class Replicas {
     if (state === SERVING || state === DRAINING) this.#learnMember(slot, since)
     else if (state === SYNCING) {
       if (this.sessions.get(slot)?.since !== since) this.#startSession(slot, since)
-    } else if (state !== LASTSRV) this.#leaveWritePath(slot)
+    } else if (state !== LASTSRV || this.storeOf(slot) === undefined) this.#leaveWritePath(slot)
     this.#retryParked(slot)
   }
 
@@ -636,7 +636,10 @@ export class Replicas {
     })
   }
 
-  /** The disk stages and makes durable nothing more. What is uncommitted stays so until the chain has gone on without this replica. */
+  /**
+   * The disk stages and makes durable nothing more. What is uncommitted stays so until the chain has gone on without this replica, or waits for it:
+   * then only another process can go on with what the disk holds, and nobody waits for its records here.
+   */
   storeFailure(storeIndex: number): void {
     this.storeFailed[storeIndex] = true
     const { records } = this
@@ -659,5 +662,7 @@ export class Replicas {
       this.#hooks.promiseSettled()
       resolve()
     }
+    const { ownState, ownStore, slotCount } = this.table
+    for (let slot = 0; slot < slotCount; slot++) if (ownStore[slot] === storeIndex && ownState[slot] === LASTSRV) this.#leaveWritePath(slot)
   }
 }

@@ -144,3 +144,26 @@ test('the first turn after a standstill asks no replica for what waited before i
   assert.notEqual(await cluster.world.settle(write.status, 20_000), Status.SUCCESS)
   assert.deepEqual((await cluster.world.settle(new TestClient(cluster.node(3)).read(0, 0, 1), 5000)).bytes, pattern(1))
 })
+
+test('when nobody is left who could say what became of a write, its client is told so in bounded time, and the cancel goes on', {
+  timeout: 60_000,
+}, async () => {
+  const { cluster } = await twoAndClient({ plane: { settings: { retryTotalMs: 1000, writeLifeMs: 300 } } })
+  const node = cluster.node(3)
+  const client = new TestClient(node)
+  assert.equal(await cluster.world.settle(client.write(0, 0, pattern(1)), 5000), Status.SUCCESS)
+  // ordered, and then nobody
+  const calledMs = cluster.world.nowMs
+  cluster.node(2).process.freeze()
+  const write = client.write(0, 0, pattern(2))
+  await cluster.world.runFor(50)
+  cluster.leaseMs = 0
+  await cluster.kill(1)
+  assert.equal(await cluster.world.settle(write, 5000), Status.NETWORK_TIMEOUT)
+  const tookMs = cluster.world.nowMs - calledMs
+  assert.ok(tookMs >= 1300 && tookMs < 2500, `${tookMs} ms`)
+  assert.equal(node.plane.counters.updatesUnknown, 1)
+  assert.equal(node.plane.resources['clientOperations'], 1, 'its cancel')
+  // what came after it never reached anybody, and that is known
+  assert.equal(await cluster.world.settle(client.write(0, 0, pattern(3)), 5000), Status.VOLUME_UNAVAILABLE)
+})

@@ -46,6 +46,8 @@ const KEPT_SHARE = 20
 
 export function spaceOf(path: string): FileSpace {
   const { bavail, blocks, bsize } = statfsSync(path)
+  // some file systems of the user's (FUSE) do not tell
+  if (blocks === 0) return { spareBytes: Number.POSITIVE_INFINITY, allocatedBytes: 0 }
   return { spareBytes: bavail * bsize - Math.min(KEPT_BYTES_MAX, (blocks * bsize) / KEPT_SHARE), allocatedBytes: statSync(path).blocks * 512 }
 }
 
@@ -55,7 +57,8 @@ export function overcommitted(disks: readonly FoundDisk[]): string[] {
     const at = existsSync(path) ? path : dirname(path)
     const stat = statSync(at)
     if (!stat.isFile() && !stat.isDirectory()) return []
-    const { bavail, bsize } = statfsSync(at)
+    const { bavail, blocks, bsize } = statfsSync(at)
+    if (blocks === 0) return []
     const allocatedBytes = stat.isFile() ? stat.blocks * 512 : 0
     const leftBytes = capacityBytes - allocatedBytes - bavail * bsize
     if (leftBytes <= 0) return []

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync, statfsSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync, statfsSync, statSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import test, { type TestContext } from 'node:test'
@@ -19,6 +19,7 @@ interface Parts {
   storage?: Record<string, unknown>
   network?: Record<string, unknown>
   nbd?: Record<string, unknown>
+  forward?: Record<string, unknown>
 }
 
 let nextPort = 33_000 - (process.pid % 500) * 8
@@ -45,6 +46,7 @@ class Node {
       storage: { devices: [{ path: join(dir, 'disk'), type: 'ssd', role: 'capacity', size: '256M' }], default_replica_count: 1, ...parts.storage },
       network: { data_port: port + 1, admin_port: port + 3, heartbeat_group: '', ...parts.network },
       nbd: { port: port + 2, socket: join(dir, 'nbd.sock'), ...parts.nbd },
+      ...(parts.forward ? { forward: parts.forward } : {}),
     }
     writeFileSync(this.config, JSON.stringify(config))
     t.after(async () => {
@@ -386,3 +388,55 @@ test('a file system that fills up: ENOSPC for new blocks, named by disk list and
   await until('and health says so', 20_000, async () => (await xsan('cluster', 'status', '-o', 'json')).includes('"safe"'))
   assert.equal(await node.end('SIGTERM'), 0, node.stderr)
 })
+
+for (const how of ['fails', 'hangs'] as const) {
+  test(`the only copy's disk ${how}: its clients are told within retry_total_time and one write life more, the node says why, a restart brings it back`, {
+    timeout: 3 * TIMEOUT_MS,
+  }, async (t) => {
+    const dir = makeDirectory()
+    const trigger = join(dir, 'trigger')
+    const path = join(dir, 'disk')
+    writeFileSync(path, '')
+    const faulty = ['--filter=error', 'memory', '256M', 'error=EIO', 'error-pwrite-rate=100%', 'error-pread-rate=100%', `error-file=${trigger}`]
+    const fuse = spawn('nbdfuse', [path, '--command', 'nbdkit', '-s', '--exit-with-parent', ...faulty], { stdio: 'ignore' })
+    const gone = once(fuse, 'exit')
+    t.after(async () => {
+      await run('umount', ['-l', path])
+      await endChild(fuse)
+    })
+    const isThere = () => existsSync(path) && statSync(path).size === 256 * MiB
+    await Promise.race([gone, until('the disk is there', 10_000, async () => isThere())])
+    if (!isThere()) return t.skip('no FUSE here')
+    const device = { path, type: 'ssd', role: 'capacity' }
+    const node = new Node(t, { storage: { devices: [device], default_replica_count: 1 }, forward: { retry_total_time: 3000 } }, dir)
+    node.start()
+    await node.init()
+    await must(bin('xsan'), ['--server', node.grpc, 'volume', 'create', 'v', '64M'])
+    const uri = `nbd://127.0.0.1:${node.nbdPort}/v`
+    const io = async (...commands: string[]) => {
+      const begunMs = performance.now()
+      const { stdout, stderr } = await run('qemu-io', ['-f', 'raw', ...commands.flatMap((command) => ['-c', command]), uri], { timeoutMs: 50_000 })
+      return { text: stdout + stderr, tookMs: performance.now() - begunMs }
+    }
+    assert.doesNotMatch((await io('write -P 7 0 8M')).text, /failed/)
+    const nbdkit = Number((await must('pgrep', ['-P', String(fuse.pid), 'nbdkit'])).stdout)
+    if (how === 'fails') writeFileSync(trigger, '')
+    else process.kill(nbdkit, 'SIGSTOP')
+    t.after(() => process.kill(nbdkit, 'SIGCONT'))
+    for (const command of ['write -P 8 0 64k', 'write -P 8 4M 4k', 'read 0 4k']) {
+      const { text, tookMs } = await io(command)
+      assert.match(text, /Input\/output error/, command)
+      assert.ok(tookMs > 2000 && tookMs < 30_000, `${command}: ${tookMs} ms`)
+    }
+    const { stdout } = await must(bin('xsan'), ['--server', node.grpc, 'cluster', 'status', '-o', 'json'])
+    assert.match(stdout, how === 'fails' ? /Disk .*disk of node-1 failed: .*EIO/ : /Disk .*disk of node-1 failed: .*has not answered/)
+    assert.match(stdout, /"health": ?"unavailable"/)
+    if (how === 'fails') rmSync(trigger)
+    else process.kill(nbdkit, 'SIGCONT')
+    assert.equal(await node.end('SIGTERM'), 0, node.stderr)
+    node.start()
+    await until(`the volume serves again\n${node.stderr}`, 30_000, async () => /^read 3145728/m.test((await io('read -P 7 1M 3M')).text))
+    assert.doesNotMatch((await io('write -P 9 0 1M', 'read -P 9 0 1M')).text, /[Ff]ailed/)
+    assert.equal(await node.end('SIGTERM'), 0, node.stderr)
+  })
+}

@@ -132,6 +132,12 @@ export class History {
     )
   }
 
+  /** Nobody knows the outcome of a write: it may take effect until `deadlineMs`, later only before any write begun after that, or never. */
+  endUnknown(op: OpenOp, deadlineMs: number): void {
+    this.#open.delete(op)
+    for (const { op: page } of op.pages) page.returnMs = deadlineMs
+  }
+
   /** The client is gone; what it had under way may take effect until `deadlineMs`, or never. */
   clientDied(client: string, deadlineMs: number): void {
     for (const op of [...this.#open]) {

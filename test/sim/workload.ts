@@ -288,7 +288,11 @@ export class SimClient {
   #written(seat: ClientSeat, row: number, status: number, next: () => void): void {
     const running = this.#end(seat, row, status)
     if (!running) return
-    this.options.history.endWrite(running.open!, status === Status.SUCCESS && this.#counts(seat) ? 'ok' : 'failed', seat.process.localNowMs, running.durable)
+    // EIO of NBD may stand for "nobody knows" as well
+    const isUnknown = status === Status.NETWORK_TIMEOUT || status === Status.READ_FAILED
+    const outcome = status === Status.SUCCESS && this.#counts(seat) ? 'ok' : 'failed'
+    if (isUnknown) this.options.history.endUnknown(running.open!, seat.process.localNowMs)
+    else this.options.history.endWrite(running.open!, outcome, seat.process.localNowMs, running.durable)
     if (running.page >= 0) seat.queue.arena.free(running.page as never)
     next()
   }
