@@ -7,7 +7,8 @@
  *   process has ever registered with. It grants no longer one itself (nodes take L from their own files, which may differ for a while).
  * - A grant follows a read-index round that began after the request arrived, and goes to the registered incarnation only.
  * - From proposing a change that drops a node until that is applied or known to be dead, the node is granted nothing.
- * - A renewal makes a node UP only if it arrived after the newest evidence against anybody.
+ * - A renewal makes a node UP only if it was sent after the newest evidence against anybody: it names the number drawn for that. One that only arrived
+ *   after it may have waited in the network while its sender died. A node that is DOWN gets no lease without becoming UP.
  * - The leader counts a lease from the arrival of the request (the node from its sending), longer by the drift bound.
  */
 import { messageOf, XsanError } from '../base/errors.ts'
@@ -25,6 +26,8 @@ import type { ClusterState } from './state.ts'
 
 const DRIFT_BOUND = 0.01
 const RETRY_MS = 50
+/** Numbers of doubts are 53 bits: 29 of the term, 24 within it. */
+const DOUBTS_PER_TERM = 2 ** 24
 /** Longest and shortest time between two looks at leases and plans: a lease is looked at when it ends. At most L/8 (see `#tick`). */
 const TICK_MS_MAX = 250
 const TICK_MS_MIN = 10
@@ -51,6 +54,8 @@ export interface Grant {
   readonly tableRevision: number
   /** When the next renewal is wanted, from the sending of this answer. */
   readonly renewInMs: number
+  /** What a renewal has to name to be a sign of life. */
+  readonly doubt: number
 }
 
 export interface CoordinatorOptions {
@@ -61,8 +66,8 @@ export interface CoordinatorOptions {
   readonly own: OwnSettings
   readonly leaseMs: number
   readonly virtualNodesPerPhysical?: number | undefined
-  /** Asks a node to renew at once. */
-  readonly nudge: (node: NodeNumber) => void
+  /** Asks a node to renew at once, naming `doubt`. */
+  readonly nudge: (node: NodeNumber, doubt: number) => void
 }
 
 interface NodeLease {
@@ -94,10 +99,11 @@ export class Coordinator {
   readonly #upToDate = new Map<SlotIndex, readonly [DiskNumber, ChainVersion, Incarnation]>()
   readonly #lastIds = new Map<SlotIndex, Map<DiskNumber, readonly [DiskNumber, Incarnation, ChainVersion, number, number, number]>>()
   readonly #electedMs: number
+  readonly #term: number
   #ready = false
   #stopped = false
   readonly #started: Promise<void>
-  /** Raised by each new evidence: a renewal that arrived before says nothing of now. */
+  /** Raised by each new evidence: a renewal that was sent before says nothing of now. */
   #generation = 0
   readonly #stoppedProcesses = new Map<NodeNumber, Incarnation>()
   /** Nodes that the change under way drops. */
@@ -126,6 +132,7 @@ export class Coordinator {
   constructor(options: CoordinatorOptions) {
     this.#options = options
     this.#raft = options.raft
+    this.#term = options.raft.term
     this.#state = options.state
     this.#clock = options.clock
     this.#electedMs = this.#doubtedMs = this.#tickMs = options.clock.nowMs()
@@ -189,9 +196,12 @@ export class Coordinator {
   // ---- what nodes say -----------------------------------------------------------------------------------------------------
 
   /** Protocol 28, 29. Throws NOT_LEADER, PERMISSION_DENIED (fenced), CONSENSUS_FAILED. */
-  async renew(node: NodeNumber, incarnation: Incarnation, tableRevision: number): Promise<Grant> {
+  async renew(
+    node: NodeNumber,
+    incarnation: Incarnation,
+    { tableRevision, doubt }: { readonly tableRevision: number; readonly doubt: number },
+  ): Promise<Grant> {
     const arrivedMs = this.#clock.nowMs()
-    const generation = this.#generation
     this.#checkSender(node, incarnation)
     if (this.ready && this.view.rows().every((row) => row.view === View.UP)) await this.#gather()
     await this.#confirmLeadership()
@@ -201,7 +211,8 @@ export class Coordinator {
     lease.seenMs = arrivedMs
     this.#confirm(lease, incarnation, tableRevision)
     const leaseMs = this.#grantMs()
-    const refuse = (reason: string): Grant => ({ granted: false, reason, leaseMs, tableRevision: this.#state.revision, renewInMs: this.#renewInMs() })
+    const answer = () => ({ leaseMs, tableRevision: this.#state.revision, renewInMs: this.#renewInMs(), doubt: this.#doubt })
+    const refuse = (reason: string): Grant => ({ granted: false, reason, ...answer() })
     // a renewal that was overtaken by its own end
     if (this.#stoppedProcesses.get(node) === incarnation) return refuse('it has stopped')
     if (this.#blocked.has(node)) return refuse('a change of the chains without this node is under way')
@@ -212,11 +223,12 @@ export class Coordinator {
     if (tableRevision < this.#state.revision && lease.told.at(-1)?.revision !== this.#state.revision) {
       lease.told.push({ revision: this.#state.revision, sinceMs: arrivedMs })
     }
-    // A node that was found down after this renewal had arrived is about to be dropped: it must hold no lease then. Its next renewal counts.
-    if (generation !== this.#generation && this.view.view(node) === View.DOWN) return refuse('it was found to be down meanwhile')
+    // A node that was found down after it had sent this is about to be dropped: it must hold no lease then. Its next renewal counts.
+    const isAlive = doubt === this.#doubt
+    if (!isAlive && this.view.view(node) === View.DOWN) return refuse('it was found to be down meanwhile')
     lease.endMs = Math.max(lease.endMs, arrivedMs + leaseMs * (1 + DRIFT_BOUND))
-    if (generation === this.#generation && this.view.view(node) !== View.UP && this.view.renewal(node, incarnation)) this.#cameUp(node, lease)
-    return { granted: true, reason: '', leaseMs, tableRevision: this.#state.revision, renewInMs: this.#renewInMs() }
+    if (isAlive && this.view.view(node) !== View.UP && this.view.renewal(node, incarnation)) this.#cameUp(node, lease)
+    return { granted: true, reason: '', ...answer() }
   }
 
   /** Proofs of death, bound to incarnations (design 4). */
@@ -439,8 +451,13 @@ export class Coordinator {
     this.wake()
   }
 
+  /** Higher than any of an earlier leader. */
+  get #doubt(): number {
+    return this.#term * DOUBTS_PER_TERM + this.#generation
+  }
+
   #nudgeAll(): void {
-    for (const row of this.view.rows()) if (row.view !== View.DOWN) this.#options.nudge(row.node)
+    for (const row of this.view.rows()) if (row.view !== View.DOWN) this.#options.nudge(row.node, this.#doubt)
   }
 
   #wentDown(node: NodeNumber): void {

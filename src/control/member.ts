@@ -20,7 +20,7 @@ import { Coordinator } from './leader.ts'
 import { LeaderClient } from './leader-client.ts'
 import { LoadMeter } from './load.ts'
 import { ControlStateMachine } from './machine.ts'
-import { type AgentStats, NodeAgent } from './node-agent.ts'
+import { type AgentStats, NodeAgent, REMOVED, removedError } from './node-agent.ts'
 import { chainChanges } from './ops/chains-step.ts'
 import type { ControlOptions, Registration } from './options.ts'
 import { RpcRaftTransport } from './raft-transport.ts'
@@ -209,6 +209,7 @@ export class Member {
       electionTimeoutMs: Math.min(config.electionTimeoutMs ?? Number.POSITIVE_INFINITY, this.#leaseMs / 2),
     })
     this.stage = 'waiting for a leader'
+    if (this.state.wasRemoved(this.node)) this.#fail(removedError())
     this.#onLeaderChange({ leader: this.#raft.leader, term: this.#raft.term, isSelf: this.#raft.isLeader })
     void this.#sayHello()
     this.#join().catch((error: unknown) => {
@@ -258,6 +259,8 @@ export class Member {
         break
       } catch (error) {
         if (!(error instanceof XsanError) || error.status !== 'CLUSTER_NOT_READY') throw error
+        // nobody sends anything to a node that was removed while it was away: it has to ask
+        await Promise.all([...this.#grpcOf.keys()].filter((node) => node !== this.node).map((node) => this.#askWhetherRemoved(node)))
         this.detail = error.message
         env.log.log('WARN', 'this node waits for the cluster', { error: error.message })
       }
@@ -375,8 +378,8 @@ export class Member {
         own: this.#own,
         leaseMs: this.#leaseMs,
         virtualNodesPerPhysical: this.#options.config.virtualNodesPerPhysical,
-        nudge: (node) => {
-          this.#nudge(node)
+        nudge: (node, doubt) => {
+          this.#nudge(node, doubt)
         },
       })
       if (this.identity.founder) void this.#found(this.#coordinator)
@@ -389,6 +392,7 @@ export class Member {
     if (this.#stopped) return
     this.#coordinator?.onApplied()
     this.#agent?.onApplied()
+    if (this.#agent === undefined && this.state.wasRemoved(this.node)) this.#fail(removedError())
     this.#tellSettings()
   }
 
@@ -497,7 +501,8 @@ export class Member {
         this.#raft.receive(sender.node, request['messages'] as Uint8Array[])
         return {}
       case 'Nudge':
-        this.#agent?.renewNow()
+        if (this.state.wasRemoved(sender.node)) throw removedError()
+        this.#agent?.renewNow(Number(request['doubt'] ?? 0))
         // from a node that starts and knows no leader: a round of reads lets it hear from this one now, not with the next heartbeat
         if (this.#raft.isLeader) this.#raft.readIndex({ timeoutMs: NUDGE_TIMEOUT_MS }).catch(() => undefined)
         return {}
@@ -534,9 +539,17 @@ export class Member {
     return env.rpc.call(address, `${PEER}/${method}`, this.#authenticator.sign(method, { ...request, sender }), { timeoutMs, oneWay })
   }
 
-  #nudge(node: NodeNumber): void {
-    if (node === this.node) this.#agent?.renewNow()
-    else this.#callPeer(node, 'Nudge', { term: this.#openRaft().term }, NUDGE_TIMEOUT_MS, true).catch(() => undefined)
+  async #askWhetherRemoved(node: NodeNumber): Promise<void> {
+    const error = await this.#callPeer(node, 'Nudge', { term: this.#openRaft().term }, NUDGE_TIMEOUT_MS).then(
+      () => undefined,
+      (reason: unknown) => reason,
+    )
+    if (error instanceof XsanError && error.status === 'PERMISSION_DENIED' && error.message.includes(REMOVED)) throw removedError()
+  }
+
+  #nudge(node: NodeNumber, doubt = 0): void {
+    if (node === this.node) this.#agent?.renewNow(doubt)
+    else this.#callPeer(node, 'Nudge', { term: this.#openRaft().term, doubt }, NUDGE_TIMEOUT_MS, true).catch(() => undefined)
   }
 
   async #ask(node: NodeNumber, query: NodeQuery, timeoutMs: number): Promise<unknown> {

@@ -56,6 +56,11 @@ export interface NodeAgentOptions {
   readonly onFatal: (error: unknown) => void
 }
 
+export const REMOVED = 'this node was removed from the cluster'
+export function removedError(): XsanError {
+  return new XsanError('PERMISSION_DENIED', REMOVED, 'Empty its data_dir to join again.')
+}
+
 export class NodeAgent {
   readonly #options: NodeAgentOptions
   readonly #clock: Clock
@@ -70,6 +75,8 @@ export class NodeAgent {
   /** A grant whose table is not here yet. */
   #grant: { untilMs: number; revision: number } | undefined
   #renewals = 0
+  /** The newest that a leader has told (see RenewRequest of peer.proto). */
+  #doubt = 0
   #renewAgain = false
   #renewTimer: TimerId | undefined
   #repeatTimer: TimerId | undefined
@@ -187,8 +194,9 @@ export class NodeAgent {
     this.#report()
   }
 
-  /** The leader wants to hear from us, or we have news for it. */
-  renewNow(): void {
+  /** The leader wants to hear from us, or we have news for it. `doubt`: what it wants to hear named. */
+  renewNow(doubt = 0): void {
+    this.#doubt = Math.max(this.#doubt, doubt)
     if (!this.#ready || this.#stopped) return
     this.#renewAgain = true
     this.#startRenewal()
@@ -219,10 +227,8 @@ export class NodeAgent {
     for (const { node, incarnation } of this.#state.takeDropped()) if (node !== this.#options.node) port.send({ type: 'peerDown', node, incarnation })
     const own = this.#state.nodes.get(this.#options.node)
     if (own === undefined || own.incarnation > this.#options.incarnation) {
-      const what = own === undefined ? 'this node was removed from the cluster' : `a newer process of this node (${own.incarnation}) has registered`
-      this.#options.onFatal(
-        new XsanError('PERMISSION_DENIED', what, own === undefined ? 'Empty its data_dir to join again.' : 'Only one xsand may run on a data_dir.'),
-      )
+      const newer = `a newer process of this node (${own?.incarnation}) has registered`
+      this.#options.onFatal(own === undefined ? removedError() : new XsanError('PERMISSION_DENIED', newer, 'Only one xsand may run on a data_dir.'))
       return
     }
     this.#usePendingGrant()
@@ -266,8 +272,11 @@ export class NodeAgent {
     }
     const sentMs = this.#clock.nowMs()
     try {
-      const answer = await leaderClient.call('Renew', { tableRevision: this.#appliedRevision }, { timeoutMs: leaseMs / 2, once: true })
+      const answer = await leaderClient.call('Renew', { tableRevision: this.#appliedRevision, doubt: this.#doubt }, { timeoutMs: leaseMs / 2, once: true })
       if (this.#stopped) return
+      // there was news that this renewal had not heard of: it counts for the lease, not as a sign of life
+      const doubt = Number(answer['doubt'] ?? 0)
+      if (doubt > this.#doubt) this.renewNow(doubt)
       if (answer['granted'] !== true) {
         this.#logRefusal(`the lease is not renewed: ${String(answer['reason'])}`)
         this.#publish()

@@ -15,6 +15,7 @@ import { SimNetwork } from '../env/sim/network.ts'
 import { World } from '../env/sim/world.ts'
 import { type Chain, ReplicaState, unpackChains } from '../placement/chain.ts'
 import type { ControlPort, ControlToReactor, ReactorToControl, TableNode } from '../placement/messages.ts'
+import { View } from '../placement/view.ts'
 import type { Hmac, Registration } from './options.ts'
 import { ControlPlane } from './plane.ts'
 
@@ -729,6 +730,37 @@ test('disks that all stood still at once are tried again when their processes st
   }
   const isServed = ({ entries }: Chain) => entries.some(({ state }) => state === ReplicaState.SERVING)
   await cluster.until(() => chains().length === SLOTS && chains().every(isServed), 30_000, 'all slots are served again')
+})
+
+test('a renewal that a dead process had sent before, and that the network kept, is no sign of its life', async () => {
+  const cluster = await TestCluster.up({ seed: 68, nodes: 5, replicas: 2 })
+  await cluster.until(() => cluster.node(1).plane.member!.raft!.members.voters.length === 5, 20_000, 'five voters')
+  const leader = cluster.leader!
+  const [a, b] = cluster.nodes.filter((node) => node !== leader) as [TestNode, TestNode]
+  const { rpc } = b.env
+  const call = rpc.call.bind(rpc)
+  let kept: Message | undefined
+  rpc.call = (address, method, request, options) => {
+    if (method.endsWith('/Renew')) kept = request
+    return call(address, method, request, options)
+  }
+  await cluster.until(() => kept !== undefined, 2000, 'it renews')
+  b.kill()
+  a.kill()
+  cluster.refused(a)
+  const pair = () => [...leader.data!.chains.values()].filter((chain) => nodesOf(chain).join() === [a.number, b.number].sort().join())
+  const hasView = (node: TestNode, view: View) => leader.plane.member!.coordinator!.view.view(node.number as NodeNumber) === view
+  await cluster.until(() => hasView(a, View.DOWN), 1000, 'the death of one is known')
+  assert.ok(hasView(b, View.MAYBE) && pair().length > 0)
+  await cluster.world.settle(cluster.client.rpc.call(leader.grpc, 'xsan.v1.Peer/Renew', kept!, { timeoutMs: 1000 }), 1000)
+  assert.ok(!hasView(b, View.UP))
+  await steps(cluster, 5000, () => {
+    for (const { entries } of pair())
+      assert.ok(
+        entries.every(({ node, state }) => (node as number) !== a.number || state !== ReplicaState.OFFLINE),
+        'the one that died last is given up',
+      )
+  })
 })
 
 test('a node that comes and goes is held off its chains, longer each time', async () => {

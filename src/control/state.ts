@@ -318,6 +318,11 @@ export class ClusterState {
     this.#dirty.add('meta')
   }
 
+  /** It was a member once, and is none any more: numbers are never given again. */
+  wasRemoved(node: NodeNumber): boolean {
+    return node < this.#meta.nextNode && !this.nodes.has(node)
+  }
+
   takeNodeNumber(): NodeNumber {
     this.#dirty.add('meta')
     return this.#meta.nextNode++ as NodeNumber

@@ -113,8 +113,9 @@ export const LEADER_PEER_METHODS: Readonly<Record<string, PeerHandler>> = {
 
   async Renew(context, request, { sender }) {
     const coordinator = await context.coordinator()
-    const { granted, reason, leaseMs, tableRevision, renewInMs } = await coordinator.renew(sender.node, sender.incarnation, number(request, 'tableRevision'))
-    return { granted, reason, leaseMs, tableRevision, renewInMs, leader: context.config.nodeId }
+    const asked = { tableRevision: number(request, 'tableRevision'), doubt: number(request, 'doubt') }
+    const { granted, reason, leaseMs, tableRevision, renewInMs, doubt } = await coordinator.renew(sender.node, sender.incarnation, asked)
+    return { granted, reason, leaseMs, tableRevision, renewInMs, doubt, leader: context.config.nodeId }
   },
 
   async Report(context, request, { sender }) {
