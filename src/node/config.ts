@@ -14,8 +14,8 @@ import { messageOf, XsanError } from '../base/errors.ts'
 import { BLOCK_BYTES, formatSize, GiB, MiB, parseSize } from '../base/units.ts'
 
 export const DEFAULT_CONFIG_PATH = '/etc/xsan/xsan.json'
-/** Of network.max_connections. */
-export const CONNECTIONS_MAX = 65_536
+/** Of network.max_connections: three operations each are a good part of what an io queue takes. */
+export const CONNECTIONS_MAX = 8192
 /** A path of a UNIX socket must fit sun_path with its closing zero. */
 const SOCKET_PATH_BYTES_MAX = 107
 

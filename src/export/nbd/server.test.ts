@@ -16,16 +16,16 @@ const PORT = 10809
 const log: Log = { log: () => {}, child: () => log }
 
 /** A server over a volume in memory, and clients of it on another host. */
-function make(options: { operationsMax?: number; log?: Log } = {}) {
+function make(options: { operationsMax?: number; log?: Log; arenaBytes?: number; connectionsMax?: number } = {}) {
   const world = new World({ seed: 1 })
   const network = new SimNetwork(world)
   const host = new SimHost(network, { name: 'server', address: '10.0.0.1' })
-  const queue = new SimIoQueue({ process: host.start('xsand'), name: 'q' })
+  const queue = new SimIoQueue({ process: host.start('xsand'), name: 'q', arenaBytes: options.arenaBytes ?? 16 * MiB })
   const blocks = new MemoryBlockClient(queue)
   blocks.operationsMax = options.operationsMax ?? blocks.operationsMax
   blocks.add('v', 8 * MiB)
   const volumes = new VolumeLayer(blocks, queue.arena)
-  const server = new NbdServer({ queue, asyncIo: new AsyncIo(queue), volumes, log: options.log ?? log, connectionsMax: 8 })
+  const server = new NbdServer({ queue, asyncIo: new AsyncIo(queue), volumes, log: options.log ?? log, connectionsMax: options.connectionsMax ?? 8 })
   queue.runReactor(() => queue.turn(0))
   server.listenTcp('10.0.0.1', PORT)
   const clients = new SimHost(network, { name: 'clients', address: '10.0.0.2' })
@@ -49,7 +49,7 @@ function make(options: { operationsMax?: number; log?: Log } = {}) {
     assert.equal(await receive(10), 10)
     return { process, send, receive }
   }
-  return { world, queue, blocks, server, open }
+  return { world, queue, blocks, server, open, clients }
 }
 
 function request(type: number, offsetBytes: number, lengthBytes: number): Buffer {
@@ -142,4 +142,31 @@ test('peers that send nonsense do not fill the log: ten lines in ten seconds, th
   await nonsense()
   assert.equal(lines.length, 11)
   assert.match(lines[10]!, /"others":20/)
+})
+
+test('clients that connect and say nothing are bounded, whatever the limit of connections, and others come in when they have been dropped', async () => {
+  const { world, server, clients, open } = make({ arenaBytes: 160 * MiB, connectionsMax: 2000 })
+  const own = new SimIoQueue({ process: clients.start('silent'), name: 'silent' })
+  own.runReactor(() => own.turn(0))
+  let connected = 0
+  let ended = 0
+  const tag = own.register('silent', (row, result) => {
+    if (row === 0) {
+      assert.equal(result, 0)
+      connected++
+    } else ended++
+  })
+  while (connected < 1100) {
+    const goal = connected + 50
+    for (let i = 0; i < 50; i++) own.hangup(own.connectTcp({ host: '10.0.0.1', port: PORT }, tag, 0), tag, 1)
+    assert.ok(await world.run(() => connected === goal, 2000), `${connected} of ${goal}, ${ended} ended, ${server.connectionCount}`)
+  }
+  assert.ok(await world.run(() => ended === 76, 1000))
+  assert.equal(server.connectionCount, 1024)
+  assert.ok(await world.run(() => ended === 1100, 15_000))
+  let isOpen = false
+  void open().then(() => {
+    isOpen = true
+  })
+  assert.ok(await world.run(() => isOpen, 1000))
 })

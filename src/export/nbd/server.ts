@@ -57,6 +57,8 @@ const SEND_BYTES_MAX = 1024 * MiB
 const BLOCKED_AGAIN_MS = 10
 /** After an accept that failed (no descriptor left): the connection still waits, and would fail at once again. */
 const ACCEPT_AGAIN_MS = 100
+/** Clients that negotiate at one time: each has an operation of {@link AsyncIo} under way. */
+const NEGOTIATIONS_MAX = 1024
 /** Connections beyond the limit that are told so at one time; more are closed at once. */
 const REFUSALS_MAX = 8
 /** A client that has not finished negotiating by then is dropped. */
@@ -104,6 +106,7 @@ export class NbdServer {
   readonly #done: Done
   #stopping = false
   #refusing = 0
+  #negotiations = 0
   #refusedLogged = false
   #acceptFailureLogged = false
   #reasonsSinceMs = Number.NEGATIVE_INFINITY
@@ -277,7 +280,8 @@ export class NbdServer {
   #welcome(socket: Handle): void {
     const t = this.#connections
     const tooMany = t.inUse - this.#refusing >= this.#connectionsMax
-    const page = tooMany && this.#refusing >= REFUSALS_MAX ? NONE : this.#queue.arena.alloc((STREAM_PAGES + REPLY_PAGES) * PAGE_BYTES)
+    const tooFast = (tooMany && this.#refusing >= REFUSALS_MAX) || this.#negotiations >= NEGOTIATIONS_MAX
+    const page = tooFast ? NONE : this.#queue.arena.alloc((STREAM_PAGES + REPLY_PAGES) * PAGE_BYTES)
     if (tooMany) this.#queue.flight.record(FlightEvent.NBD_REFUSED, t.inUse)
     if (tooMany && !this.#refusedLogged) {
       this.#refusedLogged = true
@@ -286,7 +290,7 @@ export class NbdServer {
     const c = page === NONE ? NONE : t.alloc()
     if (c === NONE) {
       if (page !== NONE) this.#queue.arena.free(page as never)
-      else if (!tooMany) this.#log.log('WARN', 'NBD connection refused: no buffer memory left', { connections: t.inUse })
+      else if (!tooMany) this.#say(tooFast ? `${NEGOTIATIONS_MAX} others are negotiating` : 'no buffer memory left (reactor.arena_size)')
       this.#queue.close(socket, this.#closeTag, NONE)
       return
     }
@@ -298,6 +302,7 @@ export class NbdServer {
     t.bulk[c] = t.discarding[c] = t.replyFirst[c] = t.replyLast[c] = t.sentFirst[c] = NONE
     t.negotiating[c] = 1
     if (tooMany) this.#refusing++
+    this.#negotiations++
     this.#queue.timeout(NEGOTIATION_MS_MAX, this.#deadlineTag, c)
     void this.#negotiate(c, tooMany)
   }
@@ -326,6 +331,7 @@ export class NbdServer {
     t.negotiating[c] = 0
     this.#queue.cancelTimeout(this.#deadlineTag, c)
     if (refuse) this.#refusing--
+    this.#negotiations--
     if (t.state[c] === State.RUNNING && !this.#stopping) this.#receive(c)
     else this.#drop(c, why)
   }
