@@ -11,6 +11,8 @@ import type { Kv } from '../env/control.ts'
 const KEY = 'node/identity'
 const JOIN_ID_KEY = 'node/join-id'
 const FORMAT = 1
+/** As cluster.node_id of the configuration. */
+export const NODE_ID = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/
 
 export interface Identity {
   readonly clusterId: string

@@ -85,27 +85,36 @@ export class Members {
     return this.#nextVoter()
   }
 
+  /**
+   * As many of those that stay vote as should; who leaves votes no longer than it takes to replace it. A leader that leaves goes last: it cannot give up
+   * its own vote, so it needs an heir that has one.
+   */
   #nextVoter(): (() => Promise<unknown>) | undefined {
     const { raft, state, log, isUp } = this.#options
     const { voters, learners } = raft.members
-    const eligible = [...state.nodes.values()].filter((node) => node.incarnation > 0 && node.state === 'member')
-    const wanted = votersWanted(eligible.length)
-    if (voters.length < wanted) {
+    const eligible = new Set([...state.nodes.values()].filter((node) => node.incarnation > 0 && node.state === 'member').map(({ node }) => node))
+    const wanted = votersWanted(eligible.size)
+    const staying = voters.filter((node) => eligible.has(node))
+    if (staying.length < wanted) {
       const status = raft.status()
       const ready = learners
-        .filter((node) => eligible.some((of) => of.node === node) && isUp(node))
+        .filter((node) => eligible.has(node) && isUp(node))
         .filter((node) => status.progress.some((of) => of.node === node && of.active && of.matched + CAUGHT_UP_ENTRIES >= status.lastIndex))
         .sort((a, b) => a - b)
-        .slice(0, wanted - voters.length)
+        .slice(0, wanted - staying.length)
       // from odd to odd: two at a time where that is what it takes
-      const count = (voters.length + ready.length) % 2 === 1 ? ready.length : ready.length - 1
+      const count = (staying.length + ready.length) % 2 === 1 ? ready.length : ready.length - 1
       if (count <= 0) return undefined
       const addVoters = ready.slice(0, count)
+      const addLearners = voters.filter((node) => node !== raft.id && state.nodes.get(node)?.state === 'leaving')
       log.log('INFO', 'nodes become voters', { nodes: addVoters.map((node) => state.nodes.get(node)?.id) })
-      return () => raft.changeMembers({ addVoters }, { timeoutMs: CHANGE_TIMEOUT_MS })
+      return () => raft.changeMembers({ addVoters, addLearners }, { timeoutMs: CHANGE_TIMEOUT_MS })
     }
+    if (state.nodes.get(raft.id)?.state === 'leaving') return this.#handOver()
     if (voters.length > wanted) {
-      const order = [...voters].filter((node) => node !== raft.id).sort((a, b) => Number(isUp(a)) - Number(isUp(b)) || b - a)
+      const order = voters
+        .filter((node) => node !== raft.id)
+        .sort((a, b) => Number(eligible.has(a)) - Number(eligible.has(b)) || Number(isUp(a)) - Number(isUp(b)) || b - a)
       const leaves = order.slice(0, voters.length - wanted)
       log.log('INFO', 'nodes do not vote any more', { nodes: leaves.map((node) => state.nodes.get(node)?.id) })
       return () => raft.changeMembers({ addLearners: leaves }, { timeoutMs: CHANGE_TIMEOUT_MS })
@@ -114,8 +123,8 @@ export class Members {
   }
 
   #handOver(): (() => Promise<unknown>) | undefined {
-    const { raft, isUp } = this.#options
-    const heir = raft.members.voters.find((node) => node !== raft.id && isUp(node))
+    const { raft, state, isUp } = this.#options
+    const heir = raft.members.voters.find((node) => node !== raft.id && isUp(node) && state.nodes.get(node)?.state === 'member')
     return heir === undefined ? undefined : () => raft.transferLeader(heir)
   }
 }

@@ -419,6 +419,24 @@ test('a token lets one directory in: not another host of the same name, and the 
   assert.equal(two.fatal, undefined)
 })
 
+test('who only guesses a token, or has a name that is none, writes nothing to the log', async () => {
+  const cluster = await TestCluster.up({ seed: 69, nodes: 1, volume: false })
+  const one = cluster.node(1)
+  const { token } = (await one.call('Cluster/AddNode')) as { token: string }
+  const raft = one.plane.member!.raft!
+  await cluster.world.runFor(1000)
+  const { lastIndex } = raft.status()
+  const admit = (changes: Message) =>
+    one.call('Peer/Admit', { token, joinId: 'j', nodeId: 'node-2', clusterId: 'c1', blockSize: 4 * 1024 * 1024, featureLevelMax: 1, ...changes })
+  const { s: _, ...known } = JSON.parse(Buffer.from(token.slice(6), 'base64url').toString('utf8'))
+  const guessed = `xsan1.${Buffer.from(JSON.stringify({ ...known, s: 'guessed' })).toString('base64url')}`
+  await assert.rejects(admit({ token: guessed }), { status: 'PERMISSION_DENIED' })
+  for (const nodeId of ['', 'a b', 'x'.repeat(64), '../x']) await assert.rejects(admit({ nodeId }), { status: 'INVALID_PARAM' })
+  await assert.rejects(admit({ joinId: '' }), { status: 'INVALID_PARAM' })
+  assert.equal(raft.status().lastIndex, lastIndex)
+  assert.equal((await admit({}))['nodeNumber'], 2)
+})
+
 test('every call works on every node, and errors name what is wrong', async () => {
   const cluster = await TestCluster.up({ seed: 4, nodes: 3, volume: false })
   const created = await cluster.node(2).call('Volume/Create', { name: 'db1', sizeBytes: 100 * GiB })

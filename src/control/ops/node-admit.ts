@@ -20,24 +20,27 @@ export interface NodeAdmitArgs extends NodeAddresses {
   readonly wallMs: number
 }
 
+const NEW_TOKEN = 'Get a new one with `xsan cluster add` on a member.'
+
+export const unknownToken = () => new XsanError('PERMISSION_DENIED', 'the cluster does not know this join token', NEW_TOKEN)
+
 /** Lets the bearer of a token in. The answer may get lost: the same directory with the same token gets the same number until it registers. */
 export const nodeAdmit: Operation<NodeAdmitArgs, { node: NodeNumber }> = {
   feature: 1,
   apply(state, args) {
-    const newToken = 'Get a new one with `xsan cluster add` on a member.'
     const token = state.tokens.get(args.tokenHash)
-    if (token === undefined) throw new XsanError('PERMISSION_DENIED', 'the cluster does not know this join token', newToken)
+    if (token === undefined) throw unknownToken()
     if (token.nodeId !== '' && token.nodeId !== args.nodeId) {
-      throw new XsanError('PERMISSION_DENIED', `the token is for ${token.nodeId}, not for ${args.nodeId}`, newToken)
+      throw new XsanError('PERMISSION_DENIED', `the token is for ${token.nodeId}, not for ${args.nodeId}`, NEW_TOKEN)
     }
     const known = state.nodeById(args.nodeId)
     if (token.usedBy !== 0) {
       if (known === undefined || known.node !== token.usedBy || known.incarnation !== 0 || token.joinId !== args.joinId) {
-        throw new XsanError('PERMISSION_DENIED', 'the join token has been used', newToken)
+        throw new XsanError('PERMISSION_DENIED', 'the join token has been used', NEW_TOKEN)
       }
       return { node: known.node }
     }
-    if (token.expiresAtMs < args.wallMs) throw new XsanError('PERMISSION_DENIED', 'the join token has expired', newToken)
+    if (token.expiresAtMs < args.wallMs) throw new XsanError('PERMISSION_DENIED', 'the join token has expired', NEW_TOKEN)
     if (known !== undefined) {
       throw new XsanError(
         'ALREADY_EXISTS',

@@ -8,6 +8,7 @@ import { slotOf } from '../../placement/ring.ts'
 import { View } from '../../placement/view.ts'
 import { toHex } from '../auth.ts'
 import { fullDisksOf, healthOf, lostPagesOf } from '../health.ts'
+import { NODE_ID } from '../identity.ts'
 import type { Coordinator } from '../leader.ts'
 import { replicaCount } from '../settings.ts'
 import type { ClusterState, NodeRecord } from '../state.ts'
@@ -16,8 +17,6 @@ import { type AdminService, atLeader, flag, fresh, here, number, type ServiceCon
 
 /** A heartbeat of a process that died may still arrive for so long after its death is known. */
 const BEAT_LATE_MS = 250
-/** As cluster.node_id of the configuration. */
-const NODE_ID = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/
 const TOKEN_VALID_MS = 24 * 3600_000
 const TOKEN_VALID_MS_MAX = 30 * TOKEN_VALID_MS
 

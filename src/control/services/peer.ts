@@ -7,7 +7,9 @@ import type { ChainVersion, DiskNumber, Incarnation, NodeNumber, SlotIndex } fro
 import { BLOCK_BYTES } from '../../base/units.ts'
 import type { Message } from '../../env/control.ts'
 import { toHex } from '../auth.ts'
+import { NODE_ID } from '../identity.ts'
 import type { AgentStats } from '../node-agent.ts'
+import { unknownToken } from '../ops/node-admit.ts'
 import type { RegisterDisk } from '../ops/node-register.ts'
 import { tableSince } from '../table.ts'
 import { decodeToken, hashSecret } from '../token.ts'
@@ -47,7 +49,11 @@ export const LEADER_PEER_METHODS: Readonly<Record<string, PeerHandler>> = {
     }
     if (number(request, 'blockSize') !== BLOCK_BYTES)
       throw new XsanError('INVALID_PARAM', `the node has block_size ${number(request, 'blockSize')}, the cluster ${BLOCK_BYTES}`)
+    if (!NODE_ID.test(text(request, 'nodeId')) || text(request, 'joinId') === '')
+      throw new XsanError('INVALID_PARAM', 'the node does not say who it is', 'Set cluster.node_id of that node, and use one version on all nodes.')
+    // whoever reaches this port may ask: a stranger must not fill the log
     const tokenHash = hashSecret(hmac, cluster.uuid, token.secret)
+    if (!state.tokens.has(tokenHash)) throw unknownToken()
     const { node } = await coordinator.propose('node.admit', {
       tokenHash,
       joinId: text(request, 'joinId'),
