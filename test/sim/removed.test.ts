@@ -33,3 +33,23 @@ scenario(
   },
   { nodes: 4 },
 )
+
+scenario(
+  'the leader may be removed where two nodes stay, of which one votes',
+  async (t, volume) => {
+    const { leader } = t
+    const others = [1, 2, 3].filter((number) => number !== leader)
+    t.load(volume, { on: others, ops: 100 })
+    await t.settle(t.insist('xsan.v1.Cluster/RemoveNode', { nodeId: `node-${leader}` }))
+    await t.until('it is gone from the cluster', () => t.state?.nodes.size === 2, 60_000)
+    await t.until('it knows', () => t.node(leader).fatal !== undefined, 20_000)
+    await t.clientsDone()
+    t.assertNoErrors()
+    await t.allIsWell()
+    assert.deepEqual(
+      t.members().map((node) => node.index + 1),
+      others,
+    )
+  },
+  { replicas: 2 },
+)

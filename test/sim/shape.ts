@@ -30,6 +30,11 @@ export function shapeOf(seed: Seed): Shape {
   }
 }
 
+/** Share of its clients' operations that are large, so that the journals come round. */
+export function largeShareOf(seed: Seed): number {
+  return seededPrng(seed).fork('large operations').chance(0.3) ? 0.25 : 0
+}
+
 /** Nodes of a cluster at its start. */
 export function nodesOf(seed: Seed): number {
   return seededPrng(seed).fork('nodes').pick([3, 3, 3, 3, 4, 5])
