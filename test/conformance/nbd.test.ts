@@ -289,16 +289,16 @@ test('a client that reads late gets all of it, 300 requests in one go', { timeou
 test('what a client has asked for before it says goodbye is done and answered, then the connection is closed', { timeout: 60_000 }, async () => {
   const client = await opened('big')
   const closed = once(client.socket, 'close')
-  const payload = Buffer.alloc(MIB, 0x5e)
-  client.socket.write(Buffer.concat([request(1, 9 * MIB, MIB, 1), payload, request(3, 0, 0, 2), request(2, 0, 0)]))
+  const payload = Buffer.alloc(30 * MIB, 0x5e)
+  client.socket.write(Buffer.concat([request(1, 9 * MIB, payload.length, 1), payload, request(3, 0, 0, 2), request(2, 0, 0)]))
   await closed
   const replies = client.received()
   assert.equal(replies.length, 32)
   assert.deepEqual([replies.readUInt32BE(4), replies.readUInt32BE(20)], [0, 0])
   assert.deepEqual([replies.readUInt32BE(12), replies.readUInt32BE(28)].sort(), [1, 2])
   const after = await opened('big')
-  after.socket.write(request(0, 9 * MIB, MIB))
-  assert.ok((await after.until(16 + MIB)).subarray(16).equals(payload))
+  after.socket.write(request(0, 9 * MIB, payload.length))
+  assert.ok((await after.until(16 + payload.length)).subarray(16).equals(payload))
   after.socket.destroy()
 })
 

@@ -63,6 +63,7 @@ function request(type: number, offsetBytes: number, lengthBytes: number): Buffer
 
 const READ = 0
 const WRITE = 1
+const DISC = 2
 const TRIM = 4
 
 test('a client that leaves is noticed while its connection waits for room: what it had under way is given up, what it had sent is not begun', async () => {
@@ -81,6 +82,23 @@ test('a client that leaves is noticed while its connection waits for room: what 
   blocks.holding = false
   assert.ok(await world.run(() => server.connectionCount === 0 && server.requestCount === 0, 10_000))
   assert.equal(blocks.calls.filter((call) => call.startsWith('write')).length, 256)
+})
+
+test('after a goodbye a write goes on for a second, then it has the life of one whose client has gone', async () => {
+  const { world, blocks, server, open } = make()
+  blocks.holding = true
+  let sent = false
+  void open().then(async (client) => {
+    await client.send(Buffer.concat([request(WRITE, 4096, 512), Buffer.alloc(512), request(DISC, 0, 0)]))
+    sent = true
+  })
+  assert.ok(await world.run(() => sent && blocks.calls.length === 1, 10_000))
+  await world.run(() => false, 900)
+  assert.equal(blocks.calls.length, 1)
+  assert.ok(await world.run(() => blocks.calls.length === 2, 300))
+  assert.match(blocks.calls[1]!, /^orphan/)
+  blocks.holding = false
+  assert.ok(await world.run(() => server.connectionCount === 0, 1000))
 })
 
 test('connections whose requests stand still leave rows for others', async () => {

@@ -64,6 +64,8 @@ const REFUSALS_MAX = 8
 /** A client that has not finished negotiating by then is dropped. */
 const NEGOTIATION_MS_MAX = 10_000
 const DEADLINE_AGAIN_MS = 100
+/** After its goodbye a client's requests go on as before for so long; what is left then has the rest of the write life, and no more of it is begun. */
+const GOODBYE_MS = 1000
 /** Lines about connections closed for a reason, in so long; the next one says how many others there were. */
 const REASONS_LOGGED_MAX = 10
 const REASONS_EVERY_MS = 10_000
@@ -103,6 +105,7 @@ export class NbdServer {
   readonly #deadlineTag: Tag
   readonly #acceptAgainTag: Tag
   readonly #hangupTag: Tag
+  readonly #goodbyeTag: Tag
   readonly #done: Done
   #stopping = false
   #refusing = 0
@@ -161,8 +164,9 @@ export class NbdServer {
       requests: i32,
       /** Pages in the buffers of its requests. */
       bufferPages: i32,
-      /** The client has said goodbye: what is under way is still answered. */
+      /** The client has said goodbye: what is under way is still answered. Since when. */
       ending: i32,
+      goodbyeMs: f64,
       replyFirst: i32,
       replyLast: i32,
       /** Replies in the send under way: a list through `next`. */
@@ -198,6 +202,10 @@ export class NbdServer {
       this.#queue.timeout(DEADLINE_AGAIN_MS, this.#deadlineTag, c)
     })
     this.#hangupTag = queue.register('nbd hangup', (c, result) => this.#onHangup(c, result))
+    this.#goodbyeTag = queue.register('nbd goodbye', (c, result) => {
+      const t = this.#connections
+      if (result === 0 && t.isUsed(c) && t.state[c] === State.RUNNING && t.ending[c] === 1) this.#orphanWrites(c, t.goodbyeMs[c]!)
+    })
     this.#acceptAgainTag = queue.register('nbd accept again', (listener) => {
       if (!this.#stopping) this.#queue.accept(this.#listeners[listener]!, this.#acceptTag, listener)
     })
@@ -768,7 +776,8 @@ export class NbdServer {
       return
     }
     t.ending[c] = 1
-    this.#orphanWrites(c, this.#queue.nowMs)
+    t.goodbyeMs[c] = this.#queue.nowMs
+    this.#queue.timeout(GOODBYE_MS, this.#goodbyeTag, c)
   }
 
   #orphanWrites(c: number, lostMs: number): void {
@@ -783,6 +792,10 @@ export class NbdServer {
    */
   #drop(c: number, reason: string, lostMs = this.#queue.nowMs): void {
     const t = this.#connections
+    if (t.ending[c] === 1 && t.state[c] === State.RUNNING) {
+      this.#queue.cancelTimeout(this.#goodbyeTag, c)
+      lostMs = Math.min(lostMs, t.goodbyeMs[c]!)
+    }
     if (reason !== '') this.#say(reason)
     if (t.state[c] !== State.CLOSING) {
       const wasRunning = t.state[c] === State.RUNNING
