@@ -86,7 +86,7 @@ export function healthOf({ state, view, planned, downMs, lostPages, fullDisks }:
     if (disk === undefined || disk.state === 'failed' || view(disk.node) === View.DOWN) continue
     reasons.push(`Disk ${disk.path} of ${state.nodes.get(disk.node)?.id ?? disk.node} takes no new blocks: ${why}.`)
   }
-  const withDisks = new Set([...state.disks.values()].filter((disk) => disk.role === 'capacity' && disk.state === 'ok').map((disk) => disk.node)).size
+  const withDisks = state.nodesWithDisks().size
   if (chains.total > 0 && withDisks < wanted)
     reasons.push(`${plural(wanted, 'copy is', 'copies are')} wanted, only ${plural(withDisks, 'node has', 'nodes have')} disks.`)
   if (degraded > 0)

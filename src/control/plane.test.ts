@@ -65,12 +65,12 @@ class FakeDataPlane {
   readonly #lastId: (slot: number) => number
   syncMs = 5
 
-  constructor(process: SimProcess, registration: Registration, nowMs: () => number, lastId: (slot: number) => number) {
+  constructor(process: SimProcess, registration: Registration, nowMs: () => number, lastId: (slot: number) => number, readyAfterMs: number) {
     this.process = process
     this.registration = registration
     this.#nowMs = nowMs
     this.#lastId = lastId
-    this.tell({ type: 'ready', dataPort: 8000, nbdPort: 10809 }, 3)
+    this.tell({ type: 'ready', dataPort: 8000, nbdPort: 10809 }, readyAfterMs)
   }
 
   readonly port: ControlPort = {
@@ -160,6 +160,8 @@ class TestNode {
   clusterId = 'c1'
   hasDisk = true
   leaseMs = LEASE_MS
+  /** Its data plane takes so long to mount. */
+  readyAfterMs = 3
   /** Its data plane takes so long to catch up. */
   syncMs = 5
   #id: string
@@ -200,6 +202,7 @@ class TestNode {
           registration,
           () => env.clock.nowMs(),
           (slot) => this.lastId(slot),
+          this.readyAfterMs,
         )
         this.data.syncMs = this.syncMs
         return this.data.port
@@ -805,6 +808,18 @@ test('proofs of death count for nothing when they are not trusted', async () => 
   cluster.refused(victim)
   const tookMs = await cluster.until(() => cluster.full(2), 5000, 'dropped')
   assert.ok(tookMs > LEASE_MS / 2, `took ${tookMs} ms`)
+})
+
+test('a volume that is made before the first chains waits for them', async () => {
+  const cluster = new TestCluster({ seed: 70, nodes: 1 })
+  const one = cluster.node(1)
+  await one.start()
+  one.readyAfterMs = 3000
+  await one.call('Cluster/Init')
+  assert.equal(one.plane.member!.state.chains.length, 0)
+  await one.call('Volume/Create', { name: 'early', sizeBytes: GiB })
+  assert.equal(one.plane.member!.state.chains.length, 0)
+  await cluster.until(() => cluster.full(1), 10_000, 'every slot has its chain')
 })
 
 test('one node with data grows to three without a restart', async () => {

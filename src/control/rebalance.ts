@@ -58,7 +58,7 @@ export class Rebalancer {
   /** Chains for the nodes that are up, while nothing was ever written; undefined: those that exist are right. */
   firstChains(): ChainsCreateArgs | undefined {
     const { state, view } = this.#options
-    if (state.everHadVolumes || state.cluster === undefined) return undefined
+    if (state.cluster === undefined || (state.everHadVolumes && state.chains.length > 0)) return undefined
     const usable = this.#usable()
     const up = usable.filter(({ node }) => view.view(node) === View.UP)
     if (up.length === 0 || (state.chains.length > 0 && up.length < usable.length)) return undefined

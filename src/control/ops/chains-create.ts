@@ -10,12 +10,12 @@ export interface ChainsCreateArgs {
 
 /**
  * The first chains, all replicas serving: nobody has written anything. While no volume was ever created that stays true, so the chains may be
- * made anew for the nodes that are there by then; after that this changes nothing.
+ * made anew for the nodes that are there by then; after that this changes nothing. (A volume may be there before any chain: nobody can have written to it.)
  */
 export const chainsCreate: Operation<ChainsCreateArgs, { changed: number }> = {
   feature: 1,
   apply(state, { slots }) {
-    if (state.everHadVolumes) return { changed: 0 }
+    if (state.everHadVolumes && state.chains.length > 0) return { changed: 0 }
     if (slots.length !== state.theCluster.slotCount) throw new XsanError('INVALID_PARAM', `${slots.length} chains for ${state.theCluster.slotCount} slots`)
     const chains = slots.map((disks, slot) => {
       const version = ((state.chains[slot]?.version ?? 0) + 1) as ChainVersion
