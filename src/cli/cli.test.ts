@@ -1,6 +1,7 @@
 /** The commands as a shell sees them, against a server that answers from a table. */
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import test, { after, before } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { parse } from 'yaml'
@@ -132,6 +133,23 @@ test('tables have no colour and no frame when nobody looks', async () => {
 test('YAML says the same as JSON', async () => {
   const { stdout } = await run('xsan', 'cluster', 'status', '-o', 'yaml')
   assert.deepEqual(parse(stdout), await json('xsan', 'cluster', 'status'))
+})
+
+test('a result that cannot be written is an error; one that is no longer read is not', async () => {
+  const to = async (shell: string) => {
+    const child = spawn('bash', ['-c', shell, fileURLToPath(new URL('../../packaging/bin/xsan', import.meta.url))], {
+      env: { ...process.env, XSAN_SERVER: server },
+      stdio: ['ignore', 'ignore', 'pipe'],
+    })
+    let stderr = ''
+    child.stderr.on('data', (chunk) => (stderr += chunk))
+    const [code] = await once(child, 'close')
+    return { code: code as number, stderr }
+  }
+  const full = await to('"$0" volume list -o json >/dev/full')
+  assert.equal(full.code, 2)
+  assert.match(full.stderr, /^error XSAN-301 WRITE_FAILED: standard output cannot be written: ENOSPC.* Try: /)
+  assert.deepEqual(await to('set -o pipefail; "$0" volume list | true'), { code: 0, stderr: '' })
 })
 
 test('options are taken before the noun, after the noun and after the verb', async () => {

@@ -102,8 +102,11 @@ export function program(name: string, description: string, commands: readonly Co
 /** Runs the command line and sets the exit code. Never throws. */
 export async function main(root: Command, argv: readonly string[] = process.argv): Promise<void> {
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    // whoever read it has seen enough
     if (error.code === 'EPIPE') process.exit(ExitCode.OK)
+    process.exit(report(new XsanError('WRITE_FAILED', `standard output cannot be written: ${error.message}`, 'See where it goes to.'), root.name()))
   })
+  process.stderr.on('error', () => {})
   try {
     await root.parseAsync(argv)
   } catch (error) {
