@@ -1,10 +1,12 @@
 /** `xsan dev`, whose form is fixed because strangers' scripts use it. */
 import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { existsSync, readFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import test, { type TestContext } from 'node:test'
-import { makeDirectory, removeDirectory, run, until, xsan, xsanJson } from '../support/commands.ts'
+import { bin, makeDirectory, removeDirectory, run, until, xsan, xsanJson } from '../support/commands.ts'
 import { isAlive } from '../support/dev-cluster.ts'
 
 interface Shown {
@@ -99,6 +101,29 @@ test('start returns while a majority is dead, and the rest makes the cluster who
   await dev(dir, 'kill', 'node-1', 'node-2', 'node-3')
   for (const id of ['node-3', 'node-1', 'node-2']) await dev(dir, 'start', id)
   await until('all are ready', 30_000, async () => (await dev(dir, 'status')).nodes.every(({ state }) => state === 'ready'))
+})
+
+test('ctrl-C of `dev up` ends what it started, not what ran before', { timeout: 120_000 }, async (t) => {
+  const dir = playground(t)
+  const interrupted = async (args: readonly string[], isTime: (nodes: Shown['nodes']) => boolean) => {
+    const child = spawn(bin('xsan'), ['dev', 'up', ...args, '--dir', dir], { stdio: 'ignore' })
+    const ended = once(child, 'exit')
+    let nodes: Shown['nodes'] = []
+    await until('it is time', 30_000, async () => {
+      const { code, stdout } = await xsan('dev', 'status', '--dir', dir, '-o', 'json')
+      nodes = code === 0 ? (JSON.parse(stdout) as Shown).nodes : []
+      return isTime(nodes)
+    })
+    child.kill('SIGINT')
+    assert.deepEqual(await ended, [null, 'SIGINT'])
+    return nodes
+  }
+  const nodes = await interrupted(['--nodes', '2', '--replicas', '1', '--disk-size', '1G'], (of) => of.length === 2 && of.every(({ pid }) => isAlive(pid)))
+  for (const { pid } of nodes) assert.equal(isAlive(pid), false)
+  const [first] = (await dev(dir, 'up', '--nodes', '2', '--replicas', '1', '--disk-size', '1G')).nodes
+  await dev(dir, 'kill', 'node-2')
+  const again = await interrupted(['--nodes', '2'], (of) => of.every(({ pid, state }) => state !== 'dead' && isAlive(pid)))
+  assert.deepEqual([again[0]!.pid, isAlive(first!.pid), isAlive(again[1]!.pid)], [first!.pid, true, false])
 })
 
 test('wrong use is refused with the next step, and starts nothing', { timeout: 120_000 }, async (t) => {

@@ -57,13 +57,39 @@ export const devUp = command<Options>({
     return withDirLock(options.dir, options.timeout, async () => {
       if (clusterExists(options.dir)) await clearUnformed(options.dir)
       const cluster = clusterExists(options.dir) ? resume(options, progress) : await lay(options)
-      if (cluster.formed) await startNodes(cluster, cluster.nodes, options.timeout)
-      else await form(cluster, options, progress)
-      await waitServing(cluster, options.timeout)
-      return clusterOutput(cluster)
+      return endedWhenInterrupted(cluster, progress, async () => {
+        if (cluster.formed) await startNodes(cluster, cluster.nodes, options.timeout)
+        else await form(cluster, options, progress)
+        await waitServing(cluster, options.timeout)
+        return clusterOutput(cluster)
+      })
     })
   },
 })
+
+/** Ctrl-C: what was not running before does not run on, and the command ends by the signal, as shells expect it. */
+async function endedWhenInterrupted<T>(cluster: DevCluster, progress: (line: string) => void, work: () => Promise<T>): Promise<T> {
+  const { dir, nodes } = cluster
+  const started = nodes.filter(({ id }) => processState(dir, id).state === 'dead')
+  const signals = ['SIGINT', 'SIGTERM'] as const
+  let stop: (signal: NodeJS.Signals) => void = () => {}
+  const interrupted = new Promise<NodeJS.Signals>((resolve) => {
+    stop = resolve
+    for (const signal of signals) process.once(signal, stop)
+  })
+  const working = work()
+  try {
+    const signal = await Promise.race([working.then(() => undefined), interrupted])
+    if (signal === undefined) return await working
+    working.catch(() => {})
+    progress('interrupted; ending what was started')
+    await Promise.all(started.map(({ id }) => endProcess(dir, id, END_MS)))
+    process.kill(process.pid, signal)
+    return await new Promise<never>(() => {})
+  } finally {
+    for (const signal of signals) process.removeListener(signal, stop)
+  }
+}
 
 /** What an interrupted `up` left is of no use: a token may be spent, a disk half formatted. */
 async function clearUnformed(dir: string): Promise<void> {
