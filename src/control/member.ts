@@ -480,6 +480,9 @@ export class Member {
         )
       }
       this.#authenticator.check(method, request)
+      // a leader that joined while this node was away: without an answer to it this node would never hear where it is
+      const [node, grpc] = [Number(sender['node']) as NodeNumber, String(sender['grpc'] ?? '')]
+      if (grpc !== '' && !this.state.nodes.has(node)) this.#grpcOf.set(node, grpc)
       return this.#handlePeer(
         method,
         request,
@@ -535,7 +538,8 @@ export class Member {
     const address = this.#grpcOf.get(to)
     if (address === undefined) throw new XsanError('NODE_UNREACHABLE', `the address of node ${to} is not known`)
     if (method === 'Admit') return env.rpc.call(address, `${PEER}/${method}`, request, { timeoutMs })
-    const sender = { clusterUuid: this.identity.clusterUuid, node: this.node, incarnation: this.#incarnation, nodeId: config.nodeId }
+    const { clusterUuid } = this.identity
+    const sender = { clusterUuid, node: this.node, incarnation: this.#incarnation, nodeId: config.nodeId, grpc: this.#addresses.grpc }
     return env.rpc.call(address, `${PEER}/${method}`, this.#authenticator.sign(method, { ...request, sender }), { timeoutMs, oneWay })
   }
 

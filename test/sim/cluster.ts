@@ -583,7 +583,7 @@ export class SimCluster {
     const { state } = this
     for (const node of this.nodes) {
       const was = node.control?.member
-      if (was !== undefined && was.node > 0 && state?.cluster && was.state.nodes.has(was.node) && !state.nodes.has(was.node)) node.removed = true
+      if (was !== undefined && was.node > 0 && state?.cluster && state.wasRemoved(was.node)) node.removed = true
       if (node.fatal instanceof XsanError && node.fatal.message.includes('removed from the cluster')) node.removed = true
     }
     return this.nodes.filter((node) => !node.removed)

@@ -53,3 +53,26 @@ scenario(
   },
   { replicas: 2 },
 )
+
+scenario(
+  'a node that was away while another joined votes for it: it hears from the newcomer itself where to answer',
+  async (t, volume) => {
+    t.load(volume, { on: [1], ops: 60 })
+    await t.clientsDone()
+    await t.settle(t.insist('xsan.v1.Config/Set', { key: 'failover.rebuild_after', valueJson: '500' }))
+    t.node(3).crash({ losing: 'nothing' })
+    const newcomer = t.addNode()
+    await t.settle(t.join(newcomer))
+    await t.settle(t.insist('xsan.v1.Cluster/RemoveNode', { nodeId: 'node-2' }))
+    await t.until('node 2 is gone', () => t.state?.nodes.size === 3 && !t.state.nodes.has(2 as never), 60_000)
+    const votes = (number: number) => t.node(number).control?.member?.raft?.members.voters.includes(4 as never) === true
+    await t.until('node 4 votes', () => votes(1) && votes(4))
+    t.node(1).crash({ losing: 'nothing' })
+    t.node(3).start()
+    await t.until('node 4 leads', () => t.leader === 4, 20_000)
+    t.node(1).start()
+    await t.allIsWell()
+    t.assertNoErrors()
+  },
+  { replicas: 2 },
+)
