@@ -131,6 +131,11 @@ export interface IoQueue {
    * -ECANCELED. At most one per socket. For whoever does not receive now and must still know that nobody waits any longer.
    */
   hangup(socket: Handle, tag: Tag, row: number): void
+  /**
+   * For how long nothing has come from the other host, ms: its kernel answers every second or sooner, whatever its processes do. 0 for a UNIX socket.
+   * A call into the kernel: not per operation.
+   */
+  silentMs(socket: Handle): number
   /** Receives into provided buffers until cancelled or failed; each completion's `extra` is (buffer id << 1) | MORE; without MORE it has ended: call again. */
   recvMultishot(socket: Handle, tag: Tag, row: number): void
   /** Where a provided buffer's bytes are; it stays the caller's until `releaseProvided`. */

@@ -399,6 +399,17 @@ export function ioQueueConformance(name: string, create: () => Promise<IoQueueFi
     b.close(server, listener)
   })
 
+  scenario('a connection whose other host is there is not silent, whether anybody reads or not', (b, { host }) => {
+    const { client, server, listener } = b.pair(host)
+    const page = b.alloc(100)
+    b.queue.send(client, page, 0, 10, b.tag, 1)
+    assert.equal(b.result(1), 10)
+    for (const socket of [client, server]) assert.ok(b.queue.silentMs(socket) < 3000)
+    assert.throws(() => b.queue.silentMs(listener))
+    b.close(client, server, listener)
+    assert.throws(() => b.queue.silentMs(server))
+  })
+
   scenario('multishot receives bring every byte in order into provided buffers, and end with 0 when the peer closes', (b, { host }) => {
     const { client, server, listener } = b.pair(host)
     const total = 2 * 1024 * 1024

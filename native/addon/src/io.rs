@@ -234,6 +234,12 @@ pub fn queue_sample_clock(id: u32) -> Result<f64> {
     with_engine(id, |engine| Ok(engine.sample_clock()))
 }
 
+/// For how long nothing has come from the other host of a socket, ms.
+#[napi]
+pub fn queue_silent_ms(id: u32, handle: i32) -> Result<u32> {
+    with_engine(id, |engine| engine.silent_ms(handle))
+}
+
 #[napi(js_name = "queueCrc32c")]
 pub fn queue_crc32c(id: u32, page: i32, delta_bytes: i32, length_bytes: i32) -> Result<u32> {
     with_engine(id, |engine| match engine.arena().range(page, delta_bytes, length_bytes) {

@@ -240,6 +240,16 @@ impl Engine {
         self.handles.insert(handle)
     }
 
+    /// See [`net::silent_ms`]; 0 for a UNIX socket, whose other end cannot be cut off.
+    pub fn silent_ms(&mut self, handle: i32) -> Result<u32, Fault> {
+        let slot = self.handles.slot(handle).ok_or_else(|| Fault::misuse(format!("handle {handle:#x} is not open")))?;
+        let handle = self.handles.at(slot);
+        if handle.kind != kind::SOCKET {
+            return Err(Fault::misuse("only sockets are silent"));
+        }
+        if handle.is_tcp { net::silent_ms(handle.fd) } else { Ok(0) }
+    }
+
     pub fn open_file(&mut self, options: &OpenOptions) -> Result<(i32, Opened), Fault> {
         let (fd, opened) = files::open(options)?;
         let mut handle = Handle::new(kind::FILE, fd.release());
@@ -1146,6 +1156,7 @@ mod tests {
         descriptor(&engine, 0, &[(OP, op::ACCEPT), (HANDLE, listener), (TAG, 1), (ROW, 1)]);
         descriptor(&engine, 1, &[(OP, op::CONNECT), (HANDLE, client), (TAG, 1), (ROW, 2)]);
         let server = until(&mut engine, 2, 2).iter().find(|c| c[1] == 1).unwrap()[2];
+        assert!(engine.silent_ms(listener).is_err() && engine.silent_ms(0).is_err());
         for id in [client, server] {
             let slot = engine.handles.slot(id).unwrap();
             let fd = engine.handles.at(slot).fd;
@@ -1159,7 +1170,8 @@ mod tests {
             assert_eq!(option(libc::IPPROTO_TCP, libc::TCP_NODELAY), 1);
             let [idle, interval, probes] =
                 [libc::TCP_KEEPIDLE, libc::TCP_KEEPINTVL, libc::TCP_KEEPCNT].map(|name| option(libc::IPPROTO_TCP, name));
-            assert!(idle + interval * probes <= 60);
+            assert!(idle <= 1 && interval <= 1 && idle + interval * probes <= 150);
+            assert!(engine.silent_ms(id).unwrap() < 2000);
         }
     }
 

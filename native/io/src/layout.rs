@@ -10,7 +10,7 @@
 //! positive int32 and never 0.
 
 /// Changed whenever a word moves or a call changes: the caller compares it when it loads the addon.
-pub const ABI: u32 = 4;
+pub const ABI: u32 = 5;
 
 pub const PAGE_BYTES: usize = 4096;
 pub const DESCRIPTOR_WORDS: usize = 16;

@@ -112,11 +112,12 @@ pub fn set_option(fd: i32, level: i32, name: i32, value: i32) -> bool {
     unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), size_of::<i32>() as libc::socklen_t) == 0 }
 }
 
-/// Idle for so long, a connection asks whether its other host is still there; and ends when nothing answers a few times. Without
-/// this, whoever lost power while idle would keep its place for ever.
-const KEEPALIVE_IDLE_S: i32 = 30;
-const KEEPALIVE_INTERVAL_S: i32 = 10;
-const KEEPALIVE_PROBES: i32 = 3;
+/// Idle for so long, a connection asks whether its other host is still there, and goes on asking: [`silent_ms`] needs that. It
+/// ends when nothing has answered for two minutes: a guest may be paused for a while, but whoever lost power while idle would keep
+/// its place for ever.
+const KEEPALIVE_IDLE_S: i32 = 1;
+const KEEPALIVE_INTERVAL_S: i32 = 1;
+const KEEPALIVE_PROBES: i32 = 120;
 
 /// What every TCP connection gets: no delay of small messages, and an end when the other host is gone.
 pub fn set_tcp_options(fd: i32) {
@@ -125,6 +126,19 @@ pub fn set_tcp_options(fd: i32) {
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S);
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, KEEPALIVE_PROBES);
     set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+}
+
+/// For how long the other host of a TCP connection has neither sent nor acknowledged anything.
+pub fn silent_ms(fd: i32) -> Result<u32, Fault> {
+    // SAFETY: tcp_info is plain data.
+    let mut info: libc::tcp_info = unsafe { zeroed() };
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: `info` has room for `length` bytes.
+    if unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &mut length) } != 0 {
+        return Err(Fault::last_os("cannot look at a connection"));
+    }
+    // data that acknowledges nothing new does not count as an acknowledgement
+    Ok(info.tcpi_last_ack_recv.min(info.tcpi_last_data_recv))
 }
 
 /// Bound and listening; the port it got.

@@ -6,7 +6,7 @@ import { createRequire } from 'node:module'
 import { fileURLToPath } from 'node:url'
 
 /** Must equal `layout::ABI` of native/io: both change when a word of the shared memory moves or a call changes. */
-const IO_ABI = 4
+const IO_ABI = 5
 const ADDON_PATH = fileURLToPath(new URL('../../../native/addon/xsan.node', import.meta.url))
 
 export interface NativeQueueOptions {
@@ -62,6 +62,7 @@ export interface NativeAddon {
   queueTurn(id: number, descriptors: number, timeoutMs: number): number
   queueFlush(id: number, descriptors: number): void
   queueSampleClock(id: number): number
+  queueSilentMs(id: number, handle: number): number
   queueCrc32c(id: number, page: number, deltaBytes: number, lengthBytes: number): number
   /** Boot-time clock in ms. */
   bootTimeMs(): number

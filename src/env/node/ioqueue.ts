@@ -249,6 +249,11 @@ export class NativeIoQueue implements IoQueue {
     this.#descriptor(OP_HANGUP, socket, tag, row)
   }
 
+  silentMs(socket: Handle): number {
+    this.#check(socket, KIND_SOCKET)
+    return this.#addon.queueSilentMs(this.#id, socket)
+  }
+
   recvMultishot(socket: Handle, tag: Tag, row: number): void {
     this.#check(socket, KIND_SOCKET)
     assert(this.#taken.length > 0, 'this io queue has no provided buffers')

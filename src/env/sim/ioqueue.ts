@@ -122,6 +122,8 @@ interface Entry {
   readonly accepts: Op[]
   send: Op | undefined
   hangup: Op | undefined
+  /** When `silentMs` first found the way to the other host closed. */
+  silentSinceMs: number | undefined
   closing: Op | undefined
   serving: boolean
   serveAgain: boolean
@@ -366,6 +368,7 @@ export class SimIoQueue implements IoQueue {
       accepts: [],
       send: undefined,
       hangup: undefined,
+      silentSinceMs: undefined,
       closing: undefined,
       serving: false,
       serveAgain: false,
@@ -476,6 +479,16 @@ export class SimIoQueue implements IoQueue {
     assert(entry.hangup === undefined, `two looks for the end of one connection (${this.#handlers[tag]?.name})`)
     entry.hangup = this.#op('hangup', tag, row, entry)
     this.process.schedule(0, 'hangup', () => this.#serveSocket(entry))
+  }
+
+  /** From the first look on that finds the way closed: a little less than in the world. */
+  silentMs(socket: Handle): number {
+    const entry = this.#entry(socket, 'socket')
+    const { end } = entry
+    const isOpen = end === undefined || (end.network.passes(end.host, end.other.host) && end.network.passes(end.other.host, end.host))
+    if (isOpen) entry.silentSinceMs = undefined
+    else entry.silentSinceMs ??= this.#world.nowMs
+    return this.#world.nowMs - (entry.silentSinceMs ?? this.#world.nowMs)
   }
 
   recvMultishot(socket: Handle, tag: Tag, row: number): void {

@@ -49,7 +49,7 @@ function make(options: { operationsMax?: number; log?: Log; arenaBytes?: number;
     assert.equal(await receive(10), 10)
     return { process, send, receive }
   }
-  return { world, queue, blocks, server, open, clients }
+  return { world, queue, blocks, server, open, clients, network, host }
 }
 
 function request(type: number, offsetBytes: number, lengthBytes: number): Buffer {
@@ -99,6 +99,33 @@ test('after a goodbye a write goes on for a second, then it has the life of one 
   assert.match(blocks.calls[1]!, /^orphan/)
   blocks.holding = false
   assert.ok(await world.run(() => server.connectionCount === 0, 1000))
+})
+
+test('a client cut off while its writes wait counts as gone within the write life; one that is there waits on, as does one without writes', async () => {
+  const { world, blocks, server, open, network, host, clients } = make()
+  blocks.holding = true
+  const orphans = () => blocks.calls.filter((call) => call.startsWith('orphan')).length
+  let sent = 0
+  const start = (bytes: Buffer) =>
+    void open().then(async (client) => {
+      await client.send(bytes)
+      sent++
+    })
+  start(Buffer.concat([request(WRITE, 4096, 512), Buffer.alloc(512)]))
+  start(request(READ, 0, 512))
+  assert.ok(await world.run(() => sent === 2 && blocks.calls.length === 2, 10_000))
+  await world.run(() => false, 20_000)
+  assert.deepEqual([orphans(), server.connectionCount], [0, 2])
+  network.cut(host, clients)
+  await world.run(() => false, 2000)
+  assert.equal(orphans(), 0)
+  network.healAll()
+  await world.run(() => false, 5000)
+  assert.equal(orphans(), 0)
+  network.cut(clients, host)
+  assert.ok(await world.run(() => orphans() === 1, 3900))
+  blocks.holding = false
+  assert.ok(await world.run(() => server.connectionCount === 1, 1000))
 })
 
 test('connections whose requests stand still leave rows for others', async () => {

@@ -66,6 +66,13 @@ const NEGOTIATION_MS_MAX = 10_000
 const DEADLINE_AGAIN_MS = 100
 /** After its goodbye a client's requests go on as before for so long; what is left then has the rest of the write life, and no more of it is begun. */
 const GOODBYE_MS = 1000
+/**
+ * A client whose host has been silent for SILENT_MS while a write of it has waited for STUCK_MS is taken to have gone: cut off from this node, its end of
+ * the connection cannot be heard, and it may go on by another node. The kernels talk every second; less than the write life has gone by.
+ */
+const SILENT_MS_MAX = 3000
+const STUCK_MS = 1000
+const SILENCE_EVERY_MS = 250
 /** Lines about connections closed for a reason, in so long; the next one says how many others there were. */
 const REASONS_LOGGED_MAX = 10
 const REASONS_EVERY_MS = 10_000
@@ -112,6 +119,7 @@ export class NbdServer {
   #negotiations = 0
   #refusedLogged = false
   #acceptFailureLogged = false
+  #silenceAtMs = 0
   #reasonsSinceMs = Number.NEGATIVE_INFINITY
   #reasonsLogged = 0
   #reasonsNotLogged = 0
@@ -623,6 +631,7 @@ export class NbdServer {
     if (nowMs - this.#turnMs > STANDSTILL_MS_MAX) this.#dropAll()
     this.#turnMs = nowMs
     if (this.#blocked.length > 0) this.#resumeBlocked()
+    if (nowMs >= this.#silenceAtMs) this.#dropSilent()
     this.#sendReplies()
   }
 
@@ -815,6 +824,23 @@ export class NbdServer {
     const socket = this.#socket(c)
     t.socket[c] = NONE
     this.#queue.close(socket, this.#closeTag, c)
+  }
+
+  #dropSilent(): void {
+    const t = this.#connections
+    const q = this.#requests
+    const { nowMs } = this.#queue
+    this.#silenceAtMs = nowMs + SILENCE_EVERY_MS
+    if (q.inUse === 0) return
+    let looked = NONE
+    for (let r = 0; r < q.rowsMax; r++) {
+      if (!q.isUsed(r) || q.type[r] === Command.READ || nowMs - q.startedMs[r]! < STUCK_MS) continue
+      const c = q.connection[r]!
+      if (c === looked || t.state[c] !== State.RUNNING) continue
+      looked = c
+      const silentMs = this.#queue.silentMs(this.#socket(c))
+      if (silentMs > SILENT_MS_MAX) this.#drop(c, `its client's host is silent, and its writes wait`, nowMs - silentMs)
+    }
   }
 
   /** Whoever sends nonsense as fast as it can does not fill the log. */
