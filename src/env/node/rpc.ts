@@ -3,7 +3,7 @@
  * between nodes share one stream of it (rpc-link.ts).
  *
  * Invariants:
- * - Every call has a deadline; every message has a largest size.
+ * - Every call has a deadline; every message has a largest size, and every request a largest number of fields.
  * - Only XsanError leaves `call`; whatever a handler throws reaches the caller as one (grpc-errors.ts).
  * - A message may only have the fields of its type: a misspelt one is our bug, not silence.
  */
@@ -35,6 +35,11 @@ import { LINK_BODY_BYTES_MAX, type LinkAnswers, type LinkCalls, LinkClient, type
 
 /** A Raft snapshot of a large cluster fits; nothing a stranger sends may take more memory than this. */
 const MESSAGE_BYTES_MAX = 64 * MiB
+/** All other requests, and the fields of each: a stranger's two bytes would become an object of a hundred. */
+const REQUEST_BYTES_MAX = 4 * MiB
+const REQUEST_FIELDS_MAX = 65_536
+/** Requests that may be as long as any message. */
+const LONG_REQUESTS: ReadonlySet<string> = new Set(['xsan.v1.Peer/RaftStep', 'xsan.v1.Link/Calls'])
 /** Connections to other nodes kept at one time. */
 const CLIENTS_MAX = 512
 /** Calls under way on one connection. */
@@ -104,8 +109,9 @@ export class GrpcRpc implements Rpc {
     const implementation: UntypedServiceImplementation = {}
     const served: Record<string, Definition> = {}
     for (const [name, handler] of Object.entries(methods)) {
-      const method = definition[name] as unknown as Definition | undefined
-      assert(method !== undefined, `proto/ has no method ${service}/${name}`)
+      const declared = definition[name] as unknown as Definition | undefined
+      assert(declared !== undefined, `proto/ has no method ${service}/${name}`)
+      const method = this.#bounded(`${service}/${name}`, declared)
       served[name] = method
       const answer = this.#checked(`${service}/${name}`, method, handler)
       implementation[name] = adapt(answer)
@@ -196,6 +202,25 @@ export class GrpcRpc implements Rpc {
     for (const name of Object.keys(message)) assert(fields.has(name), `${method}: its ${side} has no field ${name}`)
   }
 
+  /** `definition` with a look at each request before it is decoded. gRPC tells the caller only that it could not be; why is in our log, once per method. */
+  #bounded<D extends { readonly requestDeserialize: (bytes: Buffer) => unknown }>(name: string, definition: D): D {
+    const bytesMax = LONG_REQUESTS.has(name) ? MESSAGE_BYTES_MAX : REQUEST_BYTES_MAX
+    let isLogged = false
+    const refuse = (reason: string): never => {
+      if (!isLogged) this.#log.log('WARN', 'a request was refused (more of the kind are not reported)', { method: name, reason })
+      isLogged = true
+      throw new XsanError('REQUEST_TOO_LARGE', `${name}: ${reason}`)
+    }
+    return {
+      ...definition,
+      requestDeserialize: (bytes: Buffer) => {
+        if (bytes.length > bytesMax) refuse(`${bytes.length} bytes, at most ${bytesMax} are taken`)
+        if (hasMoreFields(bytes, REQUEST_FIELDS_MAX)) refuse(`more than ${REQUEST_FIELDS_MAX} fields`)
+        return definition.requestDeserialize(bytes)
+      },
+    }
+  }
+
   #checked(method: string, definition: Definition, handler: MethodHandler): Answer {
     return async (request, context) => {
       try {
@@ -211,7 +236,8 @@ export class GrpcRpc implements Rpc {
 
   #linkDefinition(): { readonly definition: LinkDefinition; readonly service: ServiceDefinition } {
     const service = this.#service('xsan.v1.Link')
-    return { definition: service['Calls'] as unknown as LinkDefinition, service }
+    const definition = this.#bounded('xsan.v1.Link/Calls', service['Calls'] as unknown as LinkDefinition)
+    return { definition, service: { Calls: definition } }
   }
 
   #serveLinks(): void {
@@ -256,6 +282,30 @@ export class GrpcRpc implements Rpc {
     this.#clients.set(address, connection)
     return connection
   }
+}
+
+/** Protobuf: a tag (number << 3 | wire type), then a varint (0), 8 bytes (1), a length and as many bytes (2), or 4 bytes (5). Stops at what is none of it. */
+function hasMoreFields(bytes: Buffer, max: number): boolean {
+  let at = 0
+  const varint = () => {
+    let value = 0
+    for (let shift = 0; at < bytes.length && shift < 70; shift += 7) {
+      const byte = bytes[at++]!
+      value += (byte & 0x7f) * 2 ** shift
+      if (byte < 0x80) break
+    }
+    return value
+  }
+  for (let fields = 0; at < bytes.length; fields++) {
+    if (fields >= max) return true
+    const wireType = varint() & 7
+    if (wireType === 0) varint()
+    else if (wireType === 1) at += 8
+    else if (wireType === 2) at += varint()
+    else if (wireType === 5) at += 4
+    else return false
+  }
+  return false
 }
 
 /** What the other side sent may be anything. */
