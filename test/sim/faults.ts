@@ -51,7 +51,7 @@ export interface Fault {
 }
 
 /** Short, aimed runs (focus.ts). */
-export const FOCUS_NAMES = ['blackouts', 'blackouts-relaxed', 'destage', 'churn', 'contention', 'last-copies', 'leases', 'rot'] as const
+export const FOCUS_NAMES = ['blackouts', 'blackouts-relaxed', 'destage', 'churn', 'contention', 'last-copies', 'leases', 'rot', 'members'] as const
 export type FocusName = (typeof FOCUS_NAMES)[number]
 
 export interface Schedule {

@@ -124,6 +124,17 @@ const FOCUSES: Readonly<Record<FocusName, Focus>> = {
     unflushed: ['random'],
     mix: { volumes: 'safe', hotPages: 8, readShares: [0.3, 0.9], home: 0.9, largeShare: 0.3, flushMs: [0] },
   },
+  /** Nodes join, leave, and are away meanwhile. */
+  members: {
+    nodes: 4,
+    durationMs: 10_000,
+    clients: [1, 3],
+    opsPerSecond: 20,
+    rates: { 'node-add': 0.2, 'node-remove': 0.25, kill: 0.4, power: 0.1, stop: 0.15, isolate: 0.1, freeze: 0.1, upgrade: 0.05 },
+    lastsMs: [20, 4000],
+    unflushed: ['random', 'lose'],
+    mix: { volumes: 'safe', hotPages: 4, readShares: [0.3], home: 0.6, flushMs: [0, 5] },
+  },
 }
 
 export function focusOf(name: FocusName): Focus {
