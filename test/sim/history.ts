@@ -385,9 +385,20 @@ function orderedAndWaiting(ops: readonly PageOp[]): PageOp[] | undefined {
   return found ? copies : undefined
 }
 
+/** A write that nobody acknowledged and no read ever saw may as well never have happened: what it covered until the next write was not looked at. */
+function withoutUnseen(ops: readonly PageOp[]): readonly PageOp[] {
+  const seen = new Set<number>()
+  for (const op of ops) {
+    if (op.kind !== 'read') continue
+    for (let s = 0; s < SECTORS_PER_PAGE; s++) if (op.mask & (1 << s)) seen.add(op.stamps[s]!)
+  }
+  const isSeen = (op: PageOp): boolean => op.stamps.some((stamp, s) => op.mask & (1 << s) && seen.has(stamp))
+  return ops.filter((op) => op.kind !== 'write' || op.outcome === 'ok' || isSeen(op))
+}
+
 /** Undefined: linearizable. Else why not. */
 export function checkPage(all: readonly PageOp[]): string | undefined | 'undecided' {
-  const ops = all
+  const ops = withoutUnseen(all)
   const events: Array<{ atMs: number; order: number; op: number; isCall: boolean }> = []
   let mustEnd = 0
   for (let i = 0; i < ops.length; i++) {
