@@ -24,6 +24,8 @@ import type { ChainTable } from './table.ts'
 
 /** Sub-page writes being merged at one time. */
 const MERGES_MAX = 128
+/** New blocks under way from one head: every other disk of the chain must have an extent for them, whatever it says meanwhile (space.ts). */
+const CREATING_MAX = 16
 const MERGE_PAGES = 2
 
 export interface WriteHooks {
@@ -70,6 +72,8 @@ export const UPDATE_ROWS = {
   merged: u8,
   /** Payload and credit are the record's. */
   ordered: u8,
+  /** Ordered, and its block was not there before. */
+  creates: u8,
   merge: i32,
   next: i32,
 }
@@ -111,6 +115,9 @@ export class Writes {
   /** Updates whose sender knows a newer version of the chain: they wait for the table. */
   readonly #early: number[] = []
   readonly #waitingForRoom: number[][]
+  /** New blocks ordered and not committed; those that wait for it. */
+  #creating = 0
+  readonly #creationsWaiting: number[] = []
   readonly #asksForRoom: boolean[]
 
   constructor(options: {
@@ -145,6 +152,7 @@ export class Writes {
   submit(u: number): void {
     this.updates.merged[u] = 0
     this.updates.ordered[u] = 0
+    this.updates.creates[u] = 0
     this.updates.merge[u] = NONE
     this.#attempt(u)
   }
@@ -408,8 +416,14 @@ export class Writes {
     records.clientLow[row] = updates.clientLow[u]!
     records.channel[row] = updates.channel[u]!
     records.seq[row] = updates.seq[u]!
-    const isFull =
-      kind === RecordKind.WRITE && this.#hooks.isFullElsewhere(slot) && store.findBlock(updates.volume[u]!, updates.layer[u]!, updates.index[u]!) < 0
+    const creates = kind === RecordKind.WRITE && store.findBlock(updates.volume[u]!, updates.layer[u]!, updates.index[u]!) < 0
+    if (creates && this.#creating >= CREATING_MAX) {
+      records.free(row)
+      updates.merged[u] = 0
+      this.#creationsWaiting.push(u)
+      return
+    }
+    const isFull = creates && this.#hooks.isFullElsewhere(slot)
     const admitted = isFull ? Status.INSUFFICIENT_SPACE : replicas.admitUpdate(row)
     if (admitted !== Status.SUCCESS) {
       records.free(row)
@@ -439,6 +453,10 @@ export class Writes {
     // from here on payload and credit are the record's
     updates.owned[u] = 0
     updates.ordered[u] = 1
+    if (creates) {
+      updates.creates[u] = 1
+      this.#creating++
+    }
     replicas.headRecords++
     if (isLocal) this.#hooks.pinned(updates.requestRow[u]!)
     this.#queue.waits.updateQueue.record(this.#queue.nowMs - updates.receivedMs[u]!)
@@ -471,6 +489,7 @@ export class Writes {
     const requestGeneration = updates.requestGeneration[u]!
     const wasOrdered = updates.ordered[u] === 1
     const session = updates.session[u]!
+    if (updates.creates[u] === 1) this.#creating--
     if (updates.owned[u] === 1) this.#pool.free(updates.bufferPage[u] as PageNumber)
     const payloadBytes = updates.kind[u] === RecordKind.WRITE ? touchedBytes(updates.offsetBytes[u]!, updates.lengthBytes[u]!) : 0
     updates.free(u)
@@ -490,6 +509,7 @@ export class Writes {
 
   /** Now and then: an update whose table does not come is given back when its life is over, or its client's session. */
   tick(): void {
+    this.#retryCreations()
     const early = this.#early
     if (early.length === 0) return
     const { updates } = this
@@ -530,7 +550,7 @@ export class Writes {
       updates.merge[u] = NONE
       this.#answer(u, Status.NOT_HEAD)
     }
-    for (const waiting of this.#waitingForRoom) {
+    for (const waiting of [...this.#waitingForRoom, this.#creationsWaiting]) {
       for (let i = waiting.length - 1; i >= 0; i--) {
         const u = waiting[i]!
         if (updates.slot[u] !== slot) continue
@@ -564,6 +584,13 @@ export class Writes {
 
   roomForRecords(): void {
     if (this.#waitingFirst !== NONE) this.#retryWaiting()
+    if (this.#creationsWaiting.length > 0) this.#retryCreations()
+  }
+
+  /** New blocks that wait until others are committed. */
+  #retryCreations(): void {
+    const waiting = this.#creationsWaiting
+    for (let left = waiting.length; left > 0 && this.#creating < CREATING_MAX; left--) this.#attempt(waiting.shift()!)
   }
 
   #awaitRoom(u: number, storeIndex: number): void {

@@ -20,10 +20,10 @@ import type { BlockTable } from './block-table.ts'
 import { dataOffset, type Geometry, LEAVES_PER_BLOCK, leafOffset, secondSuperblockOffset } from './layout.ts'
 import type { FileSpace } from './mount-options.ts'
 
-/** Extents allocated ahead: a share of the disk within these bounds; half of them are kept for others than clients when there are no more to be had. */
-const AHEAD_SHARE = 32
+/** Extents allocated ahead (each head has up to 16 new blocks under way): a share of the disk within these bounds; half of them are kept for others than clients when there are no more to be had. */
+const AHEAD_SHARE = 8
 const AHEAD_MIN = 8
-const AHEAD_MAX = 32
+const AHEAD_MAX = 128
 /** How often a full file system is looked at again. */
 const RETRY_MS = 2000
 
