@@ -18,8 +18,6 @@ const UPGRADE_STEP_MS = 10_000
 const CHURN_CLIENT = { opsMax: 60, depth: 2, readShare: 0.4, thinkMs: 20 }
 const WRITE_LIFE_MS = 4500
 
-/** With it a slot may come back without all of its last servers: what any of them has not flushed may be gone. */
-const RECOVER_WAIT = 'failover.recover_wait'
 /** Settings that may change at any time without breaking a promise: a value of the first list for a while, then the second. */
 const SETTINGS: ReadonlyArray<readonly [key: string, during: string, after: string]> = [
   ['failover.trust_refused', 'false', 'true'],
@@ -30,9 +28,7 @@ const SETTINGS: ReadonlyArray<readonly [key: string, during: string, after: stri
   ['storage.read_only', 'true', 'false'],
   ['storage.sync_when_write', 'false', 'true'],
   ['storage.default_replica_count', '2', '3'],
-  [RECOVER_WAIT, '500', '0'],
 ]
-const UNSERVED_LOOK_MS = 100
 
 /** The cast of a run, as faults need to know it. */
 export interface Stage {
@@ -239,7 +235,6 @@ export function inject(stage: Stage, fault: Fault): void {
     case 'setting': {
       const [key, during, after] = SETTINGS[fault.amount % SETTINGS.length]!
       const set = (valueJson: string) => cluster.insist('xsan.v1.Config/Set', { key, valueJson })
-      if (key === RECOVER_WAIT) noteUnserved(stage, new Set())
       cluster.operate(`${key} is changed`, async () => {
         await set(during)
         await cluster.pause(fault.durationMs)
@@ -248,22 +243,6 @@ export function inject(stage: Stage, fault: Fault): void {
       return
     }
   }
-}
-
-/** From now on: a slot that no replica serves may go on without its newest unflushed writes. Its last servers wait longer than the looks are apart. */
-function noteUnserved(stage: Stage, unserved: Set<number>): void {
-  const { cluster, history } = stage
-  const { state, world } = cluster
-  let isNew = false
-  for (const [slot, { entries }] of (state?.chains ?? []).entries()) {
-    if (entries.some((entry) => entry.state === ReplicaState.SERVING)) unserved.delete(slot)
-    else if (!unserved.has(slot)) {
-      unserved.add(slot)
-      isNew = true
-    }
-  }
-  if (isNew) history.allPowerLost(world.nowMs)
-  world.schedule(UNSERVED_LOOK_MS, 'unserved slots', () => noteUnserved(stage, unserved))
 }
 
 /** Every node in turn: stopped, started with the next version, and given some time to catch up. */
