@@ -13,7 +13,7 @@ import { FOCUS_NAMES, PROFILES } from './faults.ts'
 import { runTasks, type Task } from './pool.ts'
 import { planText } from './run.ts'
 
-const { values } = parseArgs({ options: { seeds: { type: 'string', default: '8' }, jobs: { type: 'string', default: '2' } } })
+const { values } = parseArgs({ options: { seeds: { type: 'string', default: '16' }, jobs: { type: 'string', default: '2' } } })
 const seedsPerPlan = Number(values.seeds)
 const say = (line: string) => void process.stdout.write(`${line}\n`)
 
