@@ -163,6 +163,22 @@ test('with unflushed writes, a loss of all power goes back to some content since
   assert.ok(!back.s.valid, 'it comes back after having been gone')
 })
 
+test('a loss of the power of other slots is none: what is read from memory then may be lost later', () => {
+  const make = (isLost: () => boolean) => {
+    const s = new Script()
+    const a = s.write('c1', 0, 10, { durable: false })
+    s.write('c1', 20, 30, { durable: false })
+    const b = s.write('c1', 40, 50, { durable: false })
+    s.history.allPowerLost(60, isLost)
+    s.read('c2', 70, 71, b)
+    s.history.allPowerLost(80)
+    s.read('c2', 90, 91, a)
+    return s.valid
+  }
+  assert.ok(make(() => false))
+  assert.ok(!make(() => true), 'what was read after all power was gone is on disks')
+})
+
 test('bytes nobody wrote there are named', () => {
   const s = new Script()
   const op = s.history.beginRead({ client: 'c', volume: 1, offsetBytes: 0, lengthBytes: 512, nowMs: 0 })

@@ -152,11 +152,17 @@ export class History {
     }
   }
 
-  /** Every replica lost its power at once. */
-  allPowerLost(nowMs: number): void {
+  /** Every replica lost its power at once: of all pages, or of those in slots that nobody else serves. */
+  allPowerLost(nowMs: number, isLost: (volume: number, page: number) => boolean = () => true): void {
+    const lost = [...this.#pages].filter(([key]) => isLost(...(key.split(':').map(Number) as [number, number]))).map(([, list]) => list)
     // A flush from now on says nothing of what was lost before
-    this.#unflushed.clear()
-    for (const list of this.#pages.values()) {
+    const gone = new Set(lost.flat())
+    for (const [volume, list] of this.#unflushed)
+      this.#unflushed.set(
+        volume,
+        list.filter((op) => !gone.has(op)),
+      )
+    for (const list of lost) {
       list.push({
         kind: 'powerLoss',
         id: this.#nextId++,

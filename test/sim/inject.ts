@@ -1,7 +1,8 @@
 /** What each kind of fault does to a simulated cluster, and how it ends. */
 import { XsanError } from '../../src/base/errors.ts'
-import { BLOCK_BYTES } from '../../src/base/units.ts'
+import { BLOCK_BYTES, PAGES_PER_BLOCK } from '../../src/base/units.ts'
 import { ReplicaState } from '../../src/placement/chain.ts'
+import { slotOf } from '../../src/placement/ring.ts'
 import type { SimCluster, SimNode, SimVolume } from './cluster.ts'
 import { describeFault, type Fault } from './faults.ts'
 import type { History } from './history.ts'
@@ -40,11 +41,9 @@ export interface Stage {
   readonly guests: SimClient[]
 }
 
-/** Some copy of every slot serves on a running node other than these: what was not flushed is still in its memory. */
-function servedElsewhere(cluster: SimCluster, lost: readonly SimNode[]): boolean {
-  const { state } = cluster
-  if (!state) return false
-  return state.chains.every((chain) =>
+/** By slot: some copy serves on a running node other than these, and what was not flushed is still in its memory. Undefined: nobody knows. */
+function servedElsewhere(cluster: SimCluster, lost: readonly SimNode[]): boolean[] | undefined {
+  return cluster.state?.chains.map((chain) =>
     chain.entries.some((entry) => {
       const node = cluster.nodes.find((candidate) => candidate.control?.member?.node === entry.node)
       return (
@@ -68,7 +67,9 @@ export function inject(stage: Stage, fault: Fault): void {
   world.note('fault', () => describeFault(fault))
   const later = (fn: () => void) => world.schedule(fault.durationMs, 'fault ends', fn)
   const losePower = (lost: readonly SimNode[]) => {
-    if (!servedElsewhere(cluster, lost)) history.allPowerLost(world.nowMs)
+    const served = servedElsewhere(cluster, lost) ?? []
+    const isLost = (volume: number, page: number) => served[slotOf(volume, Math.floor(page / PAGES_PER_BLOCK), served.length)] !== true
+    history.allPowerLost(world.nowMs, served.length === 0 ? undefined : isLost)
     for (const each of lost) each.host.losePower(fault.unflushed)
     later(() => {
       for (const each of lost) each.restart()
@@ -129,7 +130,7 @@ export function inject(stage: Stage, fault: Fault): void {
       world.schedule(Math.min(fault.durationMs, DISK_HANG_MAX_MS), 'fault ends', () => disk.resume())
       return
     case 'disk-eio': {
-      if (!servedElsewhere(cluster, [node])) return
+      if (servedElsewhere(cluster, [node])?.every((served) => served) !== true) return
       const { faults } = disk
       bay.suffered = true
       faults.readEio = faults.writeEio = faults.flushEio = fault.amount
@@ -143,7 +144,7 @@ export function inject(stage: Stage, fault: Fault): void {
     }
     case 'disk-gone':
       // Not the last copy's: that is a matter for people (xsan cluster recover)
-      if (!servedElsewhere(cluster, [node])) return
+      if (servedElsewhere(cluster, [node])?.every((served) => served) !== true) return
       disk.gone = bay.suffered = true
       later(() => {
         if (!disk.gone) return
