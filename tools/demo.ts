@@ -76,6 +76,7 @@ class ResyncWatch {
 const began = performance.now()
 const parent = mkdtempSync(join(tmpdir(), 'xsan-demo-'))
 let cluster: DevCluster | undefined
+let starting: Promise<DevCluster> | undefined
 let probe: VerifiedLoad | undefined
 let fioProcess: ChildProcess | undefined
 
@@ -96,7 +97,8 @@ for (const [signal, number] of [
 
 let exitCode = 1
 try {
-  cluster = await step(`start ${NODES} nodes on this host, three copies of everything`, () => DevCluster.up({ nodes: NODES, replicas: 3, parent }))
+  starting = step(`start ${NODES} nodes on this host, three copies of everything`, () => DevCluster.up({ nodes: NODES, replicas: 3, parent }))
+  cluster = await starting
   report(await demo(cluster))
   exitCode = 0
 } catch (error) {
@@ -273,6 +275,8 @@ async function cleanUp(): Promise<void> {
     return
   }
   await endRunning()
+  // a start that is cut short ends what it started by a command of its own
+  await starting?.catch(() => {})
   await cluster?.end().catch((error: unknown) => console.error(String(error)))
   // interrupted while the nodes were being started: their playground is known only from its files
   for (const name of existsSync(parent) ? readdirSync(parent) : []) {
