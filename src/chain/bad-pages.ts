@@ -14,8 +14,8 @@ import { Status } from '../base/status.ts'
 import { PAGE_BYTES } from '../base/units.ts'
 import type { PageNumber } from '../env/arena.ts'
 import type { AsyncIo } from '../env/async-io.ts'
-import type { LostPage } from '../placement/messages.ts'
-import { type BlockCapture, NO_BLOCK, PageFlag } from '../store/store.ts'
+import type { LostPage, ReactorLog } from '../placement/messages.ts'
+import { type BlockCapture, type BlockRow, NO_BLOCK, PageFlag, type ReplicaStore } from '../store/store.ts'
 import { CallKind } from '../wire/peer.ts'
 import { answerOf, type CallAnswer, type Calls } from './calls.ts'
 import type { Counters } from './counters.ts'
@@ -63,7 +63,7 @@ export interface BadPagesOptions {
   readonly peers: Peers
   readonly calls: Calls
   readonly counters: Counters
-  readonly log: (level: 'ERROR' | 'WARN' | 'INFO' | 'DEBUG', message: string, fields: Readonly<Record<string, unknown>>) => void
+  readonly log: ReactorLog
 }
 
 export class BadPages {
@@ -73,7 +73,7 @@ export class BadPages {
   readonly #peers: Peers
   readonly #calls: Calls
   readonly #counters: Counters
-  readonly #log: BadPagesOptions['log']
+  readonly #log: ReactorLog
   /** By place; those that the stores have marked are not here. */
   readonly #bad = new Map<string, BadPage>()
   #healing = false
@@ -95,6 +95,13 @@ export class BadPages {
     this.#stopped = true
   }
 
+  /** The block here, if there is one. */
+  #own(slot: number, { volume, layer, index }: BlockIdentity): { store: ReplicaStore; row: BlockRow } | undefined {
+    const store = this.#replicas.storeOf(slot)
+    const row = store?.findBlock(volume, layer, index) ?? NO_BLOCK
+    return store === undefined || row === NO_BLOCK ? undefined : { store, row }
+  }
+
   // ---- repair ------------------------------------------------------------------------------------------------------------------
 
   /** Gets the page's content from another replica that holds the same id, and puts it in place. */
@@ -104,9 +111,9 @@ export class BadPages {
 
   async #repairPage(slot: number, block: BlockIdentity, page: number): Promise<Fetch> {
     const { arena } = this.#io.queue
-    const store = this.#replicas.storeOf(slot)
-    const row = store?.findBlock(block.volume, block.layer, block.index) ?? NO_BLOCK
-    if (store === undefined || row === NO_BLOCK) return Fetch.UNSURE
+    const own = this.#own(slot, block)
+    if (own === undefined) return Fetch.UNSURE
+    const { store, row } = own
     const id = new Uint32Array(2)
     store.newestId(row, page, 1, id)
     const wanted = { idHigh: id[0]!, idLow: id[1]!, crc: store.pageCrc(row, page) }
@@ -118,7 +125,8 @@ export class BadPages {
       if (found === Fetch.NONE_HAS && !isUnknown(wanted)) this.#noteBad(slot, block, page, wanted)
       if (found !== Fetch.GIVEN) return found
       // the block may have gone, and its row be another's
-      if (this.#replicas.storeOf(slot) !== store || store.findBlock(block.volume, block.layer, block.index) !== row) return Fetch.UNSURE
+      const now = this.#own(slot, block)
+      if (now?.store !== store || now.row !== row) return Fetch.UNSURE
       if (!(await store.repairPage(row, page, given.idHigh, given.idLow, buffer, given.crc, given.flag))) return Fetch.UNSURE
       this.#counters.pagesRepaired++
       this.#bad.delete(placeOf(block, page))
@@ -202,9 +210,9 @@ export class BadPages {
         this.#noteBad(slot, block, page, wanted)
         continue
       }
-      const store = this.#replicas.storeOf(slot)
-      const row = store?.findBlock(block.volume, block.layer, block.index) ?? NO_BLOCK
-      if (store === undefined || row === NO_BLOCK) continue
+      const own = this.#own(slot, block)
+      if (own === undefined) continue
+      const { store, row } = own
       if (await store.repairPage(row, page, wanted.idHigh, wanted.idLow, places[i]!, wanted.crc)) this.#counters.pagesRepaired++
       else if (store.failed) await store.ioEnded()
     }
@@ -243,10 +251,10 @@ export class BadPages {
   }
 
   /** The page here still is the one that was found bad, and the store has not marked it itself. */
-  #isStillBad({ slot, volume, layer, index, page, idHigh, idLow }: BadPage): boolean {
-    const store = this.#replicas.storeOf(slot)
-    const row = store?.findBlock(volume, layer, index) ?? NO_BLOCK
-    if (store === undefined || row === NO_BLOCK) return false
+  #isStillBad({ slot, page, idHigh, idLow, ...block }: BadPage): boolean {
+    const own = this.#own(slot, block)
+    if (own === undefined) return false
+    const { store, row } = own
     const id = new Uint32Array(2)
     store.newestId(row, page, 1, id)
     return id[0] === idHigh && id[1] === idLow && !store.isLost(row, page)
@@ -275,9 +283,10 @@ export class BadPages {
 
   /** A disk that could not read the page may read it another time. */
   async #isReadable(slot: number, block: BlockIdentity, page: number): Promise<boolean> {
-    const store = this.#replicas.storeOf(slot)
-    const row = store?.findBlock(block.volume, block.layer, block.index) ?? NO_BLOCK
-    if (store === undefined || row === NO_BLOCK || store.isLost(row, page)) return false
+    const own = this.#own(slot, block)
+    if (own === undefined) return false
+    const { store, row } = own
+    if (store.isLost(row, page)) return false
     const { arena } = this.#io.queue
     const buffer = arena.alloc(PAGE_BYTES)
     if (buffer === -1) return false

@@ -16,11 +16,13 @@
  * From relaxed to sync. A volume that acknowledged from memory is flushed like before until one flush has succeeded that began with the
  * table which says that it no longer does; heads that know this table order all its updates as durable ones, whatever their sender knew.
  */
+
 import type { VolumeNumber } from '../base/ids.ts'
 import { Status } from '../base/status.ts'
 import { BLOCK_BYTES } from '../base/units.ts'
 import type { AsyncIo } from '../env/async-io.ts'
 import { CHAIN_ENTRIES_MAX, inWritePath, type ReplicaState } from '../placement/chain.ts'
+import type { ReactorLog } from '../placement/messages.ts'
 import { slotOf } from '../placement/ring.ts'
 import type { ReplicaStore } from '../store/store.ts'
 import { CallKind } from '../wire/peer.ts'
@@ -43,7 +45,7 @@ export class Flushes {
   readonly #peers: Peers
   readonly #calls: Calls
   readonly #counters: Counters
-  readonly #log: (level: 'ERROR' | 'WARN' | 'INFO' | 'DEBUG', message: string, fields: Readonly<Record<string, unknown>>) => void
+  readonly #log: ReactorLog
   /** Per volume: losses that this process' clients have been told of, or that were before any of them came. */
   readonly #told = new Map<VolumeNumber, number>()
   /** Volumes that this process has known to acknowledge from memory, and not flushed to the end since they do no more. */
@@ -58,7 +60,7 @@ export class Flushes {
     peers: Peers
     calls: Calls
     counters: Counters
-    log: (level: 'ERROR' | 'WARN' | 'INFO' | 'DEBUG', message: string, fields: Readonly<Record<string, unknown>>) => void
+    log: ReactorLog
   }) {
     this.#io = options.io
     this.#table = options.table

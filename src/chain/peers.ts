@@ -15,6 +15,7 @@
  * Invariants: a session's end is told (`down`) only when none of its operations can touch memory any more, and before a new one is
  * told (`up`); every length was checked before it is believed; a peer that sends nonsense loses its connection, with one line in the log.
  */
+
 import { assert } from '../base/assert.ts'
 import { FlightEvent } from '../base/flight.ts'
 import type { Incarnation, NodeNumber } from '../base/ids.ts'
@@ -22,6 +23,7 @@ import { Status } from '../base/status.ts'
 import { BLOCK_BYTES, PAGE_BYTES } from '../base/units.ts'
 import type { Arena, PageNumber } from '../env/arena.ts'
 import { Errno, errnoName, type Handle, type IoQueue, SEGMENTS_MAX, type Tag } from '../env/ioqueue.ts'
+import type { ReactorLog } from '../placement/messages.ts'
 import {
   FRAME_BYTES,
   FrameHeader,
@@ -101,7 +103,7 @@ export interface PeerHandlers {
   laneRoom(peer: number, lane: Lane): void
   /** The process is gone: its connections closed, and its host refused a fresh one (design 4). */
   refused(node: NodeNumber, incarnation: Incarnation): void
-  log(level: 'ERROR' | 'WARN' | 'INFO' | 'DEBUG', message: string, fields: Readonly<Record<string, unknown>>): void
+  readonly log: ReactorLog
 }
 
 const LaneState = {

@@ -11,11 +11,13 @@
  * Invariants: eligible, ready and committed are slot sequence numbers (sv) and only fall when the replica leaves the write path or starts a
  * new term; records leave the list at its head only; nothing is acknowledged that is not committed.
  */
+
 import { assert } from '../base/assert.ts'
 import { Status } from '../base/status.ts'
 import { PAGE_BYTES } from '../base/units.ts'
 import type { PageNumber } from '../env/arena.ts'
 import { ReplicaState } from '../placement/chain.ts'
+import type { ReactorLog } from '../placement/messages.ts'
 import { RecordKind, type ReplicaStore, StageRecord } from '../store/store.ts'
 import type { PayloadPool } from './payload-pool.ts'
 import { NONE, RecordState, type Records, recordRows, svOf } from './records.ts'
@@ -51,7 +53,7 @@ export interface ReplicaHooks {
   sessionStarted(session: SyncSession): void
   /** Async code will go on: let its promises run before the next turn. */
   promiseSettled(): void
-  log(level: 'ERROR' | 'WARN' | 'INFO' | 'DEBUG', message: string, fields: Readonly<Record<string, unknown>>): void
+  readonly log: ReactorLog
 }
 
 export class Replicas {

@@ -2,9 +2,11 @@
  * The source's side of a resync (protocol 23): every answer is one instant, content, `last` and committed id, and the channel rows of its disk.
  * Bytes: resync-calls.ts.
  */
+
 import { Status } from '../base/status.ts'
 import { PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
 import type { AsyncIo } from '../env/async-io.ts'
+import type { ReactorLog } from '../placement/messages.ts'
 import { type BlockCapture, NO_BLOCK, PAGE_LOST, PageFlag, type ReplicaStore } from '../store/store.ts'
 import { CallKind } from '../wire/peer.ts'
 import type { BadPages } from './bad-pages.ts'
@@ -39,7 +41,7 @@ export class ResyncSource {
   readonly #replicas: Replicas
   readonly #badPages: BadPages
   readonly #counters: Counters
-  readonly #log: (level: 'ERROR' | 'WARN' | 'INFO' | 'DEBUG', message: string, fields: Readonly<Record<string, unknown>>) => void
+  readonly #log: ReactorLog
 
   constructor(options: {
     io: AsyncIo
@@ -48,7 +50,7 @@ export class ResyncSource {
     badPages: BadPages
     calls: Calls
     counters: Counters
-    log: (level: 'ERROR' | 'WARN' | 'INFO' | 'DEBUG', message: string, fields: Readonly<Record<string, unknown>>) => void
+    log: ReactorLog
   }) {
     this.#io = options.io
     this.#table = options.table

@@ -21,7 +21,7 @@ import { XsanError } from '../base/errors.ts'
 import { Status } from '../base/status.ts'
 import { PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
 import type { AsyncIo } from '../env/async-io.ts'
-import type { ResyncStats } from '../placement/messages.ts'
+import type { ReactorLog, ResyncStats } from '../placement/messages.ts'
 import { ROW_WORDS } from '../store/channel-rows.ts'
 import { type BlockRow, isPageFlag, NO_BLOCK, PAGE_LOST, PageFlag, type ReplicaStore } from '../store/store.ts'
 import { CallKind } from '../wire/peer.ts'
@@ -79,7 +79,7 @@ export class Resync {
   readonly #calls: Calls
   readonly #counters: Counters
   readonly #report: (slot: number, since: number) => void
-  readonly #log: (level: 'ERROR' | 'WARN' | 'INFO' | 'DEBUG', message: string, fields: Readonly<Record<string, unknown>>) => void
+  readonly #log: ReactorLog
   #running = false
   #stopped = false
   #bytesMoved = 0
@@ -95,7 +95,7 @@ export class Resync {
     calls: Calls
     counters: Counters
     report: (slot: number, since: number) => void
-    log: (level: 'ERROR' | 'WARN' | 'INFO' | 'DEBUG', message: string, fields: Readonly<Record<string, unknown>>) => void
+    log: ReactorLog
   }) {
     this.#io = options.io
     this.#table = options.table

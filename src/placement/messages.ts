@@ -55,6 +55,9 @@ export interface TableMessage {
   readonly nextVolume?: number
 }
 
+/** A line for the node's log, which the main thread writes. */
+export type ReactorLog = (level: 'ERROR' | 'WARN' | 'INFO' | 'DEBUG', message: string, fields: Readonly<Record<string, unknown>>) => void
+
 export type ControlToReactor =
   | TableMessage
   /** The lease: I/O may be served until `untilMs` (boot-time clock) once the reactor's table is at `revision` or newer. */
@@ -90,7 +93,7 @@ export type ReactorToControl =
   | { readonly type: 'diskFailed'; readonly disk: DiskNumber; readonly reason: string }
   | { readonly type: 'stopped' }
   | { readonly type: 'failed'; readonly message: string; readonly nextStep: string }
-  | { readonly type: 'log'; readonly level: 'ERROR' | 'WARN' | 'INFO' | 'DEBUG'; readonly message: string; readonly fields: Readonly<Record<string, unknown>> }
+  | { readonly type: 'log'; readonly level: Parameters<ReactorLog>[0]; readonly message: string; readonly fields: Readonly<Record<string, unknown>> }
   /** Once a second: counters for metrics, perf-stats and cluster status. */
   | { readonly type: 'stats'; readonly counters: Readonly<Record<string, number>>; readonly disks: ReadonlyArray<DiskStats>; readonly resync: ResyncStats }
   | { readonly type: 'answer'; readonly queryId: number; readonly answer: unknown }

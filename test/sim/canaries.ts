@@ -31,7 +31,7 @@ export interface Canary {
 type Method = (...args: never[]) => unknown
 
 /** Replaces a method (or getter) of a prototype until undone. */
-function replace<T extends object>(target: T, key: keyof T, make: (original: Method) => Method): () => void {
+export function replace<T extends object>(target: T, key: keyof T, make: (original: Method) => Method): () => void {
   const descriptor = Object.getOwnPropertyDescriptor(target, key)
   const original = (descriptor?.get ?? descriptor?.value) as Method | undefined
   if (!descriptor || typeof original !== 'function') throw new Error(`canary: there is no method ${String(key)} to replace`)
@@ -50,7 +50,7 @@ function all(...undo: Array<() => void>): () => void {
 }
 
 /** As `replace`, for a method with this type of its instance and arguments. */
-function method<T extends object, A extends unknown[], R>(
+export function method<T extends object, A extends unknown[], R>(
   target: T,
   key: keyof T,
   make: (original: (this: T, ...args: A) => R) => (this: T, ...args: A) => R,

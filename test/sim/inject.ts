@@ -57,6 +57,10 @@ function servedElsewhere(cluster: SimCluster, lost: readonly SimNode[]): boolean
   )
 }
 
+function allServedElsewhere(cluster: SimCluster, node: SimNode): boolean {
+  return servedElsewhere(cluster, [node])?.every((served) => served) === true
+}
+
 export function inject(stage: Stage, fault: Fault): void {
   const { cluster, history } = stage
   const { world, network } = cluster
@@ -130,7 +134,7 @@ export function inject(stage: Stage, fault: Fault): void {
       world.schedule(Math.min(fault.durationMs, DISK_HANG_MAX_MS), 'fault ends', () => disk.resume())
       return
     case 'disk-eio': {
-      if (servedElsewhere(cluster, [node])?.every((served) => served) !== true) return
+      if (!allServedElsewhere(cluster, node)) return
       const { faults } = disk
       bay.suffered = true
       faults.readEio = faults.writeEio = faults.flushEio = fault.amount
@@ -144,7 +148,7 @@ export function inject(stage: Stage, fault: Fault): void {
     }
     case 'disk-gone':
       // Not the last copy's: that is a matter for people (xsan cluster recover)
-      if (servedElsewhere(cluster, [node])?.every((served) => served) !== true) return
+      if (!allServedElsewhere(cluster, node)) return
       disk.gone = bay.suffered = true
       later(() => {
         if (!disk.gone) return

@@ -5,7 +5,7 @@ import { Replicas } from '../../../src/chain/replica.ts'
 import { SyncSession } from '../../../src/chain/session.ts'
 import { ChainTable } from '../../../src/chain/table.ts'
 import { ChannelRows } from '../../../src/store/channel-rows.ts'
-import { canaryOf } from '../canaries.ts'
+import { canaryOf, method, replace } from '../canaries.ts'
 import { followsModel } from './follows.ts'
 import { type Mix, printLines, printSchedules } from './model.ts'
 import { Divergence, Replay } from './replay.ts'
@@ -18,19 +18,6 @@ const RESYNC: Mix = { slots: 1, mx: 1, blocks: 2, kill: 1, expire: 1, brk: 1, op
 const POWER: Mix = { slots: 1, mx: 2, blocks: 2, power: 2, kill: 1, expire: 1, brk: 1, ops: 3, lag: 1 }
 const TWO_SLOTS: Mix = { slots: 2, mx: 2, my: 2, blocks: 2, kill: 2, expire: 1, brk: 1, cancel: 1, dup: 2, ops: 3, lag: 1 }
 
-/** Replaces a method until undone. */
-function replace<T extends object, K extends keyof T>(target: T, key: K, method: T[K]): () => void {
-  const original = target[key]
-  target[key] = method
-  return () => {
-    target[key] = original
-  }
-}
-const { merge } = ChannelRows.prototype
-const { onStaged } = Replicas.prototype
-let isInside = false
-const { grantLease } = ChainTable.prototype
-
 followsModel('kills and late tables, one slot', 400, { slots: 1, blocks: 2, kill: 2, ops: 3, lag: 1 })
 followsModel('every fault but power losses, one slot', 400, EVERY_FAULT)
 followsModel('writes while members join', 200, RESYNC)
@@ -42,36 +29,53 @@ interface Bug {
 }
 const BUGS: readonly Bug[] = [
   ...['no-reforward', 'dedupe-off', 'up-to-date-too-early'].map((name) => ({ name, mix: EVERY_FAULT, plant: canaryOf(name)!.plant })),
-  { name: 'an answer that came too late is installed', mix: RESYNC, plant: () => replace(SyncSession.prototype, 'skipOf', () => 0) },
-  { name: 'what an installed block holds is staged again', mix: RESYNC, plant: () => replace(SyncSession.prototype, 'covers', () => false) },
-  { name: 'a session keeps its own rows as held', mix: EVERY_FAULT, plant: () => replace(ChannelRows.prototype, 'clearHeld', () => undefined) },
+  { name: 'an answer that came too late is installed', mix: RESYNC, plant: () => replace(SyncSession.prototype, 'skipOf', () => () => 0) },
+  { name: 'what an installed block holds is staged again', mix: RESYNC, plant: () => replace(SyncSession.prototype, 'covers', () => () => false) },
+  { name: 'a session keeps its own rows as held', mix: EVERY_FAULT, plant: () => replace(ChannelRows.prototype, 'clearHeld', () => () => undefined) },
   {
     name: 'rows of other slots come as held',
     mix: TWO_SLOTS,
     plant: () =>
-      replace(ChannelRows.prototype, 'merge', function (this: ChannelRows, _slot: number, packed: Uint32Array) {
-        merge.call(this, -1, packed)
-      }),
+      method<ChannelRows, [number, Uint32Array], void>(
+        ChannelRows.prototype,
+        'merge',
+        (original) =>
+          function (_slot, packed) {
+            original.call(this, -1, packed)
+          },
+      ),
   },
   {
     name: 'a record is acknowledged when it is staged',
     mix: POWER,
-    plant: () =>
-      replace(Replicas.prototype, 'onStaged', function (this: Replicas, storeIndex: number, upTo: number) {
-        if (isInside) return
-        isInside = true
-        onStaged.call(this, storeIndex, upTo)
-        this.onDurable(storeIndex, upTo)
-        isInside = false
-      }),
+    plant: () => {
+      let isInside = false
+      return method<Replicas, [number, number], void>(
+        Replicas.prototype,
+        'onStaged',
+        (original) =>
+          function (storeIndex, upTo) {
+            if (isInside) return
+            isInside = true
+            original.call(this, storeIndex, upTo)
+            this.onDurable(storeIndex, upTo)
+            isInside = false
+          },
+      )
+    },
   },
   {
     name: 'a lease is used before its table',
     mix: EVERY_FAULT,
     plant: () =>
-      replace(ChainTable.prototype, 'grantLease', function (this: ChainTable, untilMs: number) {
-        grantLease.call(this, untilMs, 0)
-      }),
+      method<ChainTable, [number, number], void>(
+        ChainTable.prototype,
+        'grantLease',
+        (original) =>
+          function (untilMs) {
+            original.call(this, untilMs, 0)
+          },
+      ),
   },
 ]
 const SCHEDULES_MAX = 60
