@@ -1,12 +1,13 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
-import { ChainCluster, DATA_PORT, PageLoad, pattern, RELAXED_VOLUME, TestClient } from '../../test/support/chain-cluster.ts'
+import { ChainCluster, DATA_PORT, PageLoad, pattern, RELAXED_VOLUME, TestClient, VOLUME } from '../../test/support/chain-cluster.ts'
 import { Status } from '../base/status.ts'
 import { AsyncIo } from '../env/async-io.ts'
 import { SimHost } from '../env/sim/host.ts'
 import { SimIoQueue } from '../env/sim/ioqueue.ts'
+import { slotOf } from '../placement/ring.ts'
 import { View } from '../placement/view.ts'
-import { HEAD_BYTES_MAX, PeerFrame, putFrame } from '../wire/peer.ts'
+import { FrameHeader, HEAD_BYTES_MAX, PeerFrame, putFrame, UpdateAnswer } from '../wire/peer.ts'
 
 async function cluster3(options: Partial<ConstructorParameters<typeof ChainCluster>[0]> = {}) {
   const cluster = new ChainCluster({ nodes: 3, slots: 8, ...options })
@@ -178,7 +179,6 @@ test('a flush of a relaxed volume covers what other nodes wrote: it survives a p
 test('a write whose client has gone is cancelled through the log: it has failed, and takes effect never', { timeout: 60_000 }, async () => {
   const { cluster, clients } = await cluster3({ plane: { settings: { writeLifeMs: 400 } } })
   // a block whose head is another node than the client's, and whose successor hangs: the write is ordered and stays uncommitted
-  const { slotOf } = await import('../placement/ring.ts')
   let index = 0
   while (cluster.chains[slotOf(1, index, 8)]!.entries[0]!.node !== 1) index++
   const successor = cluster.node(cluster.chains[slotOf(1, index, 8)]!.entries[1]!.node)
@@ -284,6 +284,25 @@ test('garbage, a wrong length and half a handshake on the data port are closed, 
   // half a handshake ends by itself
   const { handle } = await cluster.world.settle(io.connectTcp({ host: '10.0.0.1', port: DATA_PORT }), 1000)
   assert.ok((await cluster.world.settle(io.recv(handle, page, 0, 100), 10_000)) <= 0)
+})
+
+test('an answer whose length is damaged on the way, with nothing after it on its lane: the session ends, and the write is answered by the next', async () => {
+  const { cluster, clients } = await cluster3()
+  const index = 1
+  const head = cluster.node(cluster.chains[slotOf(VOLUME, index, cluster.chains.length)]!.entries[0]!.node)
+  const { peers } = head.plane
+  const { view } = head.queue.arena
+  const send = peers.send
+  let damaged = 0
+  peers.send = (...args) => {
+    send.apply(peers, args)
+    const at = args[2]
+    if (FrameHeader.get.type(view, at) !== PeerFrame.UPDATE_ANSWERS || damaged++ > 0) return
+    FrameHeader.set.headBytes(view, at, FrameHeader.get.headBytes(view, at) + 16 * UpdateAnswer.size)
+  }
+  const client = clients[cluster.nodes.findIndex((node) => node !== head)]!
+  assert.equal(await cluster.world.settle(client.write(index, 0, pattern(1)), 5000), Status.SUCCESS)
+  assert.ok(damaged > 0)
 })
 
 test('a disk that fails under load: its replicas leave, nobody sees an error, its node serves through the others', { timeout: 60_000 }, async () => {

@@ -10,7 +10,8 @@
  * Receiving: into the lane's stream buffer; a payload's rest straight into its own place.
  *
  * On the lane of forwards each side says something every now and then; who hears nothing for `silenceMs` ends the session. So an update waits no
- * longer than that on its way, also between two nodes that live, hold their leases, and cannot reach each other (protocol 16).
+ * longer than that on its way, also between two nodes that live, hold their leases, and cannot reach each other (protocol 16). On any lane, a frame that
+ * has begun and of which nothing more comes for as long ends the session too.
  *
  * Invariants: a session's end is told (`down`) only when none of its operations can touch memory any more, and before a new one is
  * told (`up`); every length was checked before it is believed; a peer that sends nonsense loses its connection, with one line in the log.
@@ -322,7 +323,11 @@ export class Peers {
       const isUp = c.state === LaneState.OPEN && c.peer?.up
       if (!isUp && c.state !== LaneState.CLOSING && c.state !== LaneState.AWAITS_TURN && nowMs - c.openedMs > HANDSHAKE_MS) this.#drop(c)
     }
-    for (const { up, lanes } of this.peers) if (up) this.#listenAndSay(lanes[Lane.FORWARD]!)
+    for (const { up, lanes } of this.peers) {
+      if (!up) continue
+      this.#listenAndSay(lanes[Lane.FORWARD]!)
+      for (const c of lanes) if (c !== undefined && this.#isStuck(c)) this.#bad(c, 'a frame that does not end')
+    }
     this.resumeStalled()
     if (!this.#accepting && !this.#closed && this.#listener !== -1) this.#accept()
     this.#dialDue()
@@ -341,6 +346,12 @@ export class Peers {
 
   #isSilent(c: Connection): boolean {
     return c.lane === Lane.FORWARD && c.peer?.up === true && this.#queue.nowMs - c.heardMs > this.silenceMs
+  }
+
+  /** A part of a frame, and nothing more for long: its length may have been damaged on the way, and nothing else may ever be said on this lane. */
+  #isStuck(c: Connection): boolean {
+    const isPartial = c.end > c.start || c.payloadLeft > 0 || c.discardLeft > 0
+    return c.receiving && isPartial && this.#queue.nowMs - c.heardMs > this.silenceMs
   }
 
   #endSilence(c: Connection): void {
