@@ -33,11 +33,17 @@ export class Bay {
 
   /** An empty disk stands where the old one was. No process may use it. */
   replace(): void {
-    this.disk.resume()
     this.disk.replace()
-    Object.assign(this.disk.faults, { readEio: 0, writeEio: 0, flushEio: 0 })
     this.#disks++
     this.formatted = false
+    this.repair()
+  }
+
+  /** The disk works again, with all that was written to it. No process may use it. */
+  repair(): void {
+    this.disk.resume()
+    this.disk.gone = false
+    Object.assign(this.disk.faults, { readEio: 0, writeEio: 0, flushEio: 0 })
     this.suffered = false
   }
 

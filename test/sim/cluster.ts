@@ -211,6 +211,13 @@ export class SimNode {
     bay.replace()
   }
 
+  /** What people do with a failed disk: another one in its place, or, when nobody else has what is on it, the same one again. */
+  serviceDisk(bay: Bay): void {
+    this.process?.kill()
+    if (this.cluster.hasLastCopy(bay)) bay.repair()
+    else bay.replace()
+  }
+
   /** What its processes took for a failure of the disk: only another disk heals it. */
   diskFailed({ disk, uuid }: Bay): boolean {
     const { state } = this.cluster
@@ -628,7 +635,7 @@ export class SimCluster {
   #replaceDisks(): void {
     for (const node of this.members()) {
       const failed = node.bays.filter((bay) => bay.suffered && node.diskFailed(bay))
-      for (const bay of failed) node.replaceDisk(bay)
+      for (const bay of failed) node.serviceDisk(bay)
       if (failed.length > 0) node.restart()
     }
     // A last copy is gone for good and another one is there: it takes an operator to say so
@@ -640,6 +647,17 @@ export class SimCluster {
     )
     if (waitsForGone && this.unhealthyNodes() === '') this.operate('recover', () => this.insist('xsan.v1.Cluster/Recover', {}))
     this.#desk.schedule(REPLACE_EVERY_MS, 'operator looks at the disks', () => this.#replaceDisks())
+  }
+
+  /** As far as anybody knows: the disk may have failed unnoticed while others served, and theirs may have become the older copies meanwhile. */
+  hasLastCopy({ uuid }: Bay): boolean {
+    const { state } = this
+    if (!state) return true
+    return state.chains.some(({ entries }) => {
+      const isOnIt = (disk: DiskNumber) => state.disks.get(disk)?.uuid === uuid
+      const last = entries.filter((entry) => entry.state === ReplicaState.SERVING || entry.state === ReplicaState.LASTSRV)
+      return last.length > 0 && last.every((entry) => isOnIt(entry.disk))
+    })
   }
 
   /** Nothing is under way in any data plane. */

@@ -141,7 +141,7 @@ export function inject(stage: Stage, fault: Fault): void {
       later(() => {
         faults.readEio = faults.writeEio = faults.flushEio = 0
         if (!node.diskFailed(bay)) return
-        node.replaceDisk(bay)
+        node.serviceDisk(bay)
         node.restart()
       })
       return
@@ -152,7 +152,7 @@ export function inject(stage: Stage, fault: Fault): void {
       disk.gone = bay.suffered = true
       later(() => {
         if (!disk.gone) return
-        node.replaceDisk(bay)
+        node.serviceDisk(bay)
         node.restart()
       })
       return
