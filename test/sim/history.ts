@@ -492,6 +492,8 @@ export function checkPage(all: readonly PageOp[]): string | undefined | 'undecid
       if (top.node.match) mustEnd++
       done[top.node.op] = 0
       state = top.state
+      // A read that fits may as well be placed at once: whatever follows from placing it later follows from now
+      if (ops[top.node.op]!.kind === 'read') continue
       if (advance(top.node, top.choices, top.state)) {
         resumed = true
         break
