@@ -105,6 +105,7 @@ export class History {
       return
     }
     this.okCount++
+    const view = viewOf(bytes)
     let at = start
     let offset = op.offsetBytes
     for (const { op: page } of op.pages) {
@@ -112,7 +113,7 @@ export class History {
       page.outcome = 'ok'
       for (let s = 0; s < SECTORS_PER_PAGE; s++) {
         if (!(page.mask & (1 << s))) continue
-        const stamp = readStamp(bytes, at, op.volume, offset)
+        const stamp = readStamp(view, at, op.volume, offset)
         if (stamp === STAMP_GARBAGE)
           this.garbage.push(`read ${op.id} by ${page.client}: volume ${op.volume} sector at ${offset} holds bytes nobody wrote there: ${hex(bytes, at)}`)
         page.stamps[s] = stamp
@@ -294,33 +295,31 @@ export class History {
 // ---- contents ----------------------------------------------------------------------------------------------------------
 /** Fills whole sectors so that each names its write, its volume and its place. */
 export function writeStamps(bytes: Uint8Array, start: number, op: OpenOp): void {
-  for (let done = 0; done < op.lengthBytes; done += SECTOR_BYTES) stampSector(bytes, start + done, op.id, op.volume, op.offsetBytes + done)
+  const view = viewOf(bytes)
+  for (let done = 0; done < op.lengthBytes; done += SECTOR_BYTES) stampSector(view, start + done, op.id, op.volume, op.offsetBytes + done)
 }
 
-function stampSector(bytes: Uint8Array, at: number, stamp: number, volume: number, offsetBytes: number): void {
+function stampSector(view: DataView, at: number, stamp: number, volume: number, offsetBytes: number): void {
   let x = patternSeed(stamp, volume, offsetBytes)
-  bytes[at] = stamp
-  bytes[at + 1] = stamp >>> 8
-  bytes[at + 2] = stamp >>> 16
-  bytes[at + 3] = stamp >>> 24
-  for (let i = 4; i < SECTOR_BYTES; i++) {
+  view.setInt32(at, stamp, true)
+  for (let i = 4; i < SECTOR_BYTES; i += 4) {
     x = (Math.imul(x, 0x19660d) + 0x3c6ef35f) | 0
-    bytes[at + i] = x >>> 24
+    view.setInt32(at + i, x, true)
   }
 }
 
-function readStamp(bytes: Uint8Array, at: number, volume: number, offsetBytes: number): number {
-  const stamp = bytes[at]! | (bytes[at + 1]! << 8) | (bytes[at + 2]! << 16) | (bytes[at + 3]! << 24)
-  if (stamp === 0) {
-    for (let i = 4; i < SECTOR_BYTES; i++) if (bytes[at + i] !== 0) return STAMP_GARBAGE
-    return STAMP_ZERO
-  }
+function readStamp(view: DataView, at: number, volume: number, offsetBytes: number): number {
+  const stamp = view.getInt32(at, true)
   let x = patternSeed(stamp, volume, offsetBytes)
-  for (let i = 4; i < SECTOR_BYTES; i++) {
+  for (let i = 4; i < SECTOR_BYTES; i += 4) {
     x = (Math.imul(x, 0x19660d) + 0x3c6ef35f) | 0
-    if (bytes[at + i] !== x >>> 24) return STAMP_GARBAGE
+    if (view.getInt32(at + i, true) !== (stamp === STAMP_ZERO ? 0 : x)) return STAMP_GARBAGE
   }
   return stamp
+}
+
+function viewOf(bytes: Uint8Array): DataView {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.length)
 }
 
 function patternSeed(stamp: number, volume: number, offsetBytes: number): number {
