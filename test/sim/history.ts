@@ -21,6 +21,8 @@ import { PAGE_BYTES, SECTOR_BYTES, SECTORS_PER_PAGE } from '../../src/base/units
 export const STAMP_ZERO = 0
 /** Bytes that no write ever put there. */
 export const STAMP_GARBAGE = -1
+/** In a search: of a write that no read ever saw there. Contents that differ in nothing else have the same future. */
+const STAMP_UNSEEN = -2
 
 export type Outcome = 'ok' | 'failed' | 'unknown'
 
@@ -359,15 +361,15 @@ function makeState(stamps: Int32Array, older: readonly Int32Array[]): State {
   return { stamps, older, key }
 }
 
-/** What can follow from `state` by this op: several states, in the order to try. Empty: impossible here. */
-function step(state: State, op: PageOp): State[] {
+/** What can follow from `state` by this op, whose stamps those are: several states, in the order to try. Empty: impossible here. */
+function step(state: State, op: PageOp, own: Int32Array): State[] {
   switch (op.kind) {
     case 'read':
-      for (let s = 0; s < SECTORS_PER_PAGE; s++) if (op.mask & (1 << s) && op.stamps[s] !== state.stamps[s]) return []
+      for (let s = 0; s < SECTORS_PER_PAGE; s++) if (op.mask & (1 << s) && own[s] !== state.stamps[s]) return []
       return [state]
     case 'write': {
       const stamps = state.stamps.slice()
-      for (let s = 0; s < SECTORS_PER_PAGE; s++) if (op.mask & (1 << s)) stamps[s] = op.stamps[s]!
+      for (let s = 0; s < SECTORS_PER_PAGE; s++) if (op.mask & (1 << s)) stamps[s] = own[s]!
       // Undone together with what came before it, or not at all
       const final = op.durable && (op.outcome === 'ok' || state.older.length === 0)
       const written = makeState(stamps, final ? [] : [...state.older, state.stamps])
@@ -390,20 +392,19 @@ function orderedAndWaiting(ops: readonly PageOp[]): PageOp[] | undefined {
   return found ? copies : undefined
 }
 
-/** A write that nobody acknowledged and no read ever saw may as well never have happened: what it covered until the next write was not looked at. */
-function withoutUnseen(ops: readonly PageOp[]): readonly PageOp[] {
-  const seen = new Set<number>()
-  for (const op of ops) {
-    if (op.kind !== 'read') continue
-    for (let s = 0; s < SECTORS_PER_PAGE; s++) if (op.mask & (1 << s)) seen.add(op.stamps[s]!)
-  }
-  const isSeen = (op: PageOp): boolean => op.stamps.some((stamp, s) => op.mask & (1 << s) && seen.has(stamp))
-  return ops.filter((op) => op.kind !== 'write' || op.outcome === 'ok' || isSeen(op))
+/** By sector: what reads saw there. */
+function seenBy(ops: readonly PageOp[]): ReadonlyArray<ReadonlySet<number>> {
+  const seen = Array.from({ length: SECTORS_PER_PAGE }, () => new Set<number>())
+  for (const op of ops) if (op.kind === 'read') for (let s = 0; s < SECTORS_PER_PAGE; s++) if (op.mask & (1 << s)) seen[s]!.add(op.stamps[s]!)
+  return seen
 }
 
 /** Undefined: linearizable. Else why not. */
 export function checkPage(all: readonly PageOp[]): string | undefined | 'undecided' {
-  const ops = withoutUnseen(all)
+  const seenIn = seenBy(all)
+  // A write that nobody acknowledged and no read saw may as well never have happened: what it covered until the next write was not looked at
+  const ops = all.filter((op) => op.kind !== 'write' || op.outcome === 'ok' || op.stamps.some((stamp, s) => op.mask & (1 << s) && seenIn[s]!.has(stamp)))
+  const stampsOf = ops.map((op) => (op.kind === 'write' ? op.stamps.map((stamp, s) => (seenIn[s]!.has(stamp) ? stamp : STAMP_UNSEEN)) : op.stamps))
   const events: Array<{ atMs: number; order: number; op: number; isCall: boolean }> = []
   let mustEnd = 0
   for (let i = 0; i < ops.length; i++) {
@@ -473,7 +474,7 @@ export function checkPage(all: readonly PageOp[]): string | undefined | 'undecid
   while (mustEnd > 0) {
     if (++configurations > CONFIGURATIONS_MAX) return 'undecided'
     if (current?.isCall) {
-      const choices = isTooEarly(current.op) ? [] : step(state, ops[current.op]!)
+      const choices = isTooEarly(current.op) ? [] : step(state, ops[current.op]!, stampsOf[current.op]!)
       if (choices.length > 0 && advance(current, choices, state)) continue
       current = current.next
       continue
@@ -529,7 +530,7 @@ function explain(ops: readonly PageOp[], stuck: PageOp | undefined, state: State
     .sort((a, b) => a.callMs - b.callMs)
     .slice(-24)
   const lines = near.map((op) => `    ${textOf(op)}${done[ops.indexOf(op)] ? ' (placed before)' : ''}`)
-  return `${textOf(stuck)} cannot be: the page holds [${state.stamps.join(' ')}] by then\n${lines.join('\n')}`
+  return `${textOf(stuck)} cannot be: the page holds [${[...state.stamps].map((stamp) => (stamp === STAMP_UNSEEN ? 'unseen' : stamp)).join(' ')}] by then\n${lines.join('\n')}`
 }
 
 function textOf(op: PageOp): string {
