@@ -679,6 +679,15 @@ export class SimCluster {
         if (text !== texts[0]) found.push(`slot ${slot}: disk ${copies[i]!.disk} holds ${text}, disk ${copies[0]!.disk} ${texts[0]}`)
       }
     }
+    found.push(...this.orphans(), ...leftovers(this))
+    return found
+  }
+
+  /** Blocks of deleted volumes that are still there. */
+  orphans(): string[] {
+    const found: string[] = []
+    const { state } = this
+    if (!state) return found
     for (const node of this.members()) {
       for (const store of node.stores) {
         for (let slot = 0; slot < state.chains.length; slot++) {
@@ -688,7 +697,6 @@ export class SimCluster {
         }
       }
     }
-    found.push(...leftovers(this))
     return found
   }
 

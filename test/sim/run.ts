@@ -156,7 +156,10 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
       })
     } else {
       for (const initiator of initiators) initiator.close()
-      if (guests.length > 0) await world.runFor(SWEPT_MS)
+      await world.run(
+        nowAndThen(cluster, () => cluster.orphans().length === 0),
+        SWEPT_MS,
+      )
       for (const volume of volumes) await readAll(cluster, history, cluster.members()[0]!, volume)
       await world.run(
         nowAndThen(cluster, () => cluster.quiet && leftovers(cluster).length === 0),
