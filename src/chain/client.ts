@@ -583,14 +583,16 @@ export class Client implements BlockClient {
     this.#answerUnknown()
   }
 
-  /** Those whose outcome nobody will know in time. Their buffers go back to whoever waits, so what may still be read by a record has to wait on. */
+  /** Those whose outcome nobody will know in time. Their buffers go back to whoever waits: what a record may still have to send, it has to copy first. */
   #answerUnknown(): void {
     const { ops } = this
     const { nowMs } = this.#queue
     if (ops.inUse === 0 || nowMs < this.#lookAgainMs) return
     this.#lookAgainMs = nowMs + UNKNOWN_EVERY_MS
     for (let op = 0; op < ops.rowsMax; op++) {
-      if (!ops.isUsed(op) || nowMs < ops.answerByMs[op]! || ops.pins[op]! > 0 || ops.orphaned[op] === 1 || ops.channel[op] === NONE) continue
+      if (!ops.isUsed(op) || nowMs < ops.answerByMs[op]! || ops.orphaned[op] === 1 || ops.channel[op] === NONE) continue
+      if (ops.pins[op]! > 0) this.#writes.takeOverPayload(op)
+      if (ops.pins[op]! > 0) continue
       const done = this.#done[op]
       if (done === undefined || ops.state[op] === OpState.ENDING) continue
       // asked, and never answered: whatever comes of it, its content is not sent again

@@ -3,7 +3,7 @@
  * One owner per datum; everything runs on the reactor's thread, between and in the turns of its io queue.
  */
 import { FlightEvent } from '../base/flight.ts'
-import type { SlotIndex } from '../base/ids.ts'
+import type { NodeNumber, SlotIndex } from '../base/ids.ts'
 import { MiB, PAGE_BYTES } from '../base/units.ts'
 import type { AsyncIo } from '../env/async-io.ts'
 import type { IoQueue, Tag } from '../env/ioqueue.ts'
@@ -125,6 +125,8 @@ export class DataPlane {
   #hasRoom = false
   #stopping = false
   #stopped = false
+  /** As last told. */
+  #unreachable: NodeNumber[] = []
   #nextStatsMs = 0
   /** When blocks of deleted volumes are looked for, ascending. */
   #sweepAtMs: number[] = []
@@ -446,6 +448,7 @@ export class DataPlane {
     if (this.#stopped) return
     this.#queue.timeout(TICK_MS, this.#tickTag, 0)
     this.peers.tick()
+    this.#tellUnreachable()
     this.forwarding.tick()
     this.#client.tick()
     this.writes.tick()
@@ -464,6 +467,13 @@ export class DataPlane {
       if (resync.lostPages > 0) this.#badPages.heal()
       this.#port.send({ type: 'stats', counters: this.#allCounters(), disks: this.#diskStats(), resync })
     }
+  }
+
+  #tellUnreachable(): void {
+    const nodes = this.peers.unreachable()
+    if (nodes.length === this.#unreachable.length && nodes.every((node, i) => node === this.#unreachable[i])) return
+    this.#unreachable = nodes
+    this.#port.send({ type: 'unreachable', nodes })
   }
 
   /** Pages whose content is gone here and came from no other replica. */

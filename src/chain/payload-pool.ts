@@ -51,6 +51,13 @@ export class PayloadPool {
     return -1
   }
 
+  /** A copy of those pages: its first page, or -1: no room now. */
+  copyOf(page: PageNumber, bytes: number): PageNumber | -1 {
+    const copy = this.alloc(bytes)
+    if (copy !== -1) this.#arena.bytes.copyWithin(copy * PAGE_BYTES, page * PAGE_BYTES, page * PAGE_BYTES + bytes)
+    return copy
+  }
+
   free(page: PageNumber): void {
     for (const { first, end, pool } of this.#stretches) {
       if (page >= first && page < end) {

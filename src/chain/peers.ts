@@ -64,6 +64,8 @@ const PROBES_MAX = 20
 const LOGGED_MAX = 256
 /** A reactor that stood still for this long closes its sessions before it sends on: what is queued names a life it no longer has (protocol 16). */
 export const STANDSTILL_MS_MAX = 2000
+/** A node without a session for so long cannot be reached, as far as this node can tell. */
+const UNREACHABLE_AFTER_MS = 1000
 /** Something is said so many times within `silenceMs`. */
 const SAID_PER_SILENCE = 4
 
@@ -190,6 +192,8 @@ export class Peer {
   /** Connections of the session that waits for the present one to end (acceptor). */
   readonly next: Connection[] = []
   connections = 0
+  /** Since when no session is up. */
+  downSinceMs: number
   dialAtMs = 0
   dialWaitMs = DIAL_FIRST_MS
   /** The last session's process is believed alive until shown otherwise: incarnation, 0 when there is nothing to show. */
@@ -199,9 +203,10 @@ export class Peer {
   probeHandle = -1 as Handle
   isProbing = false
 
-  constructor(index: number, node: NodeNumber) {
+  constructor(index: number, node: NodeNumber, nowMs: number) {
     this.index = index
     this.node = node
+    this.downSinceMs = nowMs
   }
 }
 
@@ -278,6 +283,12 @@ export class Peers {
     return this.peers[index]!.node
   }
 
+  /** Nodes of the table, without a session for a while. */
+  unreachable(): NodeNumber[] {
+    const beforeMs = this.#queue.nowMs - UNREACHABLE_AFTER_MS
+    return this.peers.filter(({ up, downSinceMs, node }) => !up && downSinceMs <= beforeMs && this.#table.nodes.has(node)).map(({ node }) => node)
+  }
+
   // ---- who there is ------------------------------------------------------------------------------------------------------
 
   /** The table's nodes have changed: new ones are dialled, older incarnations are closed. */
@@ -287,7 +298,7 @@ export class Peers {
       let peer = this.#byNode.get(node)
       if (peer === undefined) {
         if (this.peers.length >= PEERS_MAX) continue
-        peer = new Peer(this.peers.length, node)
+        peer = new Peer(this.peers.length, node, this.#queue.nowMs)
         this.peers.push(peer)
         this.#byNode.set(node, peer)
       }
@@ -661,6 +672,7 @@ export class Peers {
   // ---- the end of a session ------------------------------------------------------------------------------------------------
 
   #closeSession(peer: Peer): void {
+    if (peer.up) peer.downSinceMs = this.#queue.nowMs
     peer.up = false
     for (const c of peer.lanes) if (c !== undefined) this.#drop(c)
   }

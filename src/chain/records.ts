@@ -4,7 +4,7 @@
  * the journal has it.
  *
  * Payload: pages of the arena that belong to the row (`owned` 1: freed with it) or to a client operation of this node, which stays
- * pinned until the row is freed.
+ * pinned until the row is freed or takes a copy, because nobody knows when that will be.
  *
  * Also here: an update id as a pair of u32. The sequence number of a slot (sv, 40 bits) alone orders its log, so the rest of the chain
  * layer compares sv as plain numbers.

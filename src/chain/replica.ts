@@ -455,6 +455,23 @@ export class Replicas {
     this.#hooks.roomForRecords()
   }
 
+  /** The record that reads the buffer of a client's operation goes on with a copy: as soon as there is room for one, and nobody is in the middle of reading. */
+  takeOverPayload(operation: number): void {
+    const { records } = this
+    for (let row = 0; row < records.rowsMax; row++) {
+      if (!records.isUsed(row) || records.pinned[row] !== operation) continue
+      if ((records.state[row]! & RecordState.STAGED) === 0 || records.sends[row] !== 0) continue
+      if (records.kind[row] === RecordKind.WRITE) {
+        const copy = this.#pool.copyOf(records.payloadPage[row] as PageNumber, records.pageCount[row]! * PAGE_BYTES)
+        if (copy === -1) return
+        records.payloadPage[row] = copy
+        records.owned[row] = 1
+      }
+      records.pinned[row] = NONE
+      this.#hooks.unpinned(operation)
+    }
+  }
+
   /** A row whose receipt was broken off. */
   abandon(row: number): void {
     this.#release(row)

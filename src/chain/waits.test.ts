@@ -167,3 +167,43 @@ test('when nobody is left who could say what became of a write, its client is to
   // what came after it never reached anybody, and that is known
   assert.equal(await cluster.world.settle(client.write(0, 0, pattern(3)), 5000), Status.VOLUME_UNAVAILABLE)
 })
+
+test('the head is here and cut off with its record: the client is told that nobody knows, its buffer is its own again, and the record keeps what was written', {
+  timeout: 60_000,
+}, async () => {
+  const { cluster } = await twoAndClient({ plane: { settings: { retryTotalMs: 1000, writeLifeMs: 300 } } })
+  const node = cluster.node(1)
+  const page = node.queue.arena.alloc(4096)
+  const { arena } = node.queue
+  arena.bytes.set(pattern(2), page * 4096)
+  let status = -1
+  cluster.cutOff.add(1)
+  for (const other of [2, 3]) {
+    cluster.network.cut(node.host, cluster.node(other).host)
+    cluster.network.cut(cluster.node(other).host, node.host)
+  }
+  node.process.schedule(0, 'a write', () => {
+    node.client.write(
+      1 as never,
+      0,
+      0,
+      4096,
+      page,
+      0,
+      (_row, result) => {
+        status = result
+      },
+      7,
+    )
+    node.plane.settle()
+  })
+  await cluster.until('an answer', () => status >= 0, 5000)
+  assert.equal(status, Status.NETWORK_TIMEOUT)
+  arena.bytes.fill(0xee, page * 4096, (page + 1) * 4096)
+  assert.equal(node.plane.replicas.records.inUse, 1, 'still to be forwarded')
+  cluster.network.healAll()
+  cluster.cutOff.clear()
+  await cluster.until('quiet', () => cluster.quiet, 10_000)
+  assert.deepEqual((await cluster.world.settle(new TestClient(cluster.node(2)).read(0, 0, 1), 5000)).bytes, pattern(2))
+  assert.equal(node.plane.resources['clientOperations'], 0)
+})

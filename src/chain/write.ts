@@ -466,6 +466,11 @@ export class Writes {
     replicas.stage(row)
   }
 
+  /** The operation of a client here is about to be answered as unknown: its buffer goes back to it where that can be. */
+  takeOverPayload(operation: number): void {
+    this.#replicas.takeOverPayload(operation)
+  }
+
   // ---- 4. answer ---------------------------------------------------------------------------------------------------------
 
   /** The update's record is committed here. */

@@ -26,6 +26,8 @@ export interface HealthInput {
   readonly lostPages?: LostPages
   /** Disks that take no new blocks, as their nodes say, and why. */
   readonly fullDisks?: ReadonlyMap<DiskNumber, string>
+  /** Pairs of nodes that live and do not reach the data ports of each other. */
+  readonly apart?: ReadonlyArray<readonly [NodeNumber, NodeNumber]>
 }
 
 export interface ChainCounts {
@@ -45,7 +47,7 @@ const LOST_NAMED = 8
 
 const plural = (count: number, one: string, many: string) => `${count} ${count === 1 ? one : many}`
 
-export function healthOf({ state, view, planned, downMs, lostPages, fullDisks }: HealthInput): Health {
+export function healthOf({ state, view, planned, downMs, lostPages, fullDisks, apart }: HealthInput): Health {
   const reasons: string[] = []
   const wanted = replicaCount(state)
   let full = 0
@@ -73,6 +75,10 @@ export function healthOf({ state, view, planned, downMs, lostPages, fullDisks }:
     if (node.incarnation === 0 || view(node.node) !== View.DOWN) continue
     const ms = downMs?.(node.node)
     reasons.push(`Node ${node.id} is down${ms === undefined ? '' : `, for ${Math.round(ms / 1000)} s now`}.`)
+  }
+  for (const [a, b] of apart ?? []) {
+    const [one, other] = [a, b].map((node) => state.nodes.get(node)?.id ?? String(node))
+    reasons.push(`Nodes ${one} and ${other} do not reach the data ports of each other; clients of each cannot write to parts that the other heads.`)
   }
   for (const node of nodes) if (node.state === 'leaving') reasons.push(`Node ${node.id} is being emptied, to be removed.`)
   const named = new Set(state.chains.flatMap((chain) => chain.entries.map((entry) => entry.disk)))

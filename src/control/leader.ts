@@ -35,6 +35,8 @@ const LOOK_EVERY_MS = 2000
 /** While nobody is in doubt, a renewal waits so long for those of other nodes: one read-index round confirms them all. */
 const GATHER_MS = 4
 const ROUND_TIMEOUT_MS = 1000
+/** Beyond a lease, until nodes that do not reach each other are taken apart. */
+const APART_MARGIN_MS = 500
 /** Quiet time after a loss before anything is moved. */
 const CALM_AFTER_MS = 2000
 const PROPOSE_TIMEOUT_MS = 5000
@@ -73,6 +75,10 @@ export interface CoordinatorOptions {
 interface NodeLease {
   /** Leader's clock. */
   endMs: number
+  /** Nodes that its data plane does not reach, since when it says so. */
+  unreachable: ReadonlyMap<NodeNumber, number>
+  /** When this process was first heard, or was UP again after having been DOWN. */
+  backSinceMs: number
   /** The revision its data plane has confirmed, and of which incarnation. */
   confirmed: number
   incarnation: Incarnation
@@ -118,6 +124,8 @@ export class Coordinator {
   #nodesRevision = -1
   #timer: TimerId | undefined
   #tickMs: number
+  /** Nodes that do not reach each other, as last logged. */
+  #apartText = ''
   /** The newest evidence against anybody, or the election. */
   #doubtedMs: number
   #seenRevision = -1
@@ -199,7 +207,7 @@ export class Coordinator {
   async renew(
     node: NodeNumber,
     incarnation: Incarnation,
-    { tableRevision, doubt }: { readonly tableRevision: number; readonly doubt: number },
+    { tableRevision, doubt, unreachable }: { readonly tableRevision: number; readonly doubt: number; readonly unreachable: readonly NodeNumber[] },
   ): Promise<Grant> {
     const arrivedMs = this.#clock.nowMs()
     this.#checkSender(node, incarnation)
@@ -210,6 +218,7 @@ export class Coordinator {
     const lease = this.#lease(node)
     lease.seenMs = arrivedMs
     this.#confirm(lease, incarnation, tableRevision)
+    this.#noteUnreachable(lease, unreachable, arrivedMs)
     const leaseMs = this.#grantMs()
     const answer = () => ({ leaseMs, tableRevision: this.#state.revision, renewInMs: this.#renewInMs(), doubt: this.#doubt })
     const refuse = (reason: string): Grant => ({ granted: false, reason, ...answer() })
@@ -383,7 +392,19 @@ export class Coordinator {
   #lease(node: NodeNumber): NodeLease {
     let lease = this.#leases.get(node)
     if (lease === undefined) {
-      lease = { endMs: 0, confirmed: 0, incarnation: 0 as Incarnation, told: [], losses: 0, lastLossMs: 0, holdUntilMs: 0, downSinceMs: undefined, seenMs: 0 }
+      lease = {
+        endMs: 0,
+        confirmed: 0,
+        incarnation: 0 as Incarnation,
+        told: [],
+        unreachable: new Map(),
+        backSinceMs: this.#clock.nowMs(),
+        losses: 0,
+        lastLossMs: 0,
+        holdUntilMs: 0,
+        downSinceMs: undefined,
+        seenMs: 0,
+      }
       this.#leases.set(node, lease)
     }
     return lease
@@ -394,11 +415,40 @@ export class Coordinator {
       lease.incarnation = incarnation
       lease.confirmed = 0
       lease.told = []
+      lease.unreachable = new Map()
+      lease.backSinceMs = this.#clock.nowMs()
     }
     if (revision <= lease.confirmed) return
     lease.confirmed = revision
     lease.told = lease.told.filter((told) => told.revision > revision)
     if (this.#hasDraining()) this.wake()
+  }
+
+  #noteUnreachable(lease: NodeLease, nodes: readonly NodeNumber[], nowMs: number): void {
+    const before = lease.unreachable
+    if (nodes.length === before.size && nodes.every((node) => before.has(node))) return
+    lease.unreachable = new Map(nodes.map((node) => [node, before.get(node) ?? nowMs]))
+    // at once when they reach each other again; when they do not, `#tick` looks when it is time
+    if (nodes.length < before.size) this.#lookAtAll = true
+    this.wake()
+  }
+
+  /**
+   * Pairs of nodes that do not reach each other although both are UP: so for longer than a lease, in which whoever had died would have gone DOWN.
+   * Ascending.
+   */
+  apart(): Array<readonly [NodeNumber, NodeNumber]> {
+    const beforeMs = this.#clock.nowMs() - this.#grantMs() * (1 + DRIFT_BOUND) - APART_MARGIN_MS
+    const pairs = new Map<string, readonly [NodeNumber, NodeNumber]>()
+    for (const [node, { unreachable, backSinceMs }] of this.#leases) {
+      if (unreachable.size === 0 || this.view.view(node) !== View.UP) continue
+      for (const [other, sinceMs] of unreachable) {
+        if (this.view.view(other) !== View.UP || Math.max(sinceMs, backSinceMs, this.#lease(other).backSinceMs) > beforeMs) continue
+        const pair = [Math.min(node, other) as NodeNumber, Math.max(node, other) as NodeNumber] as const
+        pairs.set(pair.join(), pair)
+      }
+    }
+    return [...pairs.values()].sort(([a, b], [c, d]) => a - c || b - d)
   }
 
   #hasDraining(): boolean {
@@ -475,6 +525,7 @@ export class Coordinator {
       const holdMs = lease.losses <= 1 ? 0 : Math.min(HOLD_MAX_MS, HOLD_FIRST_MS * 2 ** (lease.losses - 2))
       lease.holdUntilMs = this.#clock.nowMs() + holdMs
       lease.downSinceMs = undefined
+      lease.backSinceMs = this.#clock.nowMs()
       this.#options.log.log('INFO', 'a node is up', { node: this.#state.nodes.get(node)?.id, incarnation: this.view.incarnation(node), holdMs })
     }
     this.#lookAtAll = true
@@ -517,12 +568,25 @@ export class Coordinator {
     this.#tickMs = nowMs
     this.#members.reconcile()
     this.#lookForUnserved(nowMs)
+    this.#lookForApart()
     // between changes only the passing of time can call for something
     if (this.#state.revision !== this.#seenRevision || nowMs - this.#lookedMs >= LOOK_EVERY_MS) {
       this.#seenRevision = this.#state.revision
       this.#lookedMs = nowMs
       this.wake()
     }
+  }
+
+  #lookForApart(): void {
+    const text = this.apart()
+      .map(([a, b]) => `${this.#state.nodes.get(a)?.id} and ${this.#state.nodes.get(b)?.id}`)
+      .join(', ')
+    if (text === this.#apartText) return
+    if (text === '') this.#options.log.log('INFO', 'all nodes reach each other again')
+    else this.#options.log.log('WARN', 'nodes do not reach the data ports of each other: they work around it', { nodes: text })
+    this.#apartText = text
+    this.#lookAtAll = true
+    this.wake()
   }
 
   #lookForUnserved(nowMs: number): void {
@@ -694,8 +758,9 @@ export class Coordinator {
       this.#forgetDone(slot)
       if (this.#upToDate.has(slot) && this.view.view(this.#nodeOf(upToDate[0])) === View.UP) add(slot, { upToDate })
     }
+    const apart = this.apart()
     if (this.#isCalm(nowMs)) {
-      for (const move of this.#rebalancer.moves(nowMs - this.#doubtedMs, { repairsOnly: unavailable > 0 })) add(move.slot, move.fact)
+      for (const move of this.#rebalancer.moves(nowMs - this.#doubtedMs, { repairsOnly: unavailable > 0 || apart.length > 0 })) add(move.slot, move.fact)
     }
     return {
       views: this.view.rows(),
@@ -705,6 +770,7 @@ export class Coordinator {
         .sort((a, b) => a - b),
       facts: [...facts.values()],
       factsOnly: !this.#lookAtAll,
+      ...(apart.length > 0 ? { apart } : {}),
     }
   }
 

@@ -47,6 +47,8 @@ const NUDGE_TIMEOUT_MS = 500
 /** A node that starts asks who leads so often and so many times; then it waits for what comes. */
 const HELLO_EVERY_MS = 80
 const HELLOS_MAX = 10
+/** Whether it was removed, by a node that knows no leader. */
+const ASK_EVERY_MS = 2000
 const REHEARSAL_SLOTS = 128
 const REHEARSAL_EVERY_MS = 40
 const REHEARSAL_PASSES = 2
@@ -84,6 +86,7 @@ export class Member {
   readonly #load = new LoadMeter()
   #incarnation = 0 as Incarnation
   #stopped = false
+  #asking = false
   #fatal = false
   /** Last known grpc addresses: of members when this node joined, then as the replicated state says; a node just removed is still told so. */
   readonly #grpcOf: Map<NodeNumber, string>
@@ -259,8 +262,8 @@ export class Member {
         break
       } catch (error) {
         if (!(error instanceof XsanError) || error.status !== 'CLUSTER_NOT_READY') throw error
-        // nobody sends anything to a node that was removed while it was away: it has to ask
-        await Promise.all([...this.#grpcOf.keys()].filter((node) => node !== this.node).map((node) => this.#askWhetherRemoved(node)))
+        // nobody sends anything to a node that was removed while it was away
+        await this.#askAllWhetherRemoved()
         this.detail = error.message
         env.log.log('WARN', 'this node waits for the cluster', { error: error.message })
       }
@@ -363,6 +366,7 @@ export class Member {
 
   #onLeaderChange(change: LeaderChange): void {
     if (this.#stopped || this.#raft === undefined) return
+    if (change.leader === 0) void this.#askWhileLeaderless()
     if (!change.isSelf || change.term !== this.#coordinatorTerm) {
       this.#coordinator?.stop()
       this.#coordinator = undefined
@@ -541,6 +545,27 @@ export class Member {
     const { clusterUuid } = this.identity
     const sender = { clusterUuid, node: this.node, incarnation: this.#incarnation, nodeId: config.nodeId, grpc: this.#addresses.grpc }
     return env.rpc.call(address, `${PEER}/${method}`, this.#authenticator.sign(method, { ...request, sender }), { timeoutMs, oneWay })
+  }
+
+  /** Whoever was removed while it was cut off hears from no leader again, and its votes are not answered: it has to ask. */
+  async #askWhileLeaderless(): Promise<void> {
+    if (this.#asking) return
+    this.#asking = true
+    try {
+      for (;;) {
+        await this.#sleep(ASK_EVERY_MS)
+        if (this.#stopped || this.#raft?.leader !== 0) return
+        await this.#askAllWhetherRemoved()
+      }
+    } catch (error) {
+      this.#fail(error)
+    } finally {
+      this.#asking = false
+    }
+  }
+
+  async #askAllWhetherRemoved(): Promise<void> {
+    await Promise.all([...this.#grpcOf.keys()].filter((node) => node !== this.node).map((node) => this.#askWhetherRemoved(node)))
   }
 
   async #askWhetherRemoved(node: NodeNumber): Promise<void> {

@@ -85,6 +85,8 @@ export class NodeAgent {
   readonly #incarnations = new Map<NodeNumber, Incarnation>()
   /** Processes proven dead: told once to each leader, while it is news. */
   readonly #refused = new Map<NodeNumber, { incarnation: Incarnation; atMs: number; told: boolean }>()
+  /** Nodes without a session of the data plane. */
+  #unreachable: readonly NodeNumber[] = []
   readonly #upToDate = new Map<SlotIndex, { since: ChainVersion; incarnation: Incarnation }>()
   /** The last: its host lost power since the replica served. */
   readonly #lastIds = new Map<DiskNumber, Map<SlotIndex, readonly [ChainVersion, number, number, boolean]>>()
@@ -272,7 +274,11 @@ export class NodeAgent {
     }
     const sentMs = this.#clock.nowMs()
     try {
-      const answer = await leaderClient.call('Renew', { tableRevision: this.#appliedRevision, doubt: this.#doubt }, { timeoutMs: leaseMs / 2, once: true })
+      const answer = await leaderClient.call(
+        'Renew',
+        { tableRevision: this.#appliedRevision, doubt: this.#doubt, unreachable: this.#unreachable },
+        { timeoutMs: leaseMs / 2, once: true },
+      )
       if (this.#stopped) return
       // there was news that this renewal had not heard of: it counts for the lease, not as a sign of life
       const doubt = Number(answer['doubt'] ?? 0)
@@ -345,6 +351,10 @@ export class NodeAgent {
       }
       case 'peerRefused':
         this.#peerRefused(message.node, message.incarnation)
+        return
+      case 'unreachable':
+        this.#unreachable = message.nodes
+        this.renewNow()
         return
       case 'diskFailed':
         log.log('ERROR', 'a disk failed', { disk: message.disk, reason: message.reason })

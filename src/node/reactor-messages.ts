@@ -70,4 +70,5 @@ export const MESSAGE_TYPES: ReadonlyArray<(ControlToReactor | ReactorMessage)['t
   'log',
   'stats',
   'answer',
+  'unreachable',
 ]

@@ -3,6 +3,7 @@ import test, { after } from 'node:test'
 import type { ChainVersion, DiskNumber, Incarnation, NodeNumber, SlotIndex } from '../base/ids.ts'
 import { Prng } from '../base/prng.ts'
 import {
+  apartFromPairs,
   CHAIN_ENTRIES_MAX,
   type Chain,
   type ChainEntry,
@@ -106,6 +107,7 @@ function views(text: string): Pick<ChainEvent, 'views'> {
 }
 const disk = (n: number) => n as DiskNumber
 const failed = (...disks: number[]) => ({ diskUse: (d: DiskNumber) => (disks.includes(d) ? DiskUse.FAILED : DiskUse.NORMAL) })
+const apart = (...pairs: Array<readonly [number, number]>) => ({ apart: apartFromPairs(pairs.map(([a, b]) => [a as NodeNumber, b as NodeNumber])) })
 const leaving = (...disks: number[]) => ({ diskUse: (d: DiskNumber) => (disks.includes(d) ? DiskUse.LEAVING : DiskUse.NORMAL) })
 const id = (of: number, lo: number, more: Partial<LastId> = {}): LastId => ({
   disk: disk(of),
@@ -193,6 +195,19 @@ const CASES: ReadonlyArray<readonly [string, ChainEvent, string | null, Transiti
   ['1s 2y', { ...views('1 2'), ...report(2, 1, 2) }, null, null],
   ['1s 2y', { ...views('1 2'), ...report(3) }, null, null],
   ['1s 2w', { ...views('1 2?'), ...report(2) }, null, null],
+  // nodes that live and do not reach each other
+  ['1s 2s 3s', { ...views('1 2 3'), ...apart([1, 2]) }, '1s 2d 3s', 'drain'],
+  ['1s 2s 3s', { ...views('1 2 3'), ...apart([1, 3]) }, null, null],
+  ['1s 2s 3s', { ...views('1 2 3'), ...apart([1, 2], [1, 3]) }, '1d 2s 3s', 'drain'],
+  ['1s 2s 3s', { ...views('1 2 3'), ...apart([1, 2], [2, 3]) }, '1s 2d 3s', 'drain'],
+  ['1s 2d 3s', { ...views('1 2 3'), ...apart([1, 2]) }, null, null],
+  ['1s 2s', { ...views('1? 2'), ...apart([1, 2]) }, null, null],
+  ['1s 3s 2o', { ...views('1 2 3'), ...apart([1, 2]) }, '1s 3s 2w', 'return'],
+  ['1s 3s 2w', { ...views('1 2 3'), ...apart([1, 2]) }, '1s 3s 2y', 'sync'],
+  ['1s 2w', { ...views('1 2'), ...apart([1, 2]) }, null, null],
+  ['1s 2w 3w', { ...views('1 2 3'), ...apart([1, 2]) }, '1s 3y 2w', 'sync'],
+  ['1s 3s 2y', { ...views('1 2 3'), ...apart([2, 3]) }, '1s 3s 2o', 'stop syncing'],
+  ['1s 3s 2y', { ...views('1 2 3'), ...apart([1, 2]) }, null, null],
   // draining
   ['1s 2s 3s', { ...views('1 2 3?'), drain: disk(1) }, '1d 2s 3s', 'drain'],
   ['1s 2s 3s', { ...views('1 2? 3?'), drain: disk(1) }, null, null],
@@ -342,6 +357,7 @@ class Model {
   readonly canary: Canary
   readonly view = new CoordinatorView()
   readonly registered = new Map<NodeNumber, Incarnation>()
+  apart: Array<readonly [NodeNumber, NodeNumber]> = []
   readonly failedDisks = new Set<number>()
   readonly nodes: ModelNode[]
   chain: Chain
@@ -413,7 +429,13 @@ class Model {
   }
 
   coordinate(facts: Omit<ChainEvent, 'views'>): void {
-    const event: ChainEvent = { ...facts, views: this.view, diskUse: (d) => (this.failedDisks.has(d) ? DiskUse.FAILED : DiskUse.NORMAL), lastIds: this.ids }
+    const event: ChainEvent = {
+      ...facts,
+      views: this.view,
+      diskUse: (d) => (this.failedDisks.has(d) ? DiskUse.FAILED : DiskUse.NORMAL),
+      lastIds: this.ids,
+      apart: apartFromPairs(this.apart),
+    }
     const next = observe(this.chain, event)
     if (next === null) return
     this.trace.push(formatChain(next))
@@ -497,8 +519,11 @@ class Model {
     const draw = this.prng.below(100)
     if (draw < 20) this.write()
     else if (draw < 40) this.renew(n)
-    else if (draw < 52) this.coordinate({})
-    else if (draw < 57) this.learn(n)
+    else if (draw < 51) this.coordinate({})
+    else if (draw < 52) {
+      const other = this.prng.between(1, NODES)
+      this.apart = other === n ? [] : [...this.apart, [n as NodeNumber, other as NodeNumber]]
+    } else if (draw < 57) this.learn(n)
     else if (draw < 65) this.resync(n)
     else if (draw < 70) this.deliverReport()
     else if (draw < 75) this.reportId(n)
@@ -539,6 +564,7 @@ class Model {
 
   /** Everything works again: the slot must come back by itself, with everybody serving. */
   heal(): void {
+    this.apart = []
     for (let n = 1; n <= NODES; n++) if (!this.nodes[n - 1]!.alive || this.nodes[n - 1]!.diskFailed) this.restart(n)
     for (let round = 0; round < 60; round++) {
       for (let n = 1; n <= NODES; n++) this.register(n)

@@ -103,6 +103,26 @@ export interface ChainEvent {
   readonly add?: { readonly disk: DiskNumber; readonly node: NodeNumber } | undefined
   /** Take a replica that does not serve out of the chain. */
   readonly remove?: DiskNumber | undefined
+  /** Nodes that live and do not reach each other. */
+  readonly apart?: Apart | undefined
+}
+
+/** What keeps two neighbours of a chain from working together although both hold their leases. */
+export interface Apart {
+  has(a: NodeNumber, b: NodeNumber): boolean
+  /** How many nodes it does not reach. */
+  count(node: NodeNumber): number
+}
+
+/** Of pairs of nodes that do not reach each other. */
+export function apartFromPairs(pairs: ReadonlyArray<readonly [NodeNumber, NodeNumber]>): Apart {
+  const others = new Map<NodeNumber, Set<NodeNumber>>()
+  for (const [a, b] of [...pairs, ...pairs.map(([a, b]) => [b, a] as const)]) {
+    const of = others.get(a)
+    if (of === undefined) others.set(a, new Set([b]))
+    else of.add(b)
+  }
+  return { has: (a, b) => others.get(a)?.has(b) === true, count: (node) => others.get(node)?.size ?? 0 }
 }
 
 // ---- conditions -------------------------------------------------------------------------------------------------------
@@ -128,6 +148,24 @@ function lastIdOf(chain: Chain, entry: ChainEntry, event: ChainEvent): LastId | 
   return event.lastIds?.find(
     (id) => id.disk === entry.disk && id.incarnation === event.views.incarnation(entry.node) && id.version >= entry.since && id.version <= chain.version,
   )
+}
+
+/** It serves next to one it does not reach: who reaches fewer nodes goes, of equals the later in the chain. */
+function isToYield(chain: Chain, entry: ChainEntry, { apart }: ChainEvent): boolean {
+  if (apart === undefined) return false
+  const members = chain.entries.filter((of) => isMember(of.state))
+  const at = members.indexOf(entry)
+  const [before, after] = [members[at - 1], members[at + 1]]
+  return (
+    (before !== undefined && apart.has(entry.node, before.node) && apart.count(entry.node) >= apart.count(before.node)) ||
+    (after !== undefined && apart.has(entry.node, after.node) && apart.count(entry.node) > apart.count(after.node))
+  )
+}
+
+/** A replica at the end of the chain hears of writes from the last that serves. */
+function reachesSource(chain: Chain, entry: ChainEntry, { apart }: ChainEvent): boolean {
+  const source = chain.entries.findLast((of) => isMember(of.state))
+  return source === undefined || apart === undefined || !apart.has(entry.node, source.node)
 }
 
 type HeldId = Pick<LastId, 'hi' | 'lo' | 'powerLost'>
@@ -165,6 +203,9 @@ export const CONDITIONS = {
   offline: (_, entry, event) => isOffline(entry, event),
   'not offline': (_, entry, event) => !isOffline(entry, event),
   'offline, or its disk failed': (_, entry, event) => isOffline(entry, event) || isFailed(entry, event),
+  'offline, or its disk failed, or it does not reach its source': (chain, entry, event) =>
+    isOffline(entry, event) || isFailed(entry, event) || !reachesSource(chain, entry, event),
+  'it reaches its source': (chain, entry, event) => reachesSource(chain, entry, event),
   'online, its disk not leaving or failed': (_, entry, event) => isUp(entry, event) && event.diskUse?.(entry.disk) !== DiskUse.LEAVING,
   'another SERVING is UP': (chain, entry, event) => chain.entries.some((other) => other !== entry && other.state === SERVING && isUp(other, event)),
   'all SERVING offline (or their disks failed)': (chain, _, event) =>
@@ -193,7 +234,8 @@ export const CONDITIONS = {
     event.upToDate.since === entry.since &&
     event.upToDate.incarnation === entry.incarnation &&
     isUp(entry, event),
-  'drain asked, or its disk failed': (_, entry, event) => event.drain === entry.disk || isFailed(entry, event),
+  'drain asked, or its disk failed, or it yields to a neighbour it does not reach': (chain, entry, event) =>
+    event.drain === entry.disk || isFailed(entry, event) || isToYield(chain, entry, event),
   'its node confirmed the table, or it is offline': (chain, entry, event) =>
     isOffline(entry, event) ||
     (event.drained !== undefined &&
@@ -261,10 +303,15 @@ export const TRANSITIONS = [
     to: SERVING,
     others: { LASTSRV: OFFLINE },
   },
-  { name: 'stop syncing', from: SYNCING, when: ['offline, or its disk failed'], to: OFFLINE },
+  { name: 'stop syncing', from: SYNCING, when: ['offline, or its disk failed, or it does not reach its source'], to: OFFLINE },
   { name: 'stop waiting', from: WAITING, when: ['offline, or its disk failed'], to: OFFLINE },
   { name: 'up to date', from: SYNCING, when: ['valid up-to-date report'], to: SERVING },
-  { name: 'drain', from: SERVING, when: ['drain asked, or its disk failed', 'no DRAINING', 'another SERVING is UP', 'not offline'], to: DRAINING },
+  {
+    name: 'drain',
+    from: SERVING,
+    when: ['drain asked, or its disk failed, or it yields to a neighbour it does not reach', 'no DRAINING', 'another SERVING is UP', 'not offline'],
+    to: DRAINING,
+  },
   {
     name: 'drained',
     from: DRAINING,
@@ -282,7 +329,7 @@ export const TRANSITIONS = [
   { name: 'remove offline', from: OFFLINE, when: ['removal asked'], to: GONE },
   { name: 'add', from: GONE, when: ['addition asked, not in the chain'], to: OFFLINE },
   { name: 'return', from: OFFLINE, when: ['online, its disk not leaving or failed'], to: WAITING },
-  { name: 'sync', from: WAITING, when: ['online, its disk not leaving or failed', 'a SERVING exists', 'no SYNCING'], to: SYNCING },
+  { name: 'sync', from: WAITING, when: ['online, its disk not leaving or failed', 'a SERVING exists', 'no SYNCING', 'it reaches its source'], to: SYNCING },
 ] as const satisfies readonly Transition[]
 export type TransitionName = (typeof TRANSITIONS)[number]['name']
 

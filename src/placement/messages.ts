@@ -90,6 +90,8 @@ export type ReactorToControl =
   | { readonly type: 'lastIds'; readonly disk: DiskNumber; readonly ids: Int32Array; readonly lostPower?: boolean }
   /** Proof of death (design 4): established connections of that incarnation closed and a fresh connect was refused by its host. */
   | { readonly type: 'peerRefused'; readonly node: NodeNumber; readonly incarnation: Incarnation }
+  /** Nodes of the table with which no session has been up for a while; again whenever that changes. */
+  | { readonly type: 'unreachable'; readonly nodes: readonly NodeNumber[] }
   | { readonly type: 'diskFailed'; readonly disk: DiskNumber; readonly reason: string }
   | { readonly type: 'stopped' }
   | { readonly type: 'failed'; readonly message: string; readonly nextStep: string }

@@ -76,3 +76,22 @@ scenario(
   },
   { replicas: 2 },
 )
+
+scenario(
+  'a node that runs, and is removed while it is cut off, is told so when it can be reached again',
+  async (t, volume) => {
+    await t.seconds(1)
+    t.node(4).isolate()
+    t.load(volume, { on: [1, 2], ops: 100 })
+    await t.seconds(4)
+    await t.settle(t.insist('xsan.v1.Cluster/RemoveNode', { nodeId: 'node-4' }))
+    await t.until('node 4 is gone from the cluster', () => t.state?.nodes.size === 3)
+    t.node(4).rejoin()
+    await t.until('node 4 knows', () => t.node(4).fatal !== undefined, 20_000)
+    assert.match(t.node(4).fatal!.message, /removed from the cluster/)
+    await t.clientsDone()
+    await t.allIsWell()
+    assert.equal(t.members().length, 3)
+  },
+  { nodes: 4 },
+)

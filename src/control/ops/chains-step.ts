@@ -8,7 +8,7 @@
 import { XsanError } from '../../base/errors.ts'
 import type { ChainVersion, DiskNumber, Incarnation, NodeNumber, SlotIndex } from '../../base/ids.ts'
 import { BLOCK_BYTES } from '../../base/units.ts'
-import { type Chain, type ChainEvent, DiskUse, inWritePath, type LastId, mayHaveLostUnflushed, settle } from '../../placement/chain.ts'
+import { apartFromPairs, type Chain, type ChainEvent, DiskUse, inWritePath, type LastId, mayHaveLostUnflushed, settle } from '../../placement/chain.ts'
 import { slotOf } from '../../placement/ring.ts'
 import { View, type ViewRow, viewsFromRows } from '../../placement/view.ts'
 import type { ClusterState } from '../state.ts'
@@ -40,6 +40,8 @@ export interface ChainsStepArgs {
   readonly factsOnly: boolean
   readonly recoverWithoutAll?: boolean
   readonly acceptDataLoss?: boolean
+  /** Pairs of nodes that live and do not reach each other. */
+  readonly apart?: ReadonlyArray<readonly [NodeNumber, NodeNumber]>
   /** Nodes that are DOWN and were not before, with replicas or without: their peers close their connections (protocol 16). */
   readonly gone?: readonly NodeNumber[]
 }
@@ -109,7 +111,13 @@ function* changesOf(state: ClusterState, args: ChainsStepArgs): Generator<{ slot
     uses.set(disk, use === DiskUse.NORMAL && held.has(node) ? DiskUse.LEAVING : use)
   }
   const diskUse = (disk: DiskNumber): DiskUse => uses.get(disk) ?? DiskUse.LEAVING
-  const base: ChainEvent = { views, diskUse, recoverWithoutAll: args.recoverWithoutAll, acceptDataLoss: args.acceptDataLoss }
+  const base: ChainEvent = {
+    views,
+    diskUse,
+    recoverWithoutAll: args.recoverWithoutAll,
+    acceptDataLoss: args.acceptDataLoss,
+    apart: args.apart && apartFromPairs(args.apart),
+  }
   const factsOf = new Map(args.facts.map((facts) => [facts.slot, facts]))
   // most slots have one of few chains (the state keeps equal ones once), and what becomes of equals is equal
   const known = new Map<Chain, Chain>()

@@ -136,6 +136,7 @@ export function clusterStatus(context: ServiceContext, coordinator: Coordinator 
     planned: coordinator?.planned ?? new Set(),
     lostPages: lostPagesOf(stats.values(), state),
     fullDisks: fullDisksOf(stats.values()),
+    apart: coordinator?.apart() ?? [],
     downMs(node) {
       const since = coordinator?.leaseOf(node).downSinceMs
       return since === undefined ? undefined : context.env.clock.nowMs() - since

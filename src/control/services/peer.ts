@@ -119,7 +119,11 @@ export const LEADER_PEER_METHODS: Readonly<Record<string, PeerHandler>> = {
 
   async Renew(context, request, { sender }) {
     const coordinator = await context.coordinator()
-    const asked = { tableRevision: number(request, 'tableRevision'), doubt: number(request, 'doubt') }
+    const asked = {
+      tableRevision: number(request, 'tableRevision'),
+      doubt: number(request, 'doubt'),
+      unreachable: list(request, 'unreachable').map(Number) as NodeNumber[],
+    }
     const { granted, reason, leaseMs, tableRevision, renewInMs, doubt } = await coordinator.renew(sender.node, sender.incarnation, asked)
     return { granted, reason, leaseMs, tableRevision, renewInMs, doubt, leader: context.config.nodeId }
   },
