@@ -5,6 +5,8 @@ export const KiB = 1024
 export const MiB = 1024 * KiB
 export const GiB = 1024 * MiB
 export const TiB = 1024 * GiB
+const PiB = 1024 * TiB
+const EiB = 1024 * PiB
 
 /** Smallest unit a client may address (advertised on every export). */
 export const SECTOR_BYTES = 512
@@ -21,6 +23,8 @@ export const CHAIN_OP_PAGES_MAX = CHAIN_OP_BYTES_MAX / PAGE_BYTES
 export const REQUEST_BYTES_MAX = 32 * MiB
 
 const FACTORS: ReadonlyArray<readonly [string, number]> = [
+  ['E', EiB],
+  ['P', PiB],
   ['T', TiB],
   ['G', GiB],
   ['M', MiB],
@@ -29,11 +33,12 @@ const FACTORS: ReadonlyArray<readonly [string, number]> = [
 
 /** `10G`, `10GiB`, `512M`, `4096` -> bytes (binary units). Throws INVALID_PARAM naming the text. */
 export function parseSize(text: string): number {
-  const match = /^(\d+(?:\.\d+)?)\s*([KMGT])?(i?B)?$/i.exec(text.trim())
+  const match = /^(\d+(?:\.\d+)?)\s*([KMGTPE])?(i?B)?$/i.exec(text.trim())
   if (!match) throw new XsanError('INVALID_PARAM', `"${text}" is not a size`, 'Write a number with an optional unit, such as 512M, 10G or 10GiB.')
   const factor = FACTORS.find(([unit]) => unit === match[2]?.toUpperCase())?.[1] ?? 1
   const bytes = Number(match[1]) * factor
-  if (!Number.isSafeInteger(bytes)) throw new XsanError('INVALID_PARAM', `"${text}" is not a whole number of bytes`, 'Use a whole number of a smaller unit.')
+  if (bytes > Number.MAX_SAFE_INTEGER) throw new XsanError('INVALID_PARAM', `"${text}" is more than can be counted`, 'Write less than 8P.')
+  if (!Number.isInteger(bytes)) throw new XsanError('INVALID_PARAM', `"${text}" is not a whole number of bytes`, 'Use a whole number of a smaller unit.')
   return bytes
 }
 

@@ -218,7 +218,7 @@ test('usage errors exit 64 and say what to do', async () => {
 test('a size that is none is refused before anything is sent', async () => {
   const before = seen.length
   const { code, stderr } = await run('xsan', 'volume', 'create', 'x', 'big')
-  assert.equal(code, 1)
+  assert.equal(code, 64)
   assert.match(stderr, /"big" is not a size/)
   assert.equal(seen.length, before)
 })

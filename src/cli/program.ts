@@ -3,6 +3,7 @@ import { spawnSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { Command, CommanderError, Option } from 'commander'
 import { formatError, messageOf, XsanError } from '../base/errors.ts'
+import { parseSize } from '../base/units.ts'
 import { AdminClient } from '../node/admin-client.ts'
 import { DEFAULT_CONFIG_PATH, loadConfig } from '../node/config.ts'
 import { EXIT_CODES, ExitCode } from './exit-codes.ts'
@@ -122,7 +123,8 @@ export function report(error: unknown, name: string): ExitCode {
     if (error.code !== 'commander.help') {
       const message = error.message.replace(/^error: /, '').replace(/\n.*$/s, '')
       const suggestion = /\(Did you mean (.+)\?\)/.exec(error.message)?.[1]
-      process.stderr.write(`${formatError(new XsanError('INVALID_PARAM', message, suggestion ? `${suggestion}, or ${name} --help` : `${name} --help`))}\n`)
+      const help = `${error instanceof CommandLineError ? error.command : name} --help`
+      process.stderr.write(`${formatError(new XsanError('INVALID_PARAM', message, suggestion ? `${suggestion}, or ${help}` : help))}\n`)
     }
     return ExitCode.USAGE
   }
@@ -138,6 +140,15 @@ export function report(error: unknown, name: string): ExitCode {
     `${formatError(new XsanError('INTERNAL', messageOf(error), `Report this, with: ${error instanceof Error ? (error.stack ?? '') : ''}`))}\n`,
   )
   return ExitCode.FAULT
+}
+
+/** What commander finds wrong, with the words of the command it was given to. */
+class CommandLineError extends CommanderError {
+  readonly command: string
+  constructor({ exitCode, code, message }: CommanderError, command: string) {
+    super(exitCode, code, message)
+    this.command = command
+  }
 }
 
 /** The command line itself is wrong. */
@@ -168,11 +179,28 @@ export function parsePositive(text: string): number {
   return count
 }
 
+/** As {@link parseSize}, of an argument of the command line. */
+export function parseSizeArgument(text: string): number {
+  try {
+    return parseSize(text)
+  } catch (error) {
+    throw error instanceof XsanError ? new UsageError(error.message, error.nextStep) : error
+  }
+}
+
 export const sleep = (delayMs: number) => new Promise<void>((resolve) => setTimeout(resolve, delayMs))
 
 function configure(made: Command): Command {
   // commander's own lines are replaced by `report`
-  return made.exitOverride().configureOutput({ writeErr: (text) => void (text.startsWith('error:') ? '' : process.stderr.write(text)) })
+  made.exitOverride((error) => {
+    throw new CommandLineError(error, wordsOf(made))
+  })
+  return made.configureOutput({ writeErr: (text) => void (text.startsWith('error:') ? '' : process.stderr.write(text)) })
+}
+
+/** `xsan volume create`. */
+function wordsOf(made: Command): string {
+  return made.parent === null ? made.name() : `${wordsOf(made.parent)} ${made.name()}`
 }
 
 function commonOptions(): Option[] {

@@ -1,7 +1,6 @@
 import { Option } from 'commander'
-import { parseSize } from '../base/units.ts'
 import { asDryRun, dryRunOption } from './dry-run.ts'
-import { command, parsePositive } from './program.ts'
+import { command, parsePositive, parseSizeArgument } from './program.ts'
 import { volumeOutput } from './volume-output.ts'
 
 interface Options {
@@ -25,7 +24,7 @@ export const volumeCreate = command<Options>({
     const [name, size] = args
     const volume = await client.call('Volume/Create', {
       name,
-      sizeBytes: parseSize(size!),
+      sizeBytes: parseSizeArgument(size!),
       replicas: options.replicas ?? 0,
       minCopies: options.minCopies ?? 0,
       dryRun: options.dryRun ?? false,

@@ -1,8 +1,7 @@
 import { XsanError } from '../base/errors.ts'
-import { parseSize } from '../base/units.ts'
 import { yesOption } from './confirm.ts'
 import { asDryRun, dryRunOption } from './dry-run.ts'
-import { command } from './program.ts'
+import { command, parseSizeArgument } from './program.ts'
 import { volumeOutput } from './volume-output.ts'
 
 export const volumeResize = command<{ yes?: boolean; dryRun?: boolean }>({
@@ -11,7 +10,7 @@ export const volumeResize = command<{ yes?: boolean; dryRun?: boolean }>({
   options: [yesOption(), dryRunOption()],
   async run({ client, options, args }) {
     const [volume, size] = args
-    const sizeBytes = parseSize(size!)
+    const sizeBytes = parseSizeArgument(size!)
     if (sizeBytes === 0) throw new XsanError('INVALID_PARAM', 'a volume has at least one sector', 'Delete it instead: xsan volume delete NAME')
     return asDryRun(options.dryRun, volumeOutput(await client.call('Volume/Resize', { volume, sizeBytes, dryRun: options.dryRun ?? false })))
   },

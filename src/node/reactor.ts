@@ -22,6 +22,7 @@ import { NbdServer } from '../export/nbd/server.ts'
 import type { ControlToReactor, ReactorPort } from '../placement/messages.ts'
 import { formatStore, mountStore } from '../store/mount.ts'
 import { VolumeLayer } from '../volume/volume.ts'
+import { portHolder } from './admin-client.ts'
 import { spaceOf } from './disks.ts'
 import { MESSAGE_TYPES, type Posted, type ReactorConfig, type ReactorMessage, type ReactorStart } from './reactor-messages.ts'
 
@@ -64,7 +65,7 @@ async function run(): Promise<void> {
       nonce: () => randomBytes(16),
     },
   })
-  await dataPlane.start()
+  await listening('network.data_port', config.data, () => dataPlane.start())
   const volumes = new VolumeLayer(dataPlane.client, queue.arena)
   stage = 'opening the NBD export'
   const nbd = new NbdServer({ queue, asyncIo, volumes, log, ...config.nbd })
@@ -107,19 +108,26 @@ async function run(): Promise<void> {
     const level = settings['log.level']
     if (typeof level === 'string' && Object.hasOwn(LogLevel, level)) log.level = level as LogLevelName
   })
-  const nbdPort = listening('Set nbd.bind_ip to an address of this host, and nbd.port to a free port.', () => nbd.listenTcp(config.nbd.host, config.nbd.port))
-  if (config.nbd.socket !== '') listening('Set nbd.socket to a path where a socket can be made, or to "".', () => nbd.listenUnix(config.nbd.socket))
+  const nbdPort = await listening('nbd.port', config.nbd, () => nbd.listenTcp(config.nbd.host, config.nbd.port))
+  if (config.nbd.socket !== '') await listening('nbd.socket', undefined, () => nbd.listenUnix(config.nbd.socket))
   post({ type: 'tags', tags: queue.tagNames })
   port.send({ type: 'ready', dataPort: dataPlane.dataPort, nbdPort })
 }
 
-/** What cannot be listened on is the configuration's fault, or another process's. */
-function listening<T>(nextStep: string, listen: () => T): T {
+/** What cannot be listened on is the configuration's fault, or another process's. `at`: undefined for a socket with a path. */
+async function listening<T>(key: string, at: { readonly host: string; readonly port: number } | undefined, listen: () => T | Promise<T>): Promise<T> {
   try {
-    return listen()
+    return await listen()
   } catch (error) {
     if (!(error instanceof IoError)) throw error
-    throw new XsanError(error.code === 'EADDRINUSE' ? 'BUSY' : 'INVALID_PARAM', error.message, nextStep, { cause: error })
+    const isTaken = error.code === 'EADDRINUSE'
+    const holder = isTaken && at !== undefined ? portHolder(at.port) : undefined
+    const message = isTaken && at !== undefined ? `port ${at.port} on ${at.host} is taken${holder ? ` by ${holder}` : ''}` : error.message
+    let nextStep = `Set ${key} to a path where a socket can be made, or to "".`
+    if (at !== undefined && isTaken) nextStep = `Stop that process, or choose another ${key}.`
+    else if (at !== undefined)
+      nextStep = `Set ${key === 'nbd.port' ? 'nbd.bind_ip' : 'cluster.bind_ip'} to an address of this host, and ${key} to a port that this user may use.`
+    throw new XsanError(isTaken ? 'BUSY' : 'INVALID_PARAM', message, nextStep, { cause: error })
   }
 }
 

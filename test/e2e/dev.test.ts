@@ -137,7 +137,8 @@ test('wrong use is refused with the next step, and starts nothing', { timeout: 1
   const unknownKey = await refused('up', '--set', 'network.heartbeat_intervall=1')
   assert.equal(unknownKey.code, 1)
   assert.match(unknownKey.stderr, /unknown key network\.heartbeat_intervall; did you mean network\.heartbeat_interval\?/)
-  assert.equal((await refused('up', '--nodes', '0')).code, 1)
+  assert.equal((await refused('up', '--nodes', '0')).code, 64)
+  assert.equal((await xsan('dev', 'up', '--dir', '')).code, 64)
   assert.match((await refused('up', '--nodes', '2', '--replicas', '3')).stderr, /3 copies need as many nodes/)
   const holder = createServer()
   const port = await new Promise<number>((resolve) => holder.listen(0, '127.0.0.1', () => resolve((holder.address() as { port: number }).port)))
@@ -145,19 +146,24 @@ test('wrong use is refused with the next step, and starts nothing', { timeout: 1
   const taken = await refused('up', '--nodes', '1', '--base-port', String(port))
   assert.equal(taken.code, 7)
   assert.match(taken.stderr, new RegExp(`port ${port} is taken by PID ${process.pid}`))
-  assert.ok(!existsSync(join(dir, 'node-1')))
 
-  for (const [args, pattern] of [
-    [['up', '--base-port', '70000'], /and the last port is 65535/],
-    [['up', '--nodes', '65'], /1 to 64 nodes/],
-    [['up', '--disk-size', '1M'], /storage\.devices\[0\]\.size: must be at least 64MiB/],
-    [['up', '--set', '__proto__.a=1'], /unknown key/],
-    [['up', '--set', '=1'], /not of the form key=value/],
+  for (const [code, args, pattern] of [
+    [64, ['up', '--base-port', '70000'], /and the last port is 65535/],
+    [64, ['up', '--base-port', '0'], /too small/],
+    [64, ['up', '--nodes', '65'], /1 to 64 nodes/],
+    [64, ['up', '--replicas', '0'], /too small/],
+    [64, ['up', '--disk-size', 'big'], /is not a size/],
+    [1, ['up', '--disk-size', '1M'], /storage\.devices\[0\]\.size: must be at least 64MiB/],
+    [1, ['up', '--set', '__proto__.a=1'], /unknown key/],
+    [64, ['up', '--set', '=1'], /not of the form key=value/],
+    [64, ['up', '--set', 'cluster.node_id=x'], /cluster\.node_id cannot be set for a playground.*each node has its own/],
+    [64, ['up', '--set', 'cluster={"bind_port":1}'], /cluster\.bind_port cannot be set for a playground.*--base-port/],
   ] as const) {
-    const { code, stderr } = await refused(...args)
-    assert.equal(code, 1, stderr)
-    assert.match(stderr, pattern)
+    const ran = await refused(...args)
+    assert.equal(ran.code, code, ran.stderr)
+    assert.match(ran.stderr, pattern)
   }
+  assert.ok(!existsSync(dir), 'nothing is left of what was refused')
   for (const place of ['/proc/xsan', '/dev/null/x'])
     assert.match((await xsan('dev', 'up', '--nodes', '1', '--dir', place)).stderr, /the directory of the playground, \/.*, cannot be used/)
 
@@ -165,10 +171,40 @@ test('wrong use is refused with the next step, and starts nothing', { timeout: 1
   const [one, other] = await Promise.all([dev(dir, 'up', '--nodes', '1', '--disk-size', '512M'), dev(dir, 'up', '--nodes', '1', '--disk-size', '512M')])
   assert.equal(other.nodes[0]!.pid, one.nodes[0]!.pid)
   assert.match((await refused('up', '--nodes', '1', '--set', 'cluster=5')).stderr, /cluster: /)
-  assert.match((await refused('kill', 'node-1', '--signal', 'NOPE')).stderr, /"NOPE" is not a signal/)
+  for (const signal of ['NOPE', '0', '99', '']) {
+    const ran = await refused('kill', 'node-1', '--signal', signal)
+    assert.match(ran.stderr, new RegExp(`"${signal}" is not a signal`))
+    assert.equal(ran.code, 64)
+  }
   assert.equal(JSON.parse(readFileSync(join(dir, 'node-1/xsan.json'), 'utf8')).storage.default_replica_count, 1)
   assert.equal((await refused('kill', 'node-7')).code, 5)
   assert.match((await refused('start', 'node-7')).stderr, /there is no node node-7\. Try: One of: node-1/)
-  assert.equal((await refused('up', '--nodes', '3')).code, 3)
+  for (const [option, value] of [
+    ['--nodes', '3'],
+    ['--replicas', '2'],
+    ['--disk-size', '1G'],
+    ['--base-port', '2000'],
+  ] as const) {
+    const ran = await refused('up', option, value)
+    assert.equal(ran.code, 3, ran.stderr)
+    assert.match(ran.stderr, /ALREADY_EXISTS: .* holds a playground/)
+  }
+  assert.equal((await dev(dir, 'up')).nodes[0]!.pid, one.nodes[0]!.pid, 'without options: the one that is there')
   assert.equal((await dev(dir, 'status')).nodes[0]!.pid, one.nodes[0]!.pid)
+
+  // by number; what is set later leaves alone what was set before; a start that fails says why, once
+  assert.equal((await dev(dir, 'kill', 'node-1', '--signal', '9')).nodes[0]!.state, 'dead')
+  await dev(dir, 'up', '--set', 'log.level=DEBUG')
+  await dev(dir, 'down')
+  await dev(dir, 'up', '--set', 'network.max_connections=7')
+  const { items } = await xsanJson<{ items: Array<{ key: string; value: unknown }> }>('--server', one.nodes[0]!.grpc, 'config', 'show')
+  const shown = (key: string) => items.find((item) => item.key === key)?.value
+  assert.deepEqual([shown('log.level'), shown('network.max_connections')], ['DEBUG', 7])
+  await dev(dir, 'down')
+  const squatter = createServer()
+  await new Promise<void>((resolve) => squatter.listen(Number(one.nodes[0]!.nbd.split(':').at(-1)), '127.0.0.1', () => resolve()))
+  t.after(() => squatter.close())
+  const busy = await refused('start', 'node-1')
+  assert.equal(busy.code, 7, busy.stderr)
+  assert.match(busy.stderr, /^error XSAN-005 BUSY: node-1: .* is taken by PID \d+/)
 })

@@ -89,6 +89,14 @@ class Node {
     await until(`the node is ready\n${this.#stderr}`, 20_000, async () => (await this.state()) === 'ready')
   }
 
+  /** It answers, and ends once it is to be a member; returns its exit code. */
+  async failedInit(): Promise<number | null> {
+    await this.answers()
+    const code = this.exited()
+    await run(bin('xsan'), ['--server', this.grpc, 'cluster', 'init'])
+    return code
+  }
+
   exited(): Promise<number | null> {
     return new Promise((resolve) => this.#child!.once('exit', resolve))
   }
@@ -180,12 +188,17 @@ test('a node starts empty, becomes a cluster of one, serves NBD, drains on SIGTE
 })
 
 test('each busy port is named, with the process that holds it', { timeout: TIMEOUT_MS }, async (t) => {
-  for (const key of ['bind_port', 'admin_port']) {
+  for (const key of ['bind_port', 'admin_port', 'data_port', 'nbd_port']) {
     const holder = createServer()
     const port = await new Promise<number>((resolve) => holder.listen(0, '127.0.0.1', () => resolve((holder.address() as { port: number }).port)))
     t.after(() => holder.close())
-    const node = new Node(t, key === 'bind_port' ? { cluster: { bind_port: port } } : { network: { admin_port: port } })
-    const { code, stderr } = await node.refused()
+    const parts = { bind_port: { cluster: { bind_port: port } }, nbd_port: { nbd: { port } } }
+    const node = new Node(t, parts[key as keyof typeof parts] ?? { network: { [key]: port } })
+    // the ports of the data plane and of NBD are opened by a member only
+    const isLate = key === 'data_port' || key === 'nbd_port'
+    if (isLate) node.start()
+    const late = async () => ({ code: await node.failedInit(), stderr: node.stderr })
+    const { code, stderr } = await (isLate ? late() : node.refused())
     assert.equal(code, 7, stderr)
     assert.match(stderr, new RegExp(`error XSAN-005 BUSY: .*port ${port} .*taken by PID ${process.pid}.*Try: `))
   }

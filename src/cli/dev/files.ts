@@ -3,7 +3,6 @@
  *   DIR/dev.json              cluster id, addresses and paths of every node; written by `up`
  *   DIR/NODE/xsan.json        its configuration (xsan.json.d/ takes later --set)
  *   DIR/NODE/run.json         pid and start time of its last process; written by whoever starts it
- *   DIR/NODE/start.lock       held while it is being started
  *   DIR/NODE/xsand.log        stderr of its processes
  *   DIR/NODE/disk-0, data/    its disk and metadata
  * No file is shared by two nodes but dev.json, so several `dev start` may run at once.
@@ -38,6 +37,8 @@ export interface DevProcess {
   readonly pid: number
   /** Field 22 of /proc/PID/stat: clock ticks since boot. */
   readonly startTicks: string
+  /** Where its part of the log begins. */
+  readonly logBytes: number
 }
 
 /** Longest path of a UNIX socket. */
@@ -93,10 +94,13 @@ export function writeProcess(dir: string, id: string, process: DevProcess): void
   writeAtomic(runPath(dir, id), process)
 }
 
-/** The last lines of a node's log, for the error that says it did not start. */
+/** The last lines that its last process wrote, for the error that says it did not start. */
 export function logTail(dir: string, id: string, lines = 5): string {
   try {
-    return readFileSync(logPath(dir, id), 'utf8').trimEnd().split('\n').slice(-lines).join('\n')
+    const text = readFileSync(logPath(dir, id))
+      .subarray(readProcess(dir, id)?.logBytes ?? 0)
+      .toString()
+    return text.trimEnd().split('\n').slice(-lines).join('\n')
   } catch {
     return ''
   }

@@ -1,11 +1,14 @@
 /** Starting, watching and ending the processes of a playground. They outlive the command that starts them. */
 import { spawn } from 'node:child_process'
-import { closeSync, openSync, readdirSync, readFileSync, rmSync, writeSync } from 'node:fs'
+import { createHash } from 'node:crypto'
+import { closeSync, existsSync, fstatSync, openSync, readdirSync, readFileSync, realpathSync } from 'node:fs'
+import { createServer, type Server } from 'node:net'
 import { constants } from 'node:os'
-import { join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { XsanError } from '../../base/errors.ts'
-import { sleep } from '../program.ts'
+import { Status, type StatusName } from '../../base/status.ts'
+import { sleep, UsageError } from '../program.ts'
 import { configPath, type DevNode, type DevProcess, logPath, logTail, nodeDir, readProcess, writeProcess } from './files.ts'
 
 const DAEMON = fileURLToPath(new URL('../xsand.ts', import.meta.url))
@@ -30,7 +33,10 @@ export async function startProcess(dir: string, node: DevNode): Promise<DevProce
     const { state } = processState(dir, node.id)
     if (state === 'frozen') throw new XsanError('BUSY', `${node.id} is frozen`, `xsan dev kill ${node.id} --signal CONT --dir ${dir}`)
     if (state === 'running') return readProcess(dir, node.id)!
+    if (!existsSync(configPath(dir, node.id)))
+      throw new XsanError('NOT_FOUND', `${configPath(dir, node.id)} is gone`, `What is left can only be wiped: xsan dev down --wipe --dir ${dir}`)
     const log = openSync(logPath(dir, node.id), 'a')
+    const logBytes = fstatSync(log).size
     const child = spawn(process.execPath, ['--disable-warning=ExperimentalWarning', '--expose-gc', DAEMON, '--config', configPath(dir, node.id)], {
       cwd: nodeDir(dir, node.id),
       detached: true,
@@ -41,7 +47,7 @@ export async function startProcess(dir: string, node: DevNode): Promise<DevProce
     const stat = child.pid === undefined ? undefined : procStat(child.pid)
     if (child.pid === undefined || stat === undefined) throw new XsanError('NODE_UNREACHABLE', `${node.id} did not start`, `Look at ${logPath(dir, node.id)}`)
     child.unref()
-    const started = { pid: child.pid, startTicks: stat.startTicks }
+    const started = { pid: child.pid, startTicks: stat.startTicks, logBytes }
     writeProcess(dir, node.id, started)
     return started
   })
@@ -95,14 +101,16 @@ async function endKnown(dir: string, id: string, graceMs: number): Promise<void>
   }
 }
 
-/** An error that shows why a node's process ended. */
+/** An error that shows why a node's process ended: the one it ended with, when it said so. */
 export function endedError(dir: string, id: string): XsanError {
   const tail = logTail(dir, id)
-  return new XsanError(
-    'NODE_UNREACHABLE',
-    `the process of ${id} ended while it was starting${tail ? `; the end of its log:\n${tail}` : ''}`,
-    `Look at ${logPath(dir, id)}`,
-  )
+  const look = `Look at ${logPath(dir, id)}`
+  const [, name, said] = /^error XSAN-\d+ ([A-Z_]+): ([\s\S]*)/m.exec(tail) ?? []
+  if (name !== undefined && said !== undefined && Object.hasOwn(Status, name)) {
+    const [message, ...nextSteps] = said.trimEnd().split(' Try: ')
+    return new XsanError(name as StatusName, `${id}: ${message}`, [...nextSteps, look].join(' '))
+  }
+  return new XsanError('NODE_UNREACHABLE', `the process of ${id} ended while it was starting${tail ? `; the end of its log:\n${tail}` : ''}`, look)
 }
 
 export async function until(condition: () => boolean, timeoutMs: number): Promise<boolean> {
@@ -114,10 +122,13 @@ export async function until(condition: () => boolean, timeoutMs: number): Promis
   return true
 }
 
+/** By name or number, as kill(1) takes them. */
 export function toSignal(text: string): NodeJS.Signals {
+  const known = Object.entries(constants.signals)
   const name = `SIG${text.toUpperCase().replace(/^SIG/, '')}`
-  if (!Object.hasOwn(constants.signals, name)) throw new XsanError('INVALID_PARAM', `"${text}" is not a signal`, 'For example: --signal STOP')
-  return name as NodeJS.Signals
+  const found = known.find(([signal, number]) => signal === name || String(number) === text)
+  if (found === undefined) throw new UsageError(`"${text}" is not a signal`, 'For example: --signal STOP')
+  return found[0] as NodeJS.Signals
 }
 
 /** State letter and start time; the command name in between may hold anything, so count from its closing parenthesis. */
@@ -133,37 +144,47 @@ function procStat(pid: number): { state: string; startTicks: string } | undefine
 
 /** One `up` or `down` of a playground at a time; the next waits, and finds what the first has made. */
 export function withDirLock<T>(dir: string, waitMs: number, body: () => Promise<T>): Promise<T> {
-  return withLock(join(dir, 'up.lock'), waitMs, `another command has been starting or ending the playground in ${dir}`, body)
+  return withLock(dir, waitMs, `another command has been starting or ending the playground in ${dir}`, body)
 }
 
 /** One starter of a node at a time. */
 function withStartLock<T>(dir: string, id: string, body: () => Promise<T>): Promise<T> {
-  return withLock(join(nodeDir(dir, id), 'start.lock'), LOCK_WAIT_MS, `another command has been starting ${id}`, body)
+  return withLock(nodeDir(dir, id), LOCK_WAIT_MS, `another command has been starting ${id}`, body)
 }
 
-/** A lock whose owner is gone is taken over. */
-async function withLock<T>(path: string, waitMs: number, why: string, body: () => Promise<T>): Promise<T> {
-  const took = await until(() => tryLock(path), waitMs)
-  if (!took) throw new XsanError('BUSY', `${why} for ${waitMs / 1000} s`, `Remove ${path} if there is none.`)
+/** The lock of a directory ends with the process that holds it, and leaves no file. */
+async function withLock<T>(dir: string, waitMs: number, why: string, body: () => Promise<T>): Promise<T> {
+  const name = `\0xsan-dev-${createHash('sha256').update(realPath(dir)).digest('hex').slice(0, 32)}`
+  const endMs = performance.now() + waitMs
+  let lock = await listen(name)
+  while (lock === undefined) {
+    if (performance.now() >= endMs) throw new XsanError('BUSY', `${why} for ${waitMs / 1000} s`, 'Wait for it, or end it: pgrep -af "xsan.* dev "')
+    await sleep(POLL_MS)
+    lock = await listen(name)
+  }
   try {
     return await body()
   } finally {
-    rmSync(path, { force: true })
+    lock.close()
   }
 }
 
-function tryLock(path: string): boolean {
+/** However a directory is named, it is one; its last name may be of one that is not there yet, or no more. */
+function realPath(dir: string): string {
   try {
-    const fd = openSync(path, 'wx')
-    writeSync(fd, String(process.pid))
-    closeSync(fd)
-    return true
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error
-    const owner = Number(readText(path))
-    if (owner > 0 && procStat(owner) === undefined) rmSync(path, { force: true })
-    return false
+    return realpathSync(dir)
+  } catch {
+    return join(realPath(dirname(dir)), basename(dir))
   }
+}
+
+/** At an abstract UNIX socket: one process of this host has the name, and the kernel takes it back. */
+function listen(name: string): Promise<Server | undefined> {
+  return new Promise((resolve, reject) => {
+    const server = createServer((socket) => socket.destroy())
+    server.once('error', (error: NodeJS.ErrnoException) => (error.code === 'EADDRINUSE' ? resolve(undefined) : reject(error)))
+    server.listen(name, () => resolve(server.unref()))
+  })
 }
 
 function readText(path: string): string {

@@ -1,11 +1,12 @@
+import { existsSync, readFileSync, rmdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { Option } from 'commander'
 import { XsanError } from '../../base/errors.ts'
-import { parseSize } from '../../base/units.ts'
+import { formatSize, GiB } from '../../base/units.ts'
 import { AdminClient } from '../../node/admin-client.ts'
 import { assignment, loadConfig, resolveConfig } from '../../node/config.ts'
 import { makeDirectory } from '../../node/directories.ts'
-import { command, parseCount, sleep } from '../program.ts'
+import { command, parseCount, parsePositive, parseSizeArgument, sleep, UsageError } from '../program.ts'
 import { clusterExists, configPath, type DevCluster, type DevNode, nodeDir, readCluster, socketPath, wipe, writeCluster, writeJson } from './files.ts'
 import { dirOption, timeoutOption } from './options.ts'
 import { freePorts, PORTS_PER_NODE, requireFree } from './ports.ts'
@@ -15,6 +16,8 @@ import { clusterOutput, waitState } from './view.ts'
 
 const HOST = '127.0.0.1'
 const NODES_MAX = 64
+const NODES_DEFAULT = 3
+const DISK_BYTES_DEFAULT = 4 * GiB
 const PORT_MAX = 65_535
 const OPEN_MS = 30_000
 const JOIN_MS = 60_000
@@ -24,10 +27,10 @@ const POLL_MS = 100
 const DEV_NETWORK = { heartbeat_interval: 900, election_timeout: 1000 }
 
 interface Options {
-  nodes: number
+  nodes?: number
   dir: string
   replicas?: number
-  diskSize: number
+  diskSize?: number
   basePort?: number
   set: string[]
   timeout: number
@@ -37,14 +40,14 @@ export const devUp = command<Options>({
   usage: 'up',
   description: 'start a cluster of real nodes on this host; returns when it serves',
   options: [
-    new Option('--nodes <n>', 'how many').argParser(parseCount).default(3),
+    new Option('--nodes <n>', `how many, 1 to ${NODES_MAX}; default: ${NODES_DEFAULT}, or as many as there are`).argParser(parseNodes),
     dirOption(),
-    new Option('--replicas <r>', 'copies of a volume by default; default: one per node, at most 3').argParser(parseCount),
-    new Option('--disk-size <size>', 'of the one disk of each node; a sparse file').argParser(parseSize).default(parseSize('4G'), '4G'),
-    new Option('--base-port <p>', `first of ${PORTS_PER_NODE} ports per node; default: free ones`).argParser(parseCount),
+    new Option('--replicas <r>', 'copies of a volume by default; default: one per node, at most 3').argParser(parsePositive),
+    new Option('--disk-size <size>', 'of the one disk of each node, a sparse file; default: 4G').argParser(parseSizeArgument),
+    new Option('--base-port <p>', `first of ${PORTS_PER_NODE} ports per node; default: free ones`).argParser(parsePositive),
     new Option('--set <key=value>', 'a key of the configuration of every node; may be given again')
       .argParser((text: string, before: string[]) => {
-        assignment(text)
+        parseSet(text)
         return [...before, text]
       })
       .default([], 'none'),
@@ -53,10 +56,11 @@ export const devUp = command<Options>({
   examples: ['xsan dev up --nodes 3 --dir /tmp/play', 'xsan dev up --nodes 1 --dir /tmp/one --set storage.sync_when_write=false'],
   versioned: false,
   async run({ options, progress }) {
-    makeDirectory(options.dir, 'the directory of the playground')
+    if (!clusterExists(options.dir)) checkOptions(options)
+    const made = makeDirectory(options.dir, 'the directory of the playground')
     return withDirLock(options.dir, options.timeout, async () => {
       if (clusterExists(options.dir)) await clearUnformed(options.dir)
-      const cluster = clusterExists(options.dir) ? resume(options, progress) : await lay(options)
+      const cluster = clusterExists(options.dir) ? resume(options, progress) : await lay(options).catch((error: unknown) => throwUnmade(made, error))
       return endedWhenInterrupted(cluster, progress, async () => {
         if (cluster.formed) await startNodes(cluster, cluster.nodes, options.timeout)
         else await form(cluster, options, progress)
@@ -66,6 +70,18 @@ export const devUp = command<Options>({
     })
   },
 })
+
+/** Nothing came of it: what was made for it and is empty goes. */
+function throwUnmade(made: readonly string[], error: unknown): never {
+  for (const path of made.toReversed()) {
+    try {
+      rmdirSync(path)
+    } catch {
+      // somebody else has begun to use it
+    }
+  }
+  throw error
+}
 
 /** Ctrl-C: what was not running before does not run on, and the command ends by the signal, as shells expect it. */
 async function endedWhenInterrupted<T>(cluster: DevCluster, progress: (line: string) => void, work: () => Promise<T>): Promise<T> {
@@ -102,18 +118,25 @@ async function clearUnformed(dir: string): Promise<void> {
 /** The playground that is already there; the options must not ask for another one. */
 function resume(options: Options, progress: (line: string) => void): DevCluster {
   const cluster = readCluster(options.dir)
-  if (cluster.nodes.length !== options.nodes) {
+  const { config } = loadConfig(configPath(cluster.dir, cluster.nodes[0]!.id))
+  const differs = (asked: number | undefined, is: number, what: string) => {
+    if (asked === undefined || asked === is) return
     throw new XsanError(
       'ALREADY_EXISTS',
-      `${options.dir} holds a playground of ${cluster.nodes.length} nodes`,
-      `xsan dev down --wipe --dir ${options.dir}, or choose another --dir`,
+      `${options.dir} holds a playground ${what}`,
+      `Leave that option out to go on with it; for another one: xsan dev down --wipe --dir ${options.dir}, or another --dir`,
     )
   }
+  differs(options.nodes, cluster.nodes.length, `of ${cluster.nodes.length} nodes`)
+  differs(options.basePort, config.cluster.bind_port, `whose first port is ${config.cluster.bind_port}`)
+  differs(options.replicas, config.storage.default_replica_count, `whose volumes have ${config.storage.default_replica_count} copies by default`)
+  const sizeBytes = config.storage.devices[0]?.size ?? 0
+  differs(options.diskSize, sizeBytes, `with disks of ${formatSize(sizeBytes)}`)
   if (options.set.length > 0) {
     for (const { id } of cluster.nodes) {
       const { config } = loadConfig(configPath(cluster.dir, id))
       resolveConfig([{ file: configPath(cluster.dir, id), json: config }, ...options.set.map(assignment)], nodeDir(cluster.dir, id))
-      writeJson(join(nodeDir(cluster.dir, id), 'xsan.json.d', '50-set.json'), overrides(options.set))
+      writeSet(cluster.dir, id, options.set)
     }
     const running = cluster.nodes.filter(({ id }) => processState(cluster.dir, id).state !== 'dead').map(({ id }) => id)
     if (running.length > 0) progress(`${running.join(', ')} run already: --set holds for them from their next start on`)
@@ -121,20 +144,57 @@ function resume(options: Options, progress: (line: string) => void): DevCluster 
   return cluster
 }
 
-/** Directories and configurations; nothing runs yet. */
-async function lay(options: Options): Promise<DevCluster> {
-  const { dir, nodes: count } = options
-  if (count < 1 || count > NODES_MAX) throw new XsanError('INVALID_PARAM', `a playground has 1 to ${NODES_MAX} nodes`, '--nodes 3')
+/** What a new playground is to be. Throws before anything is written. */
+function checkOptions(options: Options): { readonly count: number; readonly replicas: number; readonly ports: number } {
+  const count = options.nodes ?? NODES_DEFAULT
   const replicas = options.replicas ?? Math.min(3, count)
-  if (replicas > count) throw new XsanError('INVALID_PARAM', `${replicas} copies need as many nodes, there are ${count}`, `--replicas ${count}`)
+  if (replicas > count) throw new UsageError(`${replicas} copies need as many nodes, there are ${count}`, `--replicas ${count}`)
   const ports = count * PORTS_PER_NODE
-  if (options.basePort !== undefined && (options.basePort < 1 || options.basePort + ports - 1 > PORT_MAX)) {
-    throw new XsanError(
-      'INVALID_PARAM',
+  if (options.basePort !== undefined && options.basePort + ports - 1 > PORT_MAX) {
+    throw new UsageError(
       `${ports} ports from ${options.basePort} on are needed, and the last port is ${PORT_MAX}`,
       `--base-port ${PORT_MAX - ports + 1} or less`,
     )
   }
+  return { count, replicas, ports }
+}
+
+function parseNodes(text: string): number {
+  const count = parseCount(text)
+  if (count < 1 || count > NODES_MAX) throw new UsageError(`a playground has 1 to ${NODES_MAX} nodes`, '--nodes 3')
+  return count
+}
+
+/** What `up` gives each node of its own: no value would be right for all of them. */
+const OWN_KEYS: Readonly<Record<string, string>> = {
+  'cluster.node_id': 'each node has its own',
+  'cluster.data_dir': 'each node has its own, in --dir',
+  'cluster.bind_port': 'use --base-port',
+  'network.data_port': 'use --base-port',
+  'network.admin_port': 'use --base-port',
+  'nbd.port': 'use --base-port',
+  'nbd.socket': 'each node has its own, in --dir',
+}
+
+function parseSet(text: string): void {
+  let json: unknown
+  try {
+    json = assignment(text).json
+  } catch (error) {
+    throw error instanceof XsanError ? new UsageError(error.message, error.nextStep) : error
+  }
+  for (const [key, why] of Object.entries(OWN_KEYS)) {
+    const value = key
+      .split('.')
+      .reduce<unknown>((inner, part) => (typeof inner === 'object' ? (inner as Record<string, unknown> | null)?.[part] : undefined), json)
+    if (value !== undefined) throw new UsageError(`--set ${text}: ${key} cannot be set for a playground`, `Leave it out: ${why}.`)
+  }
+}
+
+/** Directories and configurations; nothing runs yet. */
+async function lay(options: Options): Promise<DevCluster> {
+  const { dir } = options
+  const { count, replicas, ports } = checkOptions(options)
   if (options.basePort !== undefined) await requireFree(options.basePort, ports)
   const base = options.basePort ?? (await freePorts(ports))
   const clusterId = `dev-${base}`
@@ -143,24 +203,26 @@ async function lay(options: Options): Promise<DevCluster> {
     const [grpc, data, nbd, admin] = [0, 1, 2, 3].map((offset) => `${HOST}:${base + index * PORTS_PER_NODE + offset}`) as [string, string, string, string]
     return { id, grpc, data, nbd: `nbd://${nbd}`, nbdSocket: socketPath(dir, id), admin: `http://${admin}`, dataDir: join(nodeDir(dir, id), 'data') }
   })
-  const cluster = { clusterId, dir, formed: false, nodes }
-  for (const [index, node] of nodes.entries()) {
+  const set = options.set.map(assignment)
+  const configs = nodes.map((node, index) => {
     const first = base + index * PORTS_PER_NODE
-    const config = {
+    return {
       cluster: { cluster_id: clusterId, node_id: node.id, bind_ip: HOST, bind_port: first, data_dir: node.dataDir },
       storage: {
-        devices: [{ path: join(nodeDir(dir, node.id), 'disk-0'), type: 'ssd', role: 'capacity', size: options.diskSize }],
+        devices: [{ path: join(nodeDir(dir, node.id), 'disk-0'), type: 'ssd', role: 'capacity', size: options.diskSize ?? DISK_BYTES_DEFAULT }],
         default_replica_count: replicas,
       },
       network: { ...DEV_NETWORK, data_port: first + 1, admin_port: first + 3, heartbeat_port: base },
       nbd: { bind_ip: HOST, port: first + 2, socket: node.nbdSocket },
     }
-    const sources = [{ file: configPath(dir, node.id), json: config }, ...options.set.map(assignment)]
-    // Wrong --set: say so before anything starts
-    resolveConfig(sources, nodeDir(dir, node.id))
+  })
+  // Wrong --set: say so before anything is written or starts
+  const resolved = nodes.map(({ id }, index) => resolveConfig([{ file: configPath(dir, id), json: configs[index] }, ...set], nodeDir(dir, id)).config)
+  const cluster = { clusterId: resolved[0]!.cluster.cluster_id, dir, formed: false, nodes }
+  for (const [index, node] of nodes.entries()) {
     makeDirectory(node.dataDir, 'the directory of the playground')
-    writeJson(configPath(dir, node.id), config)
-    if (options.set.length > 0) writeJson(join(nodeDir(dir, node.id), 'xsan.json.d', '50-set.json'), overrides(options.set))
+    writeJson(configPath(dir, node.id), configs[index])
+    if (options.set.length > 0) writeSet(dir, node.id, options.set)
   }
   writeCluster(cluster)
   return cluster
@@ -222,8 +284,14 @@ async function waitServing(cluster: DevCluster, timeoutMs: number): Promise<void
   }
 }
 
-function overrides(set: readonly string[]): unknown {
-  return set.map((text) => assignment(text).json).reduce<unknown>((merged, json) => deepMerge(merged, json), {})
+/** Beside what was set before. */
+function writeSet(dir: string, id: string, set: readonly string[]): void {
+  const path = join(nodeDir(dir, id), 'xsan.json.d', '50-set.json')
+  const before: unknown = existsSync(path) ? JSON.parse(readFileSync(path, 'utf8')) : {}
+  writeJson(
+    path,
+    set.map((text) => assignment(text).json).reduce<unknown>((merged, json) => deepMerge(merged, json), before),
+  )
 }
 
 function deepMerge(below: unknown, above: unknown): unknown {

@@ -68,8 +68,8 @@ export async function waitState(dir: string, node: DevNode, timeoutMs: number, a
   const endMs = performance.now() + timeoutMs
   for (;;) {
     const answer = await askState(node.grpc)
-    if (accept(answer)) return answer
     if (processState(dir, node.id).state === 'dead') throw endedError(dir, node.id)
+    if (accept(answer)) return answer
     if (answer.state === 'failed')
       throw new XsanError('CLUSTER_NOT_READY', `${node.id} failed to start: ${answer.stage}`, `Look at ${dir}/${node.id}/xsand.log`)
     if (performance.now() >= endMs) {

@@ -1,9 +1,10 @@
 /** Who holds a TCP port of this host: for the error that says a port is taken. Best effort; needs /proc. */
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { basename } from 'node:path'
 
 const LISTEN = '0A'
 
-/** "PID 123 (xsand)", or undefined when it cannot be found out (another user's process). */
+/** "PID 123 (nginx)", or undefined when it cannot be found out (another user's process). */
 export function portHolder(port: number): string | undefined {
   const inodes = new Set(['/proc/net/tcp', '/proc/net/tcp6'].flatMap((path) => listeningInodes(path, port)))
   if (inodes.size === 0) return undefined
@@ -11,10 +12,21 @@ export function portHolder(port: number): string | undefined {
     if (!/^\d+$/.test(pid)) continue
     for (const fd of entries(`/proc/${pid}/fd`)) {
       const inode = /^socket:\[(\d+)\]$/.exec(attempt(() => readlinkSync(`/proc/${pid}/fd/${fd}`)) ?? '')?.[1]
-      if (inode !== undefined && inodes.has(inode)) return `PID ${pid} (${attempt(() => readFileSync(`/proc/${pid}/comm`, 'utf8').trim()) ?? 'unknown'})`
+      if (inode !== undefined && inodes.has(inode)) return `PID ${pid} (${programOf(pid)})`
     }
   }
   return undefined
+}
+
+/** Node's processes are all called "MainThread" or "node": there the script tells more, and of xsand its configuration. */
+function programOf(pid: string): string {
+  const name = attempt(() => readFileSync(`/proc/${pid}/comm`, 'utf8').trim()) ?? 'unknown'
+  if (name !== 'MainThread' && name !== 'node') return name
+  const [, ...args] = (attempt(() => readFileSync(`/proc/${pid}/cmdline`, 'utf8')) ?? '').split('\0')
+  const at = args.findIndex((arg) => arg !== '' && !arg.startsWith('-'))
+  if (at < 0) return 'node'
+  const script = basename(args[at]!).replace(/\.[cm]?[jt]s$/, '')
+  return script === 'xsand' ? [script, ...args.slice(at + 1)].join(' ').trim() : `node ${script}`
 }
 
 /** Columns of /proc/net/tcp: sl, local address:port in hex, remote, state, ..., inode as the 10th. */
