@@ -7,7 +7,7 @@ import type { NodeNumber, SlotIndex } from '../base/ids.ts'
 import { MiB, PAGE_BYTES } from '../base/units.ts'
 import type { AsyncIo } from '../env/async-io.ts'
 import type { IoQueue, Tag } from '../env/ioqueue.ts'
-import { ReplicaState } from '../placement/chain.ts'
+import { LastIdFlag, ReplicaState } from '../placement/chain.ts'
 import type { ControlToReactor, DiskStats, LostPage, ReactorPort, ReactorQuery, TableMessage } from '../placement/messages.ts'
 import { slotOf } from '../placement/ring.ts'
 import { NO_BLOCK } from '../store/store.ts'
@@ -607,19 +607,19 @@ export class DataPlane {
 
   #sendLastIds(slots: readonly number[]): void {
     const { table, replicas } = this
-    replicas.stores.forEach((store, index) => {
+    for (const store of replicas.stores) {
       const ids: number[] = []
-      const idsAfterPowerLoss: number[] = []
       for (const slot of slots) {
-        if (table.ownStore[slot] !== index || table.headNode[slot] !== 0) continue
-        const state = table.ownState[slot]
+        if (table.headNode[slot] !== 0) continue
+        // of each disk here: the chain may name two of them
+        const state = table.stateOf(slot, store.disk)
         if (state !== ReplicaState.LASTSRV && state !== ReplicaState.WAITING) continue
-        const list = store.lostPower && replicas.hasServed[slot] === 0 ? idsAfterPowerLoss : ids
-        list.push(slot, table.version[slot]!, store.lastHigh[slot]! | 0, store.lastLow[slot]! | 0)
+        const hasLostPower = store.lostPower && replicas.hasServed[slot] === 0
+        const flags = (hasLostPower ? LastIdFlag.LOST_POWER : 0) | (store.isIncomplete(slot) ? LastIdFlag.INCOMPLETE : 0)
+        ids.push(slot, table.version[slot]!, store.lastHigh[slot]! | 0, store.lastLow[slot]! | 0, flags)
       }
-      if (ids.length > 0) this.#port.send({ type: 'lastIds', disk: store.disk, ids: Int32Array.from(ids), lostPower: false })
-      if (idsAfterPowerLoss.length > 0) this.#port.send({ type: 'lastIds', disk: store.disk, ids: Int32Array.from(idsAfterPowerLoss), lostPower: true })
-    })
+      if (ids.length > 0) this.#port.send({ type: 'lastIds', disk: store.disk, ids: Int32Array.from(ids) })
+    }
   }
 
   /** Also hears of the hot settings: of those known now at once, then of every change. One handler. */

@@ -13,6 +13,7 @@
  */
 
 import { assert } from '../base/assert.ts'
+import { XsanError } from '../base/errors.ts'
 import { Status } from '../base/status.ts'
 import { PAGE_BYTES } from '../base/units.ts'
 import type { PageNumber } from '../env/arena.ts'
@@ -505,8 +506,10 @@ export class Replicas {
       const store = this.storeOf(slot)
       store?.endSession(slot)
     }
-    if (state === SERVING || state === DRAINING) this.#learnMember(slot, since)
-    else if (state === SYNCING) {
+    if (state === SERVING || state === DRAINING) {
+      this.#learnMember(slot, since)
+      this.#trustContent(slot)
+    } else if (state === SYNCING) {
       if (this.sessions.get(slot)?.since !== since) this.#startSession(slot, since)
     } else if (state !== LASTSRV || this.storeOf(slot) === undefined) this.#leaveWritePath(slot)
     this.#retryParked(slot)
@@ -529,6 +532,21 @@ export class Replicas {
     this.advance(slot)
     this.reforward(slot)
     if (this.committed[slot]! > 0 && table.predecessorNode[slot] !== 0) this.#hooks.acknowledge(slot)
+  }
+
+  /** Who serves is complete: after its resync has said so; and also where the operator has taken what there was (`accept loss`). */
+  #trustContent(slot: number): void {
+    const store = this.storeOf(slot)
+    if (store === undefined || !store.isIncomplete(slot)) return
+    try {
+      store.completeSession(slot)
+    } catch (error) {
+      if (!(error instanceof XsanError)) throw error
+      if (error.status !== 'BUSY') return
+      store.onRoom(() => {
+        if (this.table.isOwnMember(slot)) this.#trustContent(slot)
+      })
+    }
   }
 
   /** Everything staged and uncommitted goes (again) to the successor, in order (protocol 14). */

@@ -6,7 +6,7 @@
  *      |-- DIGESTS: slots ------------------------>|   of many slots at once; equal slots are done
  *      |-- LIST_BLOCKS: slot, after which block -->|   digests of the blocks; equal blocks are done, blocks the source lacks go
  *      |-- BLOCK: ids of the pages here ---------->|   pages whose id differs, with their content
- *      |   everything durable, stream position past every answer -> upToDate
+ *      |   stream position past every answer -> the journal says that the slot is complete; durable -> upToDate
  *
  * Every answer is one instant of the source: content, its `last` and committed id, the channel rows of its disk. An answer older than what was
  * acknowledged for a block without storing is not installed. Each step looks again whether its session is still the present one.
@@ -230,7 +230,6 @@ export class Resync {
   /** The answer's committed id is the slot's position, once it is in the journal. */
   #raise(session: SyncSession, store: ReplicaStore, committedSv: number, journalSeq: number): void {
     const { slot } = session
-    session.journaledSv = Math.max(session.journaledSv, committedSv)
     this.#replicas.raiseEligible(slot, committedSv)
     void this.#replicas.whenDurable(store, journalSeq).then(() => {
       if (this.#isPresent(session)) this.#replicas.raiseReady(slot, committedSv)
@@ -239,12 +238,16 @@ export class Resync {
 
   /** Returns the journal position, or -1 when the store has no room now. */
   #install(store: ReplicaStore, given: Parameters<ReplicaStore['install']>[0]): number {
+    const { slot, volume, index } = given
+    return this.#journaled('a block cannot be installed', { slot, volume, index }, () => store.install(given))
+  }
+
+  #journaled(failure: string, about: Readonly<Record<string, unknown>>, write: () => number): number {
     try {
-      return store.install(given)
+      return write()
     } catch (error) {
       if (!(error instanceof XsanError)) throw error
-      if (error.status !== 'BUSY')
-        this.#log('ERROR', 'a block cannot be installed', { slot: given.slot, volume: given.volume, index: given.index, error: error.message })
+      if (error.status !== 'BUSY') this.#log('ERROR', failure, { ...about, error: error.message })
       return -1
     }
   }
@@ -440,30 +443,15 @@ export class Resync {
 
   /** 4. Everything installed, the stream past every answer, the journal durable: report (rule 24). */
   async #finish(sessions: readonly SyncSession[]): Promise<boolean> {
-    const done: Array<{ session: SyncSession; store: ReplicaStore; journalSeq: number }> = []
+    const done: Array<{ session: SyncSession; store: ReplicaStore }> = []
     for (const session of sessions) {
       if (session.reported || !session.allInstalled || !this.#isPresent(session)) continue
       const { slot } = session
-      const lastSv = this.#replicas.lastSv(slot)
-      if (lastSv < session.high) continue
+      if (this.#replicas.lastSv(slot) < session.high) continue
       const store = this.#replicas.storeOf(slot)!
-      let journalSeq = 0
       // the position in the stream may be known in memory alone: from now on it is the slot's last id
-      if (lastSv > session.journaledSv) {
-        journalSeq = this.#install(store, {
-          ...NO_PAGES,
-          slot,
-          volume: 0,
-          layer: 0,
-          index: 0,
-          rows: new Uint32Array(0),
-          lastHigh: store.lastHigh[slot]!,
-          lastLow: store.lastLow[slot]!,
-        })
-        if (journalSeq < 0) continue
-        session.journaledSv = lastSv
-      }
-      done.push({ session, store, journalSeq })
+      if (store.isIncomplete(slot) && this.#journaled('a resync cannot be ended', { slot }, () => store.completeSession(slot)) < 0) continue
+      done.push({ session, store })
     }
     if (done.length === 0) return false
     for (const store of new Set(done.map((each) => each.store))) await flushStore(this.#io, store)

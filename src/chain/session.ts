@@ -25,8 +25,6 @@ export class SyncSession {
   readonly #installedSv = new Map<BlockKey, number>()
   /** The digest of the slot has been compared with the source's. */
   compared = false
-  /** Up to there the slot's `last` is in the journal. */
-  journaledSv = 0
   /** Answers under way for which the slot's forwards are held back. */
   holds = 0
   /** The report has been sent. */

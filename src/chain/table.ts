@@ -148,6 +148,13 @@ export class ChainTable {
     return this.ownState[slot]! <= ReplicaState.DRAINING
   }
 
+  /** State of the disk's entry in the chain, whoever's process it means; undefined: it has none. */
+  stateOf(slot: number, disk: number): ReplicaState | undefined {
+    const base = slot * CHAIN_ENTRIES_MAX
+    for (let e = base; e < base + this.entryCount[slot]!; e++) if (this.entryDisk[e] === disk) return this.entryState[e] as ReplicaState
+    return undefined
+  }
+
   /** Whether the chain names a replica on the node, in whatever state. */
   hasEntry(slot: number, node: number): boolean {
     for (let i = 0; i < this.entryCount[slot]!; i++) if (this.entryNode[slot * CHAIN_ENTRIES_MAX + i] === node) return true

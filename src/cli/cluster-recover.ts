@@ -16,11 +16,12 @@ export const clusterRecover = command<{ acceptDataLoss?: boolean; dryRun?: boole
     const dryRun = options.dryRun ?? false
     const acceptDataLoss = options.acceptDataLoss ?? false
     if (!dryRun) {
-      const { slots, waitsFor } = await client.call('Cluster/Recover', { dryRun: true })
+      const { slots, waitsFor, unfinished } = await client.call('Cluster/Recover', { dryRun: true })
       const names = (waitsFor as string[]).join(', ')
       if (Number(slots) > 0) {
         const lost = acceptDataLoss ? 'What they alone hold is lost for good, acknowledged writes too.' : 'Writes that they alone hold may be lost.'
-        await confirmed(options.yes, `Go on without ${names || 'the missing copies'}? ${lost}`)
+        const mixed = acceptDataLoss ? mixedOn(unfinished as string[]) : ''
+        await confirmed(options.yes, `Go on without ${names || 'the missing copies'}? ${lost}${mixed === '' ? '' : ` ${mixed}.`}`)
       }
     }
     const made = await client.call('Cluster/Recover', { dryRun, acceptDataLoss }, 60_000)
@@ -39,8 +40,16 @@ export const clusterRecover = command<{ acceptDataLoss?: boolean; dryRun?: boole
                 ['volume', 'blocks', 'of them not usable'],
                 volumes.map((volume) => [String(volume['name']), Number(volume['blocks']), Number(volume['blocksMissing'])]),
               )}`
-        return dryRun ? `${missing}${list}` : `${missing}; the cluster goes on without them. See: xsan cluster status --wait healthy`
+        const mixed = mixedOn(made['unfinished'] as string[])
+        if (dryRun) return `${missing}${mixed === '' ? '' : `\n${mixed}`}${list}`
+        return `${missing}; the cluster goes on without them. See: xsan cluster status --wait healthy`
       },
     }
   },
 })
+
+function mixedOn(unfinished: readonly string[]): string {
+  return unfinished.length === 0
+    ? ''
+    : `What is left of some parts, on ${unfinished.join(', ')}, is a copy that was being made: old and new content is mixed in it`
+}

@@ -14,7 +14,7 @@
 import { messageOf, XsanError } from '../base/errors.ts'
 import type { ChainVersion, DiskNumber, Incarnation, NodeNumber, SlotIndex } from '../base/ids.ts'
 import type { Clock, Log, TimerId } from '../env/control.ts'
-import { type Chain, DiskUse, entryOf, ReplicaState } from '../placement/chain.ts'
+import { type Chain, DiskUse, entryOf, LastIdFlag, ReplicaState } from '../placement/chain.ts'
 import { CoordinatorView, View, type ViewRow } from '../placement/view.ts'
 import type { Raft } from '../raft/driver.ts'
 import { type ArgsOf, encodeCommand, type OperationName, type ResultOf, resultValue } from './command.ts'
@@ -267,11 +267,10 @@ export class Coordinator {
     node: NodeNumber,
     incarnation: Incarnation,
     disk: DiskNumber,
-    ids: ReadonlyArray<{ readonly slot: SlotIndex; readonly version: ChainVersion; readonly hi: number; readonly lo: number }>,
-    powerLost: boolean,
+    ids: ReadonlyArray<{ readonly slot: SlotIndex; readonly version: ChainVersion; readonly hi: number; readonly lo: number; readonly flags: number }>,
   ): void {
     if (this.#state.disks.get(disk)?.node !== node) return
-    for (const { slot, version, hi, lo } of ids) {
+    for (const { slot, version, hi, lo, flags } of ids) {
       if (!(slot >= 0 && slot < this.#state.chains.length)) continue
       let ofSlot = this.#lastIds.get(slot)
       if (ofSlot === undefined) {
@@ -279,8 +278,8 @@ export class Coordinator {
         this.#lastIds.set(slot, ofSlot)
       }
       // a process that ends and comes back finds a disk that was in use by this boot: what its predecessor said of it stays so
-      const wasLost = powerLost || ofSlot.get(disk)?.[5] === 1
-      ofSlot.set(disk, [disk, incarnation, version, hi, lo, wasLost ? 1 : 0])
+      const before = (ofSlot.get(disk)?.[5] ?? 0) & LastIdFlag.LOST_POWER
+      ofSlot.set(disk, [disk, incarnation, version, hi, lo, flags | before])
     }
     if (ids.length > 0) this.wake()
   }
@@ -300,6 +299,24 @@ export class Coordinator {
     this.#lookForUnserved(this.#clock.nowMs())
     for (const slot of this.#unserved.keys()) this.#givenUp.set(slot, options.loss || this.#givenUp.get(slot) === true)
     this.wake()
+  }
+
+  /** Nodes whose copies would serve now if the loss were accepted, although their resync never ended: old and new content is mixed in them. */
+  unfinishedCopies(): NodeNumber[] {
+    const { facts, ...known } = this.#event()
+    const factsOf = new Map(facts.map((of) => [of.slot, of]))
+    const unserved = [...this.#unserved.keys()].map((slot) => factsOf.get(slot) ?? { slot })
+    const args: ChainsStepArgs = { ...known, facts: unserved, factsOnly: true, recoverWithoutAll: true, acceptDataLoss: true }
+    return unserved.length === 0 ? [] : this.#unfinishedOf(chainChanges(this.#state, args))
+  }
+
+  #unfinishedOf(served: ReadonlyArray<{ readonly slot: SlotIndex; readonly chain: Chain }>): NodeNumber[] {
+    const nodes = new Set<NodeNumber>()
+    for (const { slot, chain } of served) {
+      const server = chain.entries.find((entry) => entry.state === ReplicaState.SERVING)
+      if (server !== undefined && ((this.#lastIds.get(slot)?.get(server.disk)?.[5] ?? 0) & LastIdFlag.INCOMPLETE) !== 0) nodes.add(server.node)
+    }
+    return [...nodes].sort((a, b) => a - b)
   }
 
   // ---- what status shows --------------------------------------------------------------------------------------------------
@@ -652,10 +669,12 @@ export class Coordinator {
     if (!known.views.some((row) => row.view === View.UP)) return
     const recovery = this.#recovery(known)
     if (recovery !== undefined) {
+      const unfinished = this.#unfinishedOf(chainChanges(this.#state, recovery)).map((node) => this.#state.nodes.get(node)?.id)
       const { changed } = await this.#proposeBlocking('chains.step', recovery, downNodes(recovery))
       this.#options.log.log('WARN', 'parts of the data are served again without all that served them last', {
         slots: changed,
         acceptDataLoss: recovery.acceptDataLoss === true,
+        ...(unfinished.length > 0 ? { fromUnfinishedCopiesOn: unfinished } : {}),
       })
       this.#wanted = true
       return

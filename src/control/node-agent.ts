@@ -89,7 +89,8 @@ export class NodeAgent {
   #unreachable: readonly NodeNumber[] = []
   readonly #upToDate = new Map<SlotIndex, { since: ChainVersion; incarnation: Incarnation }>()
   /** The last: its host lost power since the replica served. */
-  readonly #lastIds = new Map<DiskNumber, Map<SlotIndex, readonly [ChainVersion, number, number, boolean]>>()
+  /** By disk and slot: chain version, id high, id low, LastIdFlag. */
+  readonly #lastIds = new Map<DiskNumber, Map<SlotIndex, readonly [ChainVersion, number, number, number]>>()
   readonly #diskFailures = new Map<DiskNumber, string>()
   #reporting = false
   #reportAgain = false
@@ -340,10 +341,9 @@ export class NodeAgent {
         this.#report()
         return
       case 'lastIds': {
-        const ids = this.#lastIds.get(message.disk) ?? new Map<SlotIndex, readonly [ChainVersion, number, number, boolean]>()
-        const powerLost = message.lostPower === true
-        for (let i = 0; i + 3 < message.ids.length; i += 4) {
-          ids.set(message.ids[i] as SlotIndex, [message.ids[i + 1] as ChainVersion, message.ids[i + 2]! >>> 0, message.ids[i + 3]! >>> 0, powerLost])
+        const ids = this.#lastIds.get(message.disk) ?? new Map<SlotIndex, readonly [ChainVersion, number, number, number]>()
+        for (let i = 0; i + 4 < message.ids.length; i += 5) {
+          ids.set(message.ids[i] as SlotIndex, [message.ids[i + 1] as ChainVersion, message.ids[i + 2]! >>> 0, message.ids[i + 3]! >>> 0, message.ids[i + 4]!])
         }
         this.#lastIds.set(message.disk, ids)
         this.#report()
@@ -496,10 +496,7 @@ export class NodeAgent {
     }
     const requests: Message[] = [common]
     for (const [disk, ids] of this.#lastIds) {
-      for (const powerLost of [false, true]) {
-        const lastIds = [...ids].flatMap(([slot, [version, hi, lo, lost]]) => (lost === powerLost ? [slot, version, hi, lo] : []))
-        if (lastIds.length > 0) requests.push({ disk, powerLost, lastIds })
-      }
+      if (ids.size > 0) requests.push({ disk, lastIds: [...ids].flatMap(([slot, about]) => [slot, ...about]) })
     }
     for (const [disk, reason] of this.#diskFailures) requests.push({ disk, diskFailedReason: reason || 'failed' })
     return requests

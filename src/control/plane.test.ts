@@ -13,7 +13,7 @@ import { type RpcCodec, type SimControlEnv, SimControlNetwork } from '../env/sim
 import { SimHost, type SimProcess } from '../env/sim/host.ts'
 import { SimNetwork } from '../env/sim/network.ts'
 import { World } from '../env/sim/world.ts'
-import { type Chain, ReplicaState, unpackChains } from '../placement/chain.ts'
+import { type Chain, LastIdFlag, ReplicaState, unpackChains } from '../placement/chain.ts'
 import type { ControlPort, ControlToReactor, ReactorToControl, TableNode } from '../placement/messages.ts'
 import { View } from '../placement/view.ts'
 import type { Hmac, Registration } from './options.ts'
@@ -64,6 +64,8 @@ class FakeDataPlane {
   /** slot -> id it pretends to hold */
   readonly #lastId: (slot: number) => number
   syncMs = 5
+  /** Its replicas are those of resyncs that never ended. */
+  unfinished = false
 
   constructor(process: SimProcess, registration: Registration, nowMs: () => number, lastId: (slot: number) => number, readyAfterMs: number) {
     this.process = process
@@ -120,7 +122,9 @@ class FakeDataPlane {
         for (const entry of chain.entries) {
           if (entry.node !== node) continue
           if (entry.state === ReplicaState.SYNCING) reports.push(slot, entry.since, incarnation)
-          if (entry.state === ReplicaState.LASTSRV) ids.push(slot, chain.version, 0, this.#lastId(slot))
+          const isAsked = entry.state === ReplicaState.LASTSRV || entry.state === ReplicaState.WAITING
+          if (isAsked && chain.entries[0]!.state > ReplicaState.DRAINING)
+            ids.push(slot, chain.version, 0, this.#lastId(slot), this.unfinished ? LastIdFlag.INCOMPLETE : 0)
         }
       }
       this.tell({ type: 'tableApplied', revision: message.revision })
@@ -164,6 +168,7 @@ class TestNode {
   readyAfterMs = 3
   /** Its data plane takes so long to catch up. */
   syncMs = 5
+  unfinished = false
   #id: string
 
   constructor(cluster: TestCluster, number: number) {
@@ -205,6 +210,7 @@ class TestNode {
           this.readyAfterMs,
         )
         this.data.syncMs = this.syncMs
+        this.data.unfinished = this.unfinished
         return this.data.port
       },
       onFatal: (error) => {
@@ -263,6 +269,7 @@ class TestCluster {
   readonly control: SimControlNetwork
   readonly client: SimControlEnv
   readonly nodes: TestNode[]
+  readonly warnings: string[] = []
   readonly replicas: number
 
   constructor(options: { seed: number; nodes: number; replicas?: number }) {
@@ -270,9 +277,11 @@ class TestCluster {
     this.world = new World({ seed: options.seed, ...(process.env['TRACE'] === '2' ? { trace: console.log } : {}) })
     this.network = new SimNetwork(this.world)
     this.control = new SimControlNetwork(this.network, protoCodec())
-    if (process.env['TRACE'] !== undefined)
-      this.control.onLog = ({ process: of, level, message, fields }) =>
-        console.log(this.world.nowMs.toFixed(1), of.host.name, level, message, JSON.stringify(fields))
+    this.control.onLog = ({ process: of, level, message, fields }) => {
+      const line = `${this.world.nowMs.toFixed(1)} ${of.host.name} ${level} ${message} ${JSON.stringify(fields)}`
+      if (level === 'WARN') this.warnings.push(line)
+      if (process.env['TRACE'] !== undefined) console.log(line)
+    }
     this.client = this.control.env(new SimHost(this.network, { name: 'client', address: '10.0.0.99' }).start('xsan'))
     this.nodes = Array.from({ length: options.nodes }, (_, i) => new TestNode(this, i + 1))
   }
@@ -626,7 +635,13 @@ test('a last server that never returns is given up when the operator says so', a
     'the last set is known',
   )
   const dry = await cluster.node(1).call('Cluster/Recover', { dryRun: true })
-  assert.deepEqual(dry, { waitsFor: ['node-3'], slots: SLOTS, slotsTotal: SLOTS, volumes: [{ id: 1, name: 'v1', blocks: 256, blocksMissing: 256 }] })
+  assert.deepEqual(dry, {
+    waitsFor: ['node-3'],
+    slots: SLOTS,
+    slotsTotal: SLOTS,
+    unfinished: [],
+    volumes: [{ id: 1, name: 'v1', blocks: 256, blocksMissing: 256 }],
+  })
   await cluster.world.runFor(3000)
   assert.equal((await cluster.node(1).call('Cluster/Status'))['health'], 'unavailable')
   await cluster.node(2).call('Cluster/Recover', {})
@@ -673,6 +688,33 @@ test('data loss is accepted for what the operator saw lost, and for nothing that
   })
   assert.equal(leader.plane.member!.raft!.term, term, 'the same leader')
   assert.ok(shared().every((chain) => stateOf(chain, complete) === ReplicaState.SERVING))
+})
+
+test('what is left of the data is a copy that was being made: the operator is told whose, before and after', async () => {
+  const cluster = await TestCluster.up({ seed: 29, nodes: 3, replicas: 2 })
+  await cluster.threeVoters()
+  const [lost, left] = cluster.nodes.filter((node) => !node.leads) as [TestNode, TestNode]
+  left.kill()
+  cluster.refused(left)
+  await cluster.world.runFor(200)
+  left.syncMs = 1e9
+  left.unfinished = true
+  await left.restart()
+  const pair = [lost.number, left.number].sort().join()
+  const shared = () => [...(left.data?.chains.values() ?? [])].filter((chain) => nodesOf(chain).join() === pair)
+  const states = (node: TestNode) => new Set(shared().map(({ entries }) => entries.find((entry) => entry.node === node.number)!.state))
+  await cluster.until(() => shared().length > 0 && states(left).has(ReplicaState.SYNCING) && states(left).size === 1, 20_000, 'it catches up')
+  lost.kill()
+  cluster.refused(lost)
+  await cluster.until(() => states(lost).has(ReplicaState.LASTSRV) && states(left).has(ReplicaState.WAITING), 10_000, 'nobody serves')
+  await cluster.world.runFor(500)
+  const id = left.plane.member!.state.nodes.get(left.number as NodeNumber)!.id
+  const dry = await left.call('Cluster/Recover', { dryRun: true })
+  assert.deepEqual([dry['slots'], dry['unfinished']], [shared().length, [id]])
+  await left.call('Cluster/Recover', { acceptDataLoss: true })
+  await cluster.until(() => states(left).has(ReplicaState.SERVING), 5000, 'it serves')
+  const told = cluster.warnings.filter((line) => line.includes('fromUnfinishedCopiesOn'))
+  assert.deepEqual([told.length, told[0]?.includes(`"fromUnfinishedCopiesOn":["${id}"]`)], [1, true], told.join('\n'))
 })
 
 test('what was lost with all its copies keeps nobody else from being rebuilt, and begins anew, empty, when the loss is accepted', async () => {

@@ -79,7 +79,12 @@ export interface LastId {
   readonly lo: number
   /** Its host lost power since it served: of equal ids another is preferred. */
   readonly powerLost?: boolean
+  /** A resync of it began and did not end: the id says how far its source had come, and its blocks are of different times. Any other is preferred. */
+  readonly incomplete?: boolean
 }
+
+/** How the bits of a LastId travel. Stored and sent: never renumber. */
+export const LastIdFlag = { LOST_POWER: 1, INCOMPLETE: 2 } as const
 
 /** What the coordinator knows when it considers a step. Every fact but `views` may be absent. Facts that fit no row change nothing. */
 export interface ChainEvent {
@@ -168,27 +173,31 @@ function reachesSource(chain: Chain, entry: ChainEntry, { apart }: ChainEvent): 
   return source === undefined || apart === undefined || !apart.has(entry.node, source.node)
 }
 
-type HeldId = Pick<LastId, 'hi' | 'lo' | 'powerLost'>
-const NOTHING_HELD: HeldId = { hi: 0, lo: 0 }
+/** A copy of one time, however old; one of different times; none. Who served last is complete even when nothing was ever written. */
+function worth(id: LastId, state: ReplicaState): number {
+  if (id.incomplete === true) return 1
+  return id.hi !== 0 || id.lo !== 0 || state === LASTSRV ? 2 : 0
+}
 
-/** Whether `a` is to be preferred to `b` as the one that serves again: the higher id; of equals the one whose host kept its power. */
-function isBetter(a: HeldId, b: HeldId): boolean {
+/** Whether `a` is to be preferred to `b` as the one that serves again: the complete one, the higher id; of equals the one whose host kept its power. */
+function isBetter(a: LastId, b: LastId, state: ReplicaState): boolean {
+  const [worthOfA, worthOfB] = [worth(a, state), worth(b, state)]
+  if (worthOfA !== worthOfB) return worthOfA > worthOfB
   if (a.hi !== b.hi) return a.hi > b.hi
   if (a.lo !== b.lo) return a.lo > b.lo
   return !a.powerLost && !!b.powerLost
 }
 
-/** `entry` is up and its id is known (a WAITING one may count as empty), and it is the best such entry of its state; the first of equals. */
+/** `entry` is up and its id is known, and it is the best such entry of its state; the first of equals. */
 function isBest(chain: Chain, entry: ChainEntry, event: ChainEvent): boolean {
-  const idOf = (of: ChainEntry) => lastIdOf(chain, of, event) ?? (of.state === WAITING ? NOTHING_HELD : undefined)
-  const own = isUp(entry, event) ? idOf(entry) : undefined
+  const own = isUp(entry, event) ? lastIdOf(chain, entry, event) : undefined
   if (own === undefined) return false
   let before = true
   for (const other of chain.entries) {
     if (other === entry) before = false
     else if (other.state === entry.state && isUp(other, event)) {
-      const id = idOf(other)
-      if (id !== undefined && (isBetter(id, own) || (before && !isBetter(own, id)))) return false
+      const id = lastIdOf(chain, other, event)
+      if (id !== undefined && (isBetter(id, own, entry.state) || (before && !isBetter(own, id, entry.state)))) return false
     }
   }
   return true
@@ -207,6 +216,9 @@ export const CONDITIONS = {
     isOffline(entry, event) || isFailed(entry, event) || !reachesSource(chain, entry, event),
   'it reaches its source': (chain, entry, event) => reachesSource(chain, entry, event),
   'online, its disk not leaving or failed': (_, entry, event) => isUp(entry, event) && event.diskUse?.(entry.disk) !== DiskUse.LEAVING,
+  // where nobody serves, a copy on a disk that is to be emptied may be the last one
+  'online, its disk not failed, nor leaving while a SERVING exists': (chain, entry, event) =>
+    isUp(entry, event) && (event.diskUse?.(entry.disk) !== DiskUse.LEAVING || !has(chain, SERVING)),
   'another SERVING is UP': (chain, entry, event) => chain.entries.some((other) => other !== entry && other.state === SERVING && isUp(other, event)),
   'all SERVING offline (or their disks failed)': (chain, _, event) =>
     chain.entries.every((other) => other.state !== SERVING || isOffline(other, event) || isFailed(other, event)),
@@ -224,7 +236,15 @@ export const CONDITIONS = {
         (isUp(other, event) && lastIdOf(chain, other, event) !== undefined) ||
         (event.recoverWithoutAll === true && (isOffline(other, event) || isFailed(other, event))),
     ),
-  'online, with the highest id of those': (chain, entry, event) => isBest(chain, entry, event),
+  'all others WAITING online with known ids, or offline (or their disks failed)': (chain, _, event) =>
+    chain.entries.every(
+      (other) =>
+        other.state === LASTSRV ||
+        isOffline(other, event) ||
+        isFailed(other, event) ||
+        (other.state === WAITING && isUp(other, event) && lastIdOf(chain, other, event) !== undefined),
+    ),
+  'online, the best of those (complete, then the highest id)': (chain, entry, event) => isBest(chain, entry, event),
   'the operator accepts data loss': (_, __, event) => event.acceptDataLoss === true,
   'all LASTSRV offline (or their disks failed)': (chain, _, event) =>
     chain.entries.every((other) => other.state !== LASTSRV || isOffline(other, event) || isFailed(other, event)),
@@ -291,7 +311,7 @@ export const TRANSITIONS = [
     when: [
       'no SERVING',
       'all LASTSRV online with known ids, or (recover.wait is over, or the operator says so) offline (or their disks failed)',
-      'online, with the highest id of those',
+      'online, the best of those (complete, then the highest id)',
     ],
     to: SERVING,
     others: { LASTSRV: WAITING },
@@ -299,7 +319,13 @@ export const TRANSITIONS = [
   {
     name: 'accept loss',
     from: WAITING,
-    when: ['no SERVING', 'the operator accepts data loss', 'all LASTSRV offline (or their disks failed)', 'online, with the highest id of those'],
+    when: [
+      'no SERVING',
+      'the operator accepts data loss',
+      'all LASTSRV offline (or their disks failed)',
+      'all others WAITING online with known ids, or offline (or their disks failed)',
+      'online, the best of those (complete, then the highest id)',
+    ],
     to: SERVING,
     others: { LASTSRV: OFFLINE },
   },
@@ -328,7 +354,7 @@ export const TRANSITIONS = [
   { name: 'remove waiting', from: WAITING, when: ['removal asked'], to: GONE },
   { name: 'remove offline', from: OFFLINE, when: ['removal asked'], to: GONE },
   { name: 'add', from: GONE, when: ['addition asked, not in the chain'], to: OFFLINE },
-  { name: 'return', from: OFFLINE, when: ['online, its disk not leaving or failed'], to: WAITING },
+  { name: 'return', from: OFFLINE, when: ['online, its disk not failed, nor leaving while a SERVING exists'], to: WAITING },
   { name: 'sync', from: WAITING, when: ['online, its disk not leaving or failed', 'a SERVING exists', 'no SYNCING', 'it reaches its source'], to: SYNCING },
 ] as const satisfies readonly Transition[]
 export type TransitionName = (typeof TRANSITIONS)[number]['name']
@@ -471,7 +497,7 @@ export function mayHaveLostUnflushed(before: Chain, after: Chain, lastIds: reado
   }
   if (entryOf(before, server.disk)?.state === WAITING) return true
   const id = lastIds.find(({ disk, incarnation }) => disk === server.disk && incarnation === server.incarnation)
-  return id === undefined || id.powerLost === true
+  return id === undefined || id.powerLost === true || id.incomplete === true
 }
 
 // ---- questions --------------------------------------------------------------------------------------------------------

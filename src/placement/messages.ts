@@ -86,8 +86,8 @@ export type ReactorToControl =
   | { readonly type: 'needTable'; readonly slot: SlotIndex; readonly version: ChainVersion }
   /** Rule 24 reports: triples slot, since, incarnation, packed. */
   | { readonly type: 'upToDate'; readonly reports: Int32Array }
-  /** For every slot whose entry here is LASTSRV: slot, chain version, id high, id low; packed. `lostPower`: the host did since the replica served. */
-  | { readonly type: 'lastIds'; readonly disk: DiskNumber; readonly ids: Int32Array; readonly lostPower?: boolean }
+  /** For slots that nobody serves and whose entry here is LASTSRV or WAITING: slot, chain version, id high, id low, LastIdFlag; packed. */
+  | { readonly type: 'lastIds'; readonly disk: DiskNumber; readonly ids: Int32Array }
   /** Proof of death (design 4): established connections of that incarnation closed and a fresh connect was refused by its host. */
   | { readonly type: 'peerRefused'; readonly node: NodeNumber; readonly incarnation: Incarnation }
   /** Nodes of the table with which no session has been up for a while; again whenever that changes. */

@@ -177,9 +177,10 @@ test('one damaged superblock is no harm, two are said', async () => {
 test('a disk written by a newer version is refused', async () => {
   const bench = new Bench(7)
   await bench.format()
-  for (const [field, value] of [
-    ['incompat', 4],
-    ['formatVersion', 9],
+  for (const [field, value, what] of [
+    ['incompat', 4, /features 0x4 that this version lacks/],
+    ['formatVersion', 9, /format 9 \(this is 2\)/],
+    ['formatVersion', 1, /format 1 \(this is 2\)/],
   ] as const) {
     for (const offset of [0, DISK_BYTES - PAGE_BYTES]) {
       const page = bench.alloc(1)
@@ -192,7 +193,7 @@ test('a disk written by a newer version is refused', async () => {
       bench.file.writeFrom(offset, arena.bytes, at, PAGE_BYTES)
       bench.free(page)
     }
-    await refused(bench.mount(), 'DISK_INCOMPATIBLE', /written by another version/)
+    await refused(bench.mount(), 'DISK_INCOMPATIBLE', what)
   }
 })
 
@@ -580,4 +581,60 @@ test('a session takes ids as they come until it ends', async () => {
   assert.equal(store.lastLow[1], 20)
   store.endSession(1)
   assert.throws(() => write(bench, store, { index: 0, firstPage: 0, pageCount: 1, id: 16 }), /staged after 1:20/)
+})
+
+test('a slot whose resync began is incomplete until that has ended, whatever happens to the process, the power and the journal meanwhile', async () => {
+  const bench = new Bench(31)
+  await bench.format()
+  let store = await bench.mount()
+  const seen = () => Array.from({ length: SLOTS }, (_, slot) => (store.isIncomplete(slot) ? slot : -1)).filter((slot) => slot >= 0)
+  const tells = { layer: 0, index: 0, pages: new Uint16Array(0), idHigh: new Uint32Array(0), idLow: new Uint32Array(0), crc: new Uint32Array(0) }
+  const source = { ...tells, flags: new Uint8Array(0), payloadPage: 0, remove: false, rows: new Uint32Array(0), volume: 0, lastHigh: 9, lastLow: 77 }
+  for (const slot of [0, 3, 15]) {
+    store.startSession(slot)
+    store.install({ ...source, slot })
+  }
+  store.completeSession(3)
+  assert.deepEqual(seen(), [0, 15])
+  await bench.settle(store.journal.durable())
+  for (const how of ['kill', 'power', 'close'] as const) {
+    if (how === 'close') await bench.settle(store.close())
+    if (how === 'power') bench.powerLoss('lose')
+    else bench.kill()
+    store = await bench.mount()
+    assert.deepEqual(seen(), [0, 15], how)
+    // the number it would be chosen by
+    assert.deepEqual([store.lastHigh[15], store.lastLow[15]], [9, 77])
+  }
+  // the segments with the sessions' records are long gone
+  for (let i = 1; store.destage.segments < 6; i++) {
+    await roomFor(bench, store)
+    const w = write(bench, store, { index: 0, firstPage: 0, pageCount: 256, id: i })
+    await bench.until(() => bench.events.staged >= w.seq)
+    bench.free(w.page)
+  }
+  bench.kill()
+  store = await bench.mount()
+  assert.deepEqual(seen(), [0, 15], 'told by a checkpoint')
+  store.startSession(0)
+  store.setLast(0, 12, 5)
+  store.completeSession(0)
+  await bench.settle(store.journal.durable())
+  bench.powerLoss('lose')
+  store = await bench.mount()
+  assert.deepEqual(seen(), [15])
+  assert.deepEqual([store.lastHigh[0], store.lastLow[0]], [12, 5], 'the position in the stream is the last id')
+})
+
+test('the end of a resync that did not become durable did not happen', async () => {
+  const bench = new Bench(32)
+  await bench.format()
+  let store = await bench.mount()
+  store.startSession(2)
+  await bench.settle(store.journal.durable())
+  store.completeSession(2)
+  assert.equal(store.isIncomplete(2), false)
+  bench.powerLoss('lose')
+  store = await bench.mount()
+  assert.equal(store.isIncomplete(2), true)
 })

@@ -91,6 +91,8 @@ export interface StoreParts {
   readonly rows: ChannelRows
   readonly lastHigh: Uint32Array
   readonly lastLow: Uint32Array
+  /** 1: incomplete. */
+  readonly incomplete: Uint8Array
   readonly deferred: Deferred
   readonly lostPower: boolean
   readonly writeSuperblock: () => Promise<void>
@@ -158,6 +160,7 @@ export class DiskStore implements ReplicaStore {
       rows: parts.rows,
       lastHigh: parts.lastHigh,
       lastLow: parts.lastLow,
+      incomplete: parts.incomplete,
       deferred: parts.deferred,
       onStaged: (upTo) => events.onStaged(upTo),
       onDurable: (upTo) => events.onDurable(upTo),
@@ -361,7 +364,23 @@ export class DiskStore implements ReplicaStore {
     this.#encodePart(at, { kind: JournalKind.SESSION, flags: 0, slot, volume: 0, layer: 0, index: 0, pageCount: 0, rowCount: 0, idHigh: 0, idLow: 0 })
     const seq = this.journal.commit(RecordHeader.size, 0, 0, true)
     this.lastHigh[slot] = this.lastLow[slot] = 0
+    this.#parts.incomplete[slot] = 1
     this.rows.clearHeld(slot)
+    this.journal.kick()
+    return seq
+  }
+
+  isIncomplete(slot: number): boolean {
+    return this.#parts.incomplete[slot] === 1
+  }
+
+  completeSession(slot: number): number {
+    this.#assertRoom(1)
+    const [idHigh, idLow] = [this.lastHigh[slot]!, this.lastLow[slot]!]
+    const at = this.journal.begin(RecordHeader.size, 0)
+    this.#encodePart(at, { kind: JournalKind.COMPLETE, flags: 0, slot, volume: 0, layer: 0, index: 0, pageCount: 0, rowCount: 0, idHigh, idLow })
+    const seq = this.journal.commit(RecordHeader.size, 0, 0, true)
+    this.#parts.incomplete[slot] = 0
     this.journal.kick()
     return seq
   }

@@ -5,8 +5,8 @@
  *   descriptor pages: header | record | record | ...        payload pages, in the order of the records
  *
  * Invariants:
- * - A batch's place is fixed when it opens, in order, within one segment. Each segment starts with a checkpoint of `last` and the channel rows
- *   exactly as they were before the segment's first record.
+ * - A batch's place is fixed when it opens, in order, within one segment. Each segment starts with a checkpoint of `last`, the incomplete
+ *   slots and the channel rows exactly as they were before the segment's first record.
  * - Staged and durable are told in order: batch n counts only when all before it have completed.
  * - A batch with a record that wants to be durable, and the start of a segment, are written with RWF_DSYNC: one request instead of two one after
  *   the other. Batches without wait for an fdatasync, which only a flush, the background work or a synced batch behind them asks for.
@@ -113,6 +113,8 @@ export interface JournalOptions {
   readonly rows: ChannelRows
   readonly lastHigh: Uint32Array
   readonly lastLow: Uint32Array
+  /** 1: the slot's resync has not ended. */
+  readonly incomplete: Uint8Array
   readonly deferred: Deferred
   readonly onStaged: (upTo: number) => void
   readonly onDurable: (upTo: number) => void
@@ -492,13 +494,14 @@ export class Journal {
   #rotate(): void {
     assert(this.#headSegment - this.#tailSegment + 1 < this.#o.geometry.segmentCount, 'the journal is full: the record was not admitted')
     this.#headSegment++
-    const { rows, lastHigh, lastLow } = this.#o
+    const { rows, lastHigh, lastLow, incomplete } = this.#o
     const slots = lastHigh.length
+    const slotWords = slots * 2 + Math.ceil(slots / 32)
     const batch = new Batch()
     batch.kind = BatchKind.SEGMENT_START
     batch.descriptorPage = this.#checkpointBuffers.pop() ?? this.#alloc(this.#checkpointPages)
     batch.descriptorPages = checkpointPages(slots, rows.count)
-    batch.bytes = BatchHeader.size + slots * 8 + rows.count * PACKED_ROW_BYTES
+    batch.bytes = BatchHeader.size + slotWords * 4 + rows.count * PACKED_ROW_BYTES
     batch.firstSeq = this.nextSeq
     batch.runFirst = batch.runEnd = this.#runNext
     batch.segment = this.#headSegment
@@ -507,12 +510,14 @@ export class Journal {
     batch.rowCount = rows.count
     const at = batch.descriptorPage * PAGE_BYTES + BatchHeader.size
     const { bytes } = this.#queue.arena
-    const words = new Uint32Array(bytes.buffer, bytes.byteOffset + at, slots * 2 + rows.count * ROW_WORDS)
+    const words = new Uint32Array(bytes.buffer, bytes.byteOffset + at, slotWords + rows.count * ROW_WORDS)
+    words.fill(0, slots * 2, slotWords)
     for (let slot = 0; slot < slots; slot++) {
       words[slot * 2] = lastHigh[slot]!
       words[slot * 2 + 1] = lastLow[slot]!
+      if (incomplete[slot] === 1) words[slots * 2 + (slot >>> 5)]! |= 1 << (slot & 31)
     }
-    rows.packInto(words, slots * 2)
+    rows.packInto(words, slotWords)
     this.#position = batch.descriptorPages
     this.#push(batch)
     this.#o.onSegment()
@@ -708,5 +713,5 @@ function pagesOf(bytes: number): number {
 
 /** Pages of a segment's start batch. */
 export function checkpointPages(slots: number, rowCount: number): number {
-  return pagesOf(BatchHeader.size + slots * 8 + rowCount * PACKED_ROW_BYTES)
+  return pagesOf(BatchHeader.size + slots * 8 + Math.ceil(slots / 32) * 4 + rowCount * PACKED_ROW_BYTES)
 }

@@ -8,7 +8,7 @@
  *                     extents: 4 MiB per block, block row n in extent n
  *   last page         superblock B
  *
- *   journal segment   | start batch (checkpoint: `last` of each slot, channel rows) | batch | batch | ...
+ *   journal segment   | start batch (checkpoint: `last` of each slot, a bit per slot: incomplete, channel rows) | batch | batch | ...
  *   batch             | descriptor pages: header, records | payload pages, in the order of the records |
  *   extent table page | page header, 128 bytes | 31 rows of 128 bytes, each beginning with the documents' 34-byte block header |
  *   page table leaf   | 256 entries of 16 bytes: crc u32 | id u64 | sector mask u8 | flags u8 | spare u16 |
@@ -23,7 +23,8 @@ import { XsanError } from '../base/errors.ts'
 import { BLOCK_BYTES, formatSize, GiB, KiB, MiB, PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
 import { bytes, note, struct, u8, u16, u32, u53, u64, zero } from '../wire/struct.ts'
 
-export const FORMAT_VERSION = 1
+/** 2: the journal says which slots are incomplete. */
+export const FORMAT_VERSION = 2
 /** Feature bits this code knows. An unknown compat bit is ignored, ro-compat forbids writing, incompat forbids mounting. */
 export const KNOWN_COMPAT = 0
 export const KNOWN_RO_COMPAT = 0
@@ -91,14 +92,17 @@ export const BatchHeader = struct(
     segment: note(u53, 'number of this segment, likewise; its place is number % segmentCount'),
     firstSeq: note(u53, 'position of the first record'),
     durableSeq: note(u53, 'known durable when this was written'),
-    slotCount: note(u32, 'segment start: entries of `last` that follow the header'),
+    slotCount: note(u32, 'segment start: entries of `last` that follow the header, then so many bits in whole words of 32'),
     rowCount: note(u32, 'segment start: packed channel rows after them'),
     reserved: zero(40),
   },
 )
 
-/** Kinds of journal records beyond those of the interface. */
-export const JournalKind = { WRITE: 1, ZERO: 2, EMPTY: 3, REMOVE: 4, INSTALL_PAGES: 5, INSTALL_ROWS: 6, SESSION: 7 } as const
+/**
+ * Kinds of journal records beyond those of the interface. SESSION: a resync of the slot begins, it is incomplete from here on; COMPLETE: it holds
+ * everything up to this id again.
+ */
+export const JournalKind = { WRITE: 1, ZERO: 2, EMPTY: 3, REMOVE: 4, INSTALL_PAGES: 5, INSTALL_ROWS: 6, SESSION: 7, COMPLETE: 8 } as const
 /** First and last record of an install: between them nothing else; without the last one nothing of it counts. */
 export const InstallFlag = { FIRST: 1, LAST: 2, REMOVE: 4, REPAIR: 8 } as const
 /** WRITE: pageCount crcs u32 follow; INSTALL_PAGES: pageCount entries {page u16, flag u8 (129: lost), 0, crc, idHigh, idLow}; INSTALL_ROWS: rowCount packed rows. */

@@ -73,6 +73,7 @@ class State {
   readonly blocks = new Map<string, Block>()
   readonly lastHigh: Uint32Array
   readonly lastLow: Uint32Array
+  readonly incomplete = new Set<number>()
   readonly rows = new ChannelRows()
   seq = 0
 
@@ -95,6 +96,7 @@ class State {
     }
     copy.lastHigh.set(this.lastHigh)
     copy.lastLow.set(this.lastLow)
+    for (const slot of this.incomplete) copy.incomplete.add(slot)
     copy.rows.merge(-1, this.rows.pack())
     copy.seq = this.seq
     return copy
@@ -342,9 +344,23 @@ export class MemoryStore implements ReplicaStore {
     this.#session[slot] = 1
     const apply = (state: State): void => {
       state.lastHigh[slot] = state.lastLow[slot] = 0
+      state.incomplete.add(slot)
       state.rows.clearHeld(slot)
     }
     return this.#enter(true, apply, () => {})
+  }
+
+  completeSession(slot: number): number {
+    const [idHigh, idLow] = [this.lastHigh[slot]!, this.lastLow[slot]!]
+    const apply = (state: State): void => {
+      state.raiseLast(slot, idHigh, idLow)
+      state.incomplete.delete(slot)
+    }
+    return this.#enter(true, apply, () => {})
+  }
+
+  isIncomplete(slot: number): boolean {
+    return this.#live.incomplete.has(slot)
   }
 
   setLast(slot: number, idHigh: number, idLow: number): void {

@@ -252,6 +252,7 @@ async function mountOpened(options: MountOptions, file: OpenedFile): Promise<Dis
   await loadTables(io, file.handle, path, superblock, table, tableCopy)
   const lost = await loadLeaves(io, file.handle, path, superblock, table, leafCopy)
   table.fillFreeList()
+  const incomplete = new Uint8Array(slotCount)
 
   const store = new DiskStore({
     options,
@@ -262,13 +263,14 @@ async function mountOpened(options: MountOptions, file: OpenedFile): Promise<Dis
     rows: new ChannelRows(),
     lastHigh: new Uint32Array(slotCount),
     lastLow: new Uint32Array(slotCount),
+    incomplete,
     deferred: new Deferred(io.queue),
     lostPower,
     writeSuperblock,
     dispose: () => arena.free(superblockPage),
   })
   try {
-    await replayAndOpen(store, options, file, superblock, { clean, table, leafCopy, tableCopy, lost, writeSuperblock })
+    await replayAndOpen(store, options, file, superblock, { clean, table, incomplete, leafCopy, tableCopy, lost, writeSuperblock })
   } catch (error) {
     store.journal.dispose()
     arena.free(superblockPage)
@@ -279,6 +281,7 @@ async function mountOpened(options: MountOptions, file: OpenedFile): Promise<Dis
 
 interface Loaded {
   readonly table: BlockTable
+  readonly incomplete: Uint8Array
   readonly leafCopy: Uint8Array
   readonly tableCopy: Uint8Array
   readonly lost: number
@@ -304,6 +307,7 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
     rows: store.rows,
     lastHigh: store.lastHigh,
     lastLow: store.lastLow,
+    incomplete: loaded.incomplete,
     birthMount: superblock.mountGeneration,
     birthRound: 1,
     touch: (row, segment) => journal.touch(row, segment),

@@ -55,6 +55,7 @@ export interface ReplayOptions {
   readonly rows: ChannelRows
   readonly lastHigh: Uint32Array
   readonly lastLow: Uint32Array
+  readonly incomplete: Uint8Array
   /** Birth of blocks that replay creates: leaves written from now on belong to them. */
   readonly birthMount: number
   readonly birthRound: number
@@ -329,7 +330,7 @@ class Replay {
       const pageCount = get.pageCount(view, at)
       const rowCount = get.rowCount(view, at)
       if (get.slot(view, at) >= this.#o.lastHigh.length || get.channel(view, at) >= CHANNELS_PER_CLIENT) return null
-      if (kind < JournalKind.WRITE || kind > JournalKind.SESSION) return null
+      if (kind < JournalKind.WRITE || kind > JournalKind.COMPLETE) return null
       if (get.firstPage(view, at) + (kind === JournalKind.INSTALL_PAGES ? 0 : pageCount) > PAGES_PER_BLOCK) return null
       if (kind === JournalKind.WRITE && pageCount > WRITE_PAGES_MAX) return null
       if (kind === JournalKind.INSTALL_PAGES && pageCount > INSTALL_PAGES_MAX) return null
@@ -356,7 +357,7 @@ class Replay {
   // ---- applying ----------------------------------------------------------------------------------------------------------------
 
   async #applyCheckpoint(start: SegmentStart): Promise<void> {
-    const { lastHigh, lastLow, rows } = this.#o
+    const { lastHigh, lastLow, incomplete, rows } = this.#o
     await this.#load(start.page, start.descriptorPages)
     let at = this.#at(start.page) + BatchHeader.size
     const rowCount = BatchHeader.get.rowCount(this.#view, this.#at(start.page))
@@ -364,6 +365,10 @@ class Replay {
       lastHigh[slot] = this.#view.getUint32(at, true)
       lastLow[slot] = this.#view.getUint32(at + 4, true)
     }
+    const bitWords = Math.ceil(lastHigh.length / 32)
+    const bits = this.#words(at, bitWords)
+    for (let slot = 0; slot < lastHigh.length; slot++) incomplete[slot] = (bits[slot >>> 5]! >>> (slot & 31)) & 1
+    at += bitWords * 4
     rows.merge(-1, this.#words(at, rowCount * ROW_WORDS))
   }
 
@@ -390,7 +395,7 @@ class Replay {
   #applyRecord(at: number, kind: number, payload: number, batch: BatchAt, seq: number): void {
     const { get } = RecordHeader
     const view = this.#view
-    const { table, rows, lastHigh, lastLow } = this.#o
+    const { table, rows, lastHigh, lastLow, incomplete } = this.#o
     const slot = get.slot(view, at)
     if (kind === JournalKind.INSTALL_PAGES || kind === JournalKind.INSTALL_ROWS) {
       this.#installPart(at, kind, payload, batch, seq)
@@ -401,11 +406,13 @@ class Replay {
     const idLow = get.idLow(view, at)
     if (kind === JournalKind.SESSION) {
       lastHigh[slot] = lastLow[slot] = 0
+      incomplete[slot] = 1
       rows.clearHeld(slot)
       return
     }
+    if (kind === JournalKind.COMPLETE) incomplete[slot] = 0
     if (kind === JournalKind.REMOVE) this.#remove(at)
-    else if (kind !== JournalKind.EMPTY) {
+    else if (kind === JournalKind.WRITE || kind === JournalKind.ZERO) {
       const row = this.#row(at, seq, kind === JournalKind.WRITE)
       if (row >= 0) {
         const firstPage = get.firstPage(view, at)

@@ -115,10 +115,24 @@ class Pair {
       // `setLast` is volatile: a record takes its place here, so that both stores hold the same after a crash
       Object.assign(this.record, { kind: RecordKind.EMPTY, slot, idHigh: 1 + this.crashes, idLow: this.nextId++, pageCount: 0, firstPage: 0, clientHigh: 0 })
       this.#entered(this.store.stage(this.record), this.memory.stage(this.record))
+      if (this.random.chance(0.6)) {
+        // where there is room for the one, there is for the other
+        const seq = this.#unlessFull(() => this.store.completeSession(slot))
+        if (seq !== undefined) this.#entered(seq, this.memory.completeSession(slot))
+      }
       for (const s of [this.store, this.memory]) s.endSession(slot)
     } else {
       this.sessions.add(slot)
       this.#entered(this.store.startSession(slot), this.memory.startSession(slot))
+    }
+  }
+
+  #unlessFull(write: () => number): number | undefined {
+    try {
+      return write()
+    } catch (error) {
+      assert.match(String(error), /full for the moment|no extent/)
+      return undefined
     }
   }
 
@@ -157,14 +171,10 @@ class Pair {
       lastHigh: raises ? 1 + this.crashes : 0,
       lastLow: raises ? id : 0,
     }
-    try {
-      const seq = store.install(given)
-      if (data > 0) this.payloads.push({ page: payload.page, seq })
-      this.#entered(seq, memory.install(given))
-    } catch (error) {
-      assert.match(String(error), /full for the moment|no extent/)
-      if (data > 0) this.bench.free(payload.page)
-    }
+    const seq = this.#unlessFull(() => store.install(given))
+    if (data > 0 && seq !== undefined) this.payloads.push({ page: payload.page, seq })
+    else if (data > 0) this.bench.free(payload.page)
+    if (seq !== undefined) this.#entered(seq, memory.install(given))
   }
 
   async compareReads(): Promise<void> {
@@ -221,6 +231,7 @@ class Pair {
     assert.deepEqual(rows(store), rows(memory))
     for (let slot = 0; slot < SLOTS; slot++) {
       if (!this.sessions.has(slot)) assert.deepEqual([store.lastHigh[slot], store.lastLow[slot]], [memory.lastHigh[slot], memory.lastLow[slot]], `slot ${slot}`)
+      assert.equal(store.isIncomplete(slot), memory.isIncomplete(slot), `slot ${slot}: incomplete`)
       const mine = store.blocksOf(slot)
       const theirs = memory.blocksOf(slot)
       assert.deepEqual(

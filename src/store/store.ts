@@ -163,11 +163,24 @@ export interface ReplicaStore {
   pageCrc(block: BlockRow, page: number): number
 
   // ---- resync, sweeping, introspection (async, off the hot path) --------------------------------------------------------
-  /** Starts a session of a slot (protocol 21, 7): `last` = none, the slot's channel rows become not held; journaled in stage order. */
+  /**
+   * Starts a session of a slot (protocol 21, 7): `last` = none, the slot's channel rows become not held, the slot is incomplete; journaled in stage
+   * order.
+   */
   startSession(slot: number): JournalSeq
+  /**
+   * The slot holds everything up to `last`: it is incomplete no longer; journaled with that id. Throws XsanError BUSY (no journal space now),
+   * WRITE_FAILED.
+   */
+  completeSession(slot: number): JournalSeq
+  /**
+   * A resync of the slot began on this disk, in this mount or an earlier one, and did not end: its `last` is what its source had told, and its blocks
+   * are of different times.
+   */
+  isIncomplete(slot: number): boolean
   /** Sets `last` of a slot in a session to its position in the forward stream (protocol 22). Volatile. */
   setLast(slot: number, idHigh: number, idLow: number): void
-  /** The session is over (the replica serves, or left the slot): ids must rise again. Volatile; a mount ends all sessions. */
+  /** The session is over (the replica serves, or left the slot), complete or not: ids must rise again. Volatile; a mount ends all sessions. */
   endSession(slot: number): void
   /** Blocks of a slot, in (volume, layer, index) order. */
   blocksOf(slot: number): BlockRow[]

@@ -92,7 +92,7 @@ export function decodeSuperblock(arena: Pick<Arena, 'bytes' | 'view' | 'crc32c'>
     throw new XsanError(
       'DISK_INCOMPATIBLE',
       `${path} was written by another version of XSAN: it has ${what}`,
-      'Run the newer version on this node, or format the disk.',
+      'Run the version that wrote it on this node, or format the disk.',
     )
   }
   const s = Superblock.decode(view, at)

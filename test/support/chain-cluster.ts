@@ -15,7 +15,7 @@ import { SimHost, type SimProcess } from '../../src/env/sim/host.ts'
 import { SimIoQueue, type SimIoQueueOptions } from '../../src/env/sim/ioqueue.ts'
 import { type NetworkOptions, SimNetwork } from '../../src/env/sim/network.ts'
 import { World } from '../../src/env/sim/world.ts'
-import { type Chain, type ChainEvent, DiskUse, firstChain, mayHaveLostUnflushed, packChains, settle } from '../../src/placement/chain.ts'
+import { type Chain, type ChainEvent, DiskUse, firstChain, LastIdFlag, mayHaveLostUnflushed, packChains, settle } from '../../src/placement/chain.ts'
 import type { ControlToReactor, ReactorToControl, TableNode, TableVolume } from '../../src/placement/messages.ts'
 import { View } from '../../src/placement/view.ts'
 import { type MemoryImage, MemoryStore, type MemoryStoreOptions } from '../../src/store/memory-store.ts'
@@ -188,7 +188,7 @@ export class ChainCluster {
   volumes: readonly TableVolume[]
   /** Up-to-date reports are believed. */
   acceptReports = true
-  readonly #lastIds = new Map<number, Map<number, { hi: number; lo: number; version: number; incarnation: number; powerLost: boolean }>>()
+  readonly #lastIds = new Map<number, Map<number, { hi: number; lo: number; version: number; incarnation: number; powerLost: boolean; incomplete: boolean }>>()
 
   constructor(options: ChainClusterOptions) {
     this.options = options
@@ -286,8 +286,8 @@ export class ChainCluster {
     return [...this.#lastIds].flatMap(([disk, ids]) => {
       const id = ids.get(slot)
       if (id === undefined) return []
-      const { hi, lo, powerLost } = id
-      return [{ disk: disk as DiskNumber, incarnation: id.incarnation as Incarnation, version: id.version as never, hi, lo, powerLost }]
+      const { hi, lo, powerLost, incomplete } = id
+      return [{ disk: disk as DiskNumber, incarnation: id.incarnation as Incarnation, version: id.version as never, hi, lo, powerLost, incomplete }]
     })
   }
 
@@ -297,9 +297,10 @@ export class ChainCluster {
     } else if (message.type === 'lastIds') {
       const ids = this.#lastIds.get(message.disk) ?? new Map()
       this.#lastIds.set(message.disk, ids)
-      for (let i = 0; i < message.ids.length; i += 4) {
-        const [slot, version, hi, lo] = message.ids.subarray(i, i + 4)
-        ids.set(slot!, { version: version!, hi: hi! >>> 0, lo: lo! >>> 0, incarnation, powerLost: message.lostPower === true })
+      for (let i = 0; i < message.ids.length; i += 5) {
+        const [slot, version, hi, lo, flags] = message.ids.subarray(i, i + 5)
+        const about = { powerLost: (flags! & LastIdFlag.LOST_POWER) !== 0, incomplete: (flags! & LastIdFlag.INCOMPLETE) !== 0 }
+        ids.set(slot!, { version: version!, hi: hi! >>> 0, lo: lo! >>> 0, incarnation, ...about })
       }
       this.step()
     } else if (message.type === 'upToDate' && this.acceptReports) {

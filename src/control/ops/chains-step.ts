@@ -8,7 +8,17 @@
 import { XsanError } from '../../base/errors.ts'
 import type { ChainVersion, DiskNumber, Incarnation, NodeNumber, SlotIndex } from '../../base/ids.ts'
 import { BLOCK_BYTES } from '../../base/units.ts'
-import { apartFromPairs, type Chain, type ChainEvent, DiskUse, inWritePath, type LastId, mayHaveLostUnflushed, settle } from '../../placement/chain.ts'
+import {
+  apartFromPairs,
+  type Chain,
+  type ChainEvent,
+  DiskUse,
+  inWritePath,
+  type LastId,
+  LastIdFlag,
+  mayHaveLostUnflushed,
+  settle,
+} from '../../placement/chain.ts'
 import { slotOf } from '../../placement/ring.ts'
 import { View, type ViewRow, viewsFromRows } from '../../placement/view.ts'
 import type { ClusterState } from '../state.ts'
@@ -26,7 +36,7 @@ export interface SlotFacts {
   /** disk, node */
   readonly add?: readonly [DiskNumber, NodeNumber]
   readonly remove?: DiskNumber
-  /** disk, incarnation, chain version, id high, id low, 1 = its host lost power */
+  /** disk, incarnation, chain version, id high, id low, LastIdFlag */
   readonly lastIds?: ReadonlyArray<readonly [DiskNumber, Incarnation, ChainVersion, number, number, number]>
 }
 
@@ -155,5 +165,15 @@ function eventOf(base: ChainEvent, facts: SlotFacts): ChainEvent {
 }
 
 function lastIdsOf(facts: SlotFacts | undefined): LastId[] | undefined {
-  return facts?.lastIds?.map(([disk, incarnation, version, hi, lo, powerLost]): LastId => ({ disk, incarnation, version, hi, lo, powerLost: powerLost === 1 }))
+  return facts?.lastIds?.map(
+    ([disk, incarnation, version, hi, lo, flags]): LastId => ({
+      disk,
+      incarnation,
+      version,
+      hi,
+      lo,
+      powerLost: (flags & LastIdFlag.LOST_POWER) !== 0,
+      incomplete: (flags & LastIdFlag.INCOMPLETE) !== 0,
+    }),
+  )
 }

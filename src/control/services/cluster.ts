@@ -60,6 +60,7 @@ export const clusterService: AdminService = {
   Recover: atLeader(async (context, request) => {
     const coordinator = await fresh(context)
     const { slots, waitsFor } = missing(context, coordinator)
+    const unfinished = coordinator.unfinishedCopies().map((node) => context.state.nodes.get(node)?.id ?? String(node))
     if (!flag(request, 'dryRun') && slots > 0) {
       context.env.log.log('WARN', 'the operator goes on without the missing nodes', {
         slots,
@@ -68,7 +69,7 @@ export const clusterService: AdminService = {
       })
       coordinator.recover({ loss: flag(request, 'acceptDataLoss') })
     }
-    return { slots, slotsTotal: context.state.chains.length, waitsFor, volumes: slots === 0 ? [] : volumesIn(context, coordinator) }
+    return { slots, slotsTotal: context.state.chains.length, waitsFor, unfinished, volumes: slots === 0 ? [] : volumesIn(context, coordinator) }
   }),
 
   RemoveNode: atLeader(async (context, request, call) => {

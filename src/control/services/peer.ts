@@ -155,13 +155,14 @@ export const LEADER_PEER_METHODS: Readonly<Record<string, PeerHandler>> = {
     const disk = number(request, 'disk') as DiskNumber
     const lastIds = list(request, 'lastIds').map(Number)
     if (lastIds.length > 0) {
-      const ids = Array.from({ length: Math.floor(lastIds.length / 4) }, (_, i) => ({
-        slot: lastIds[4 * i] as SlotIndex,
-        version: lastIds[4 * i + 1] as ChainVersion,
-        hi: lastIds[4 * i + 2]!,
-        lo: lastIds[4 * i + 3]!,
+      const ids = Array.from({ length: Math.floor(lastIds.length / 5) }, (_, i) => ({
+        slot: lastIds[5 * i] as SlotIndex,
+        version: lastIds[5 * i + 1] as ChainVersion,
+        hi: lastIds[5 * i + 2]!,
+        lo: lastIds[5 * i + 3]!,
+        flags: lastIds[5 * i + 4]!,
       }))
-      coordinator.lastIds(sender.node, sender.incarnation, disk, ids, flag(request, 'powerLost'))
+      coordinator.lastIds(sender.node, sender.incarnation, disk, ids)
     }
     const failedReason = text(request, 'diskFailedReason')
     if (failedReason !== '' && state.disks.get(disk)?.node === sender.node) {

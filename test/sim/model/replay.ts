@@ -228,8 +228,8 @@ class SteeredCluster extends ChainCluster {
         this.reports.push({ node: node.number, slot: slot!, since: since!, incarnation: by! >>> 0 })
       }
     } else if (message.type === 'lastIds') {
-      for (let i = 0; i < message.ids.length; i += 4) {
-        const [slot, version, hi, lo] = message.ids.subarray(i, i + 4)
+      for (let i = 0; i < message.ids.length; i += 5) {
+        const [slot, version, hi, lo] = message.ids.subarray(i, i + 5)
         const id = { disk: message.disk, incarnation: incarnation as never, version: version as never, hi: hi! >>> 0, lo: lo! >>> 0 }
         this.lastIds.unshift({ ...id, slot } as LastId)
       }
