@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url'
 export const ROOT = fileURLToPath(new URL('../..', import.meta.url))
 const OUTPUT_BYTES_MAX = 64 * 1024 * 1024
 /** e2fsck and mke2fs live where a plain user's PATH does not look; nbdsh needs the system's Python. */
-const PATH = `/usr/bin:/bin:/usr/sbin:/sbin:${process.env['PATH'] ?? ''}`
+export const PATH = `/usr/bin:/bin:/usr/sbin:/sbin:${process.env['PATH'] ?? ''}`
 
 export interface Ran {
   /** -1: ended by a signal, or not started. */
