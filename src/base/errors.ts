@@ -16,10 +16,15 @@ export class XsanError extends Error {
   }
 }
 
+/** What a terminal would obey, and what is no character. */
+// biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for
+const UNPRINTABLE = /[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffd]/g
+
 /** `error XSAN-202 INSUFFICIENT_SPACE: disk full. Try: ...` */
 export function formatError(error: XsanError): string {
   const nextStep = error.nextStep ? ` Try: ${error.nextStep}` : ''
-  return `error XSAN-${String(error.code).padStart(3, '0')} ${error.status}: ${error.message}${/[.!?]$/.test(error.message) ? '' : '.'}${nextStep}`
+  const text = `error XSAN-${String(error.code).padStart(3, '0')} ${error.status}: ${error.message}${/[.!?]$/.test(error.message) ? '' : '.'}${nextStep}`
+  return text.replace(UNPRINTABLE, '?')
 }
 
 /** Text of anything that was thrown. */

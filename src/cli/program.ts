@@ -100,14 +100,19 @@ export function program(name: string, description: string, commands: readonly Co
   return group(name, description, commands).version(VERSION)
 }
 
-/** Runs the command line and sets the exit code. Never throws. */
-export async function main(root: Command, argv: readonly string[] = process.argv): Promise<void> {
+/** What becomes of a command whose output nobody reads: it ends, with `closed`. */
+export function watchStreams(name: string, closed: ExitCode): void {
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
     // whoever read it has seen enough
-    if (error.code === 'EPIPE') process.exit(ExitCode.OK)
-    process.exit(report(new XsanError('WRITE_FAILED', `standard output cannot be written: ${error.message}`, 'See where it goes to.'), root.name()))
+    if (error.code === 'EPIPE') process.exit(closed)
+    process.exit(report(new XsanError('WRITE_FAILED', `standard output cannot be written: ${error.message}`, 'See where it goes to.'), name))
   })
   process.stderr.on('error', () => {})
+}
+
+/** Runs the command line and sets the exit code. Never throws. */
+export async function main(root: Command, argv: readonly string[] = process.argv): Promise<void> {
+  watchStreams(root.name(), ExitCode.OK)
   try {
     await root.parseAsync(argv)
   } catch (error) {

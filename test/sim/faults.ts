@@ -281,6 +281,11 @@ export function describeFault(fault: Fault): string {
 const SCHEDULE_LIMITS = { nodes: [1, 9], clients: [0, 64], opsPerClient: [0, 100_000], durationMs: [0, 3_600_000] } as const
 const SCHEDULE_FAULTS_MAX = 10_000
 
+function isSeed(value: unknown): boolean {
+  if (typeof value === 'number') return Number.isSafeInteger(value) && value >= 0
+  return typeof value === 'string' && /^\d{1,20}$/.test(value) && BigInt(value) < 1n << 64n
+}
+
 /** A schedule from text; throws an Error that says what is wrong with it. */
 export function parseSchedule(text: string): Schedule {
   let value: Partial<Schedule>
@@ -290,8 +295,8 @@ export function parseSchedule(text: string): Schedule {
     throw new Error(`not a schedule: ${error instanceof Error ? error.message : String(error)}`, { cause: error })
   }
   if (typeof value !== 'object' || value === null || !('format' in value)) throw new Error('not a schedule: it names no format')
-  if (value.format !== SCHEDULE_FORMAT) throw new Error(`schedule format ${String(value.format)} is not ${SCHEDULE_FORMAT}, which this version replays`)
-  if (typeof value.seed !== 'number' && !(typeof value.seed === 'string' && /^\d+$/.test(value.seed))) throw new Error('schedule: seed is not a number')
+  if (value.format !== SCHEDULE_FORMAT) throw new Error(`schedule format ${JSON.stringify(value.format)} is not ${SCHEDULE_FORMAT}, which this version replays`)
+  if (!isSeed(value.seed)) throw new Error('schedule: seed is not a whole number of at most 64 bits')
   for (const [field, [least, most]] of Object.entries(SCHEDULE_LIMITS)) {
     const given: unknown = value[field as keyof typeof SCHEDULE_LIMITS]
     if (typeof given !== 'number' || !(given >= least && given <= most) || !Number.isInteger(given)) {

@@ -3,16 +3,17 @@
  * What it prints with `-o json`, its options and its exit codes are used by scripts.
  */
 import { execFileSync } from 'node:child_process'
-import { readFileSync, writeFileSync } from 'node:fs'
+import { accessSync, closeSync, constants, openSync, readSync, statSync, writeFileSync } from 'node:fs'
+import { dirname } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { messageOf, XsanError } from '../../src/base/errors.ts'
+import { formatError, messageOf, XsanError } from '../../src/base/errors.ts'
 import type { Seed } from '../../src/env/sim/world.ts'
 import { CANARIES, canaryOf } from './canaries.ts'
 import { addCoverage, coverageText } from './coverage.ts'
 import { describeFault, FOCUS_NAMES, type FocusName, PROFILES, type Profile, parseSchedule, type Schedule, shrink } from './faults.ts'
 import { Picture } from './picture.ts'
-import { runTasks } from './pool.ts'
+import { runTasks, type TaskResult } from './pool.ts'
 import { type Plan, planText, type RunResult, runSchedule, scheduleFor } from './run.ts'
 
 const USAGE = `Usage: xsan sim [--seed N | --seeds A..B | --schedule FILE] [options]
@@ -26,7 +27,7 @@ Runs whole clusters in one process under a virtual clock, with faults, and check
   --focus NAME          instead of a profile, short runs aimed at one sort of promise:
                         ${FOCUS_NAMES.join(' | ')}
   --canary NAME         plants a bug that has to be found (with the profile or focus that finds it, unless one is given)
-  --canaries            lists them
+  --canaries            lists their names; on a terminal and with -o json, what they are too
   --schedule FILE       replays a saved schedule of faults
   --shrink FILE         after a failure: looks for a smaller schedule that still fails the same way, and saves it
   --picture FILE        draws messages, operations and faults over virtual time (HTML)
@@ -54,8 +55,11 @@ export async function simMain(argv: readonly string[]): Promise<number> {
   try {
     return await run(argv)
   } catch (error) {
-    if (!(error instanceof XsanError) && !(error as { code?: string }).code?.startsWith('ERR_PARSE_ARGS')) throw error
-    process.stderr.write(`error: ${messageOf(error)}\n${error instanceof XsanError && error.nextStep ? `${error.nextStep}\n` : ''}`)
+    const known = error instanceof XsanError ? error : undefined
+    if (!known && !(error as { code?: string }).code?.startsWith('ERR_PARSE_ARGS')) throw error
+    // parseArgs goes on about arguments that begin with a dash; one sentence is enough
+    const shown = known ?? wrong(messageOf(error).split(/\. |\n/)[0]!, 'xsan sim --help')
+    process.stderr.write(`${formatError(shown)}\n`)
     return 64
   }
 }
@@ -84,15 +88,16 @@ async function run(argv: readonly string[]): Promise<number> {
     process.stdout.write(USAGE)
     return 0
   }
-  if (!['text', 'json'].includes(values.output)) throw wrong(`unknown output "${values.output}"`, 'Use -o json, or leave it out.')
+  if (!['text', 'table', 'json'].includes(values.output)) throw wrong(`unknown output "${values.output}"`, 'Use -o json, or leave it out.')
   const isJson = values.output === 'json'
   if (values.canaries) {
     if (isJson) print(CANARIES.map(({ name, bug, plan, seedsMax }) => ({ name, bug, ...plan, seeds_max: seedsMax })))
-    else for (const { name, bug } of CANARIES) process.stdout.write(`${name}: ${bug}\n`)
+    else for (const { name, bug } of CANARIES) process.stdout.write(process.stdout.isTTY ? `${name}: ${bug}\n` : `${name}\n`)
     return 0
   }
   const sources = [values.seed, values.seeds, values.schedule].filter((source) => source !== undefined)
   if (sources.length > 1) throw wrong('more than one of --seed, --seeds and --schedule', 'Give one of them.')
+  for (const file of [values.shrink, values.picture]) if (file !== undefined) checkWritable(file)
   const options: Options = {
     plan: planOf(values.profile, values.focus, values.canary),
     canary: values.canary,
@@ -170,7 +175,7 @@ async function runOne(schedule: Schedule, options: Options, file: string | undef
       say(
         `a schedule that fails with ${small.faults.length} of ${schedule.faults.length} faults, ${small.clients} clients, ${small.opsPerClient} operations each is in ${options.shrinkTo}`,
       )
-      say(`replay: npx xsan sim --schedule ${options.shrinkTo}`)
+      say(`replay: npx xsan sim --schedule ${quoted(options.shrinkTo)}`)
     }
     if (options.json) {
       print({
@@ -187,8 +192,8 @@ async function runOne(schedule: Schedule, options: Options, file: string | undef
       })
     } else printText(result, violations, schedule, seconds)
     if (violations.length === 0) return 0
-    say(`violated: ${violations.map(({ promise }) => promise).join('; ')}`)
-    const which = file === undefined ? `--seed ${schedule.seed} ${planText(options.plan)}` : `--schedule ${file}`
+    say(`violated: ${[...new Set(violations.map(({ promise }) => promise))].join('; ')}`)
+    const which = file === undefined ? `--seed ${schedule.seed} ${planText(options.plan)}` : `--schedule ${quoted(file)}`
     say(`replay: npx xsan sim ${which}${options.canary ? ` --canary ${options.canary}` : ''}`)
     return 1
   } finally {
@@ -219,13 +224,13 @@ function speedText(virtualSeconds: number, events: number, seconds: number): str
 const SEEDS_END = 1n << 64n
 
 async function runRange(range: string, jobsText: string, options: Options): Promise<number> {
-  const match = /^(\d{1,20})\.\.(\d{1,20})$/.exec(range)
-  if (!match) throw wrong(`"${range}" is not a range of seeds`, 'Write it as 1..1000.')
+  const match = /^(0x[0-9a-f]+|\d+)\.\.(0x[0-9a-f]+|\d+)$/i.exec(range)
+  if (!match) throw wrong(`"${range}" is not a range of seeds`, 'Write it as 1..1000, or one seed with --seed.')
   const [from, to] = [BigInt(match[1]!), BigInt(match[2]!)]
-  if (to >= SEEDS_END) throw wrong(`the seed ${to} has more than 64 bits`, 'Use whole numbers of at most 64 bits.')
+  if (to >= SEEDS_END) throw wrong(`the seed ${match[2]} has more than 64 bits`, 'Use whole numbers of at most 64 bits.')
   const jobs = /^\d{1,3}$/.test(jobsText) ? Number(jobsText) : 0
   if (jobs < 1 || jobs > 256) throw wrong(`"${jobsText}" is not a number of processes`, 'Use 1 to 256.')
-  if (to < from) throw wrong(`"${range}" is empty`, 'Write it as 1..1000.')
+  if (to < from) throw wrong(`"${range}" is empty`, `The smaller one first: ${to}..${from}`)
   const commit = commitOf()
   const { plan, canary } = options
   const plantedText = canary ? ` --canary ${canary}` : ''
@@ -242,7 +247,10 @@ async function runRange(range: string, jobsText: string, options: Options): Prom
   function* tasks() {
     for (let seed = from; seed <= to; seed++) yield { seed: seedOf(seed), plan, canary, twice: options.checkDeterminism }
   }
-  await runTasks(tasks(), jobs, (task, result) => {
+  const interrupt = new AbortController()
+  const onInterrupt = () => interrupt.abort()
+  process.once('SIGINT', onInterrupt)
+  const count = (task: { readonly seed: Seed }, result: TaskResult): void => {
     seeds++
     events += result.events
     virtualSeconds += result.virtualSeconds
@@ -258,7 +266,9 @@ async function runRange(range: string, jobsText: string, options: Options): Prom
       process.stdout.write(
         `seed ${task.seed}: ${promise}: ${detail.split('\n')[0]}; replay: npx xsan sim --seed ${task.seed} ${planText(plan)}${plantedText}\n`,
       )
-  })
+  }
+  await runTasks(tasks(), jobs, count, interrupt.signal)
+  process.removeListener('SIGINT', onInterrupt)
   const seconds = Number(process.hrtime.bigint() - began) / 1e9
   if (options.json) {
     print({
@@ -281,8 +291,15 @@ async function runRange(range: string, jobsText: string, options: Options): Prom
     // scripts take the last line, whatever else is for people
     print({ seeds, failed, first_failure: firstFailure ?? null })
   }
+  if (interrupt.signal.aborted) {
+    process.stderr.write(`interrupted after ${seeds} of ${to - from + 1n} seeds\n`)
+    return INTERRUPTED
+  }
   return failed === 0 ? 0 : 1
 }
+
+/** Exit code of a program that SIGINT ends, as shells have it. */
+const INTERRUPTED = 130
 
 function both(a: ((line: string) => void) | undefined, b: ((line: string) => void) | undefined): ((line: string) => void) | undefined {
   if (!a || !b) return a ?? b
@@ -305,14 +322,48 @@ function parseSeed(text: string): Seed {
   return seedOf(BigInt.asUintN(64, value))
 }
 
+/** A long one has thousands of faults, and these take 100 bytes each. */
+const SCHEDULE_BYTES_MAX = 8 << 20
+
+/** At most that much of it, wherever it comes from: a pipe too, or a device without an end. */
+function readText(file: string): string {
+  const fd = openSync(file, 'r')
+  try {
+    const bytes = Buffer.alloc(SCHEDULE_BYTES_MAX + 1)
+    let length = 0
+    for (let read = -1; read !== 0 && length < bytes.length; length += read) read = readSync(fd, bytes, length, bytes.length - length, null)
+    if (length > SCHEDULE_BYTES_MAX) throw new Error(`not a schedule: more than ${SCHEDULE_BYTES_MAX} bytes`)
+    return bytes.toString('utf8', 0, length)
+  } finally {
+    closeSync(fd)
+  }
+}
+
 function readSchedule(file: string): Schedule {
   try {
-    const schedule = parseSchedule(readFileSync(file, 'utf8'))
+    const schedule = parseSchedule(readText(file))
     if (schedule.canary !== undefined && !canaryOf(schedule.canary)) throw new Error(`schedule: unknown canary ${schedule.canary}`)
     return schedule
   } catch (error) {
     throw new XsanError('INVALID_PARAM', `${file}: ${messageOf(error)}`, 'Name a file that --shrink saved.', { cause: error })
   }
+}
+
+/** A run may take minutes: what it leads to must have a place. */
+function checkWritable(file: string): void {
+  try {
+    if (file === '') throw new Error('the name is empty')
+    const found = statSync(file, { throwIfNoEntry: false })
+    if (found?.isDirectory()) throw new Error('it is a directory')
+    accessSync(found ? file : dirname(file), constants.W_OK)
+  } catch (error) {
+    throw new XsanError('INVALID_PARAM', `"${file}" cannot be written: ${messageOf(error)}`, 'Name a file in a directory that exists.', { cause: error })
+  }
+}
+
+/** As a shell takes it for one word. */
+function quoted(word: string): string {
+  return /^[\w./:@%+,=-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`
 }
 
 function writeFile(file: string, text: string): void {

@@ -33,19 +33,31 @@ const WORKER = fileURLToPath(new URL('worker.ts', import.meta.url))
 /** Short-lived objects die young: fewer and cheaper collections. */
 const NODE_OPTIONS = ['--disable-warning=ExperimentalWarning', '--max-semi-space-size=32']
 
-/** Runs all tasks, `jobs` at one time; `done` is called as they end. Rejects when a worker dies. */
-export async function runTasks<T extends Task>(tasks: Iterable<T>, jobs: number, done: (task: T, result: TaskResult) => void): Promise<void> {
-  const queue = tasks[Symbol.iterator]()
-  await Promise.all(Array.from({ length: jobs }, () => work(queue, done)))
+/** Runs all tasks, `jobs` at one time; `done` is called as they end. A task whose worker dies has failed, and the others go on. `stop` ends them all. */
+export async function runTasks<T extends Task>(
+  tasks: Iterable<T>,
+  jobs: number,
+  done: (task: T, result: TaskResult) => void,
+  stop: AbortSignal = new AbortController().signal,
+): Promise<void> {
+  const all = tasks[Symbol.iterator]()
+  const queue: Iterator<T> = { next: () => (stop.aborted ? { done: true, value: undefined } : all.next()) }
+  const one = async () => {
+    while (!(await work(queue, done, stop)));
+  }
+  await Promise.all(Array.from({ length: jobs }, one))
 }
 
-async function work<T extends Task>(queue: Iterator<T>, done: (task: T, result: TaskResult) => void): Promise<void> {
+/** Returns whether no task is left; if not, its worker has died. */
+async function work<T extends Task>(queue: Iterator<T>, done: (task: T, result: TaskResult) => void, stop: AbortSignal): Promise<boolean> {
   let next = queue.next()
-  if (next.done) return
+  if (next.done) return true
   const child = spawn(process.execPath, [...NODE_OPTIONS, WORKER], { stdio: ['pipe', 'pipe', 'inherit'] })
   const ended = new Promise<string>((resolve) => child.on('close', (code, signal) => resolve(signal ?? String(code))))
   // A worker that has died is noticed by the end of its lines
   child.stdin.on('error', () => undefined)
+  const end = () => child.kill()
+  stop.addEventListener('abort', end)
   try {
     const send = (task: T) => child.stdin.write(`${JSON.stringify(task)}\n`)
     send(next.value)
@@ -55,8 +67,13 @@ async function work<T extends Task>(queue: Iterator<T>, done: (task: T, result: 
       if (next.done) break
       send(next.value)
     }
-    if (!next.done) throw new Error(`the worker for seed ${next.value.seed} ended with ${await ended}`)
+    if (next.done || stop.aborted) return true
+    const detail = `its process ended with ${await ended}`
+    const { seed } = next.value
+    done(next.value, { seed, hash: '', undecided: 0, runs: 1, events: 0, virtualSeconds: 0, violations: [{ promise: 'a run ends', detail }], coverage: {} })
+    return false
   } finally {
+    stop.removeEventListener('abort', end)
     child.stdin.end()
     await ended
   }

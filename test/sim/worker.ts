@@ -44,5 +44,7 @@ async function perform(task: Task): Promise<TaskResult> {
   }
 }
 
+// whoever started it is gone
+process.stdout.on('error', () => process.exit(1))
 startCoverage()
 for await (const line of createInterface({ input: process.stdin })) process.stdout.write(`${JSON.stringify(await perform(JSON.parse(line) as Task))}\n`)
