@@ -15,7 +15,7 @@
 import { assert } from '../base/assert.ts'
 import { XsanError } from '../base/errors.ts'
 import { Status } from '../base/status.ts'
-import { PAGE_BYTES } from '../base/units.ts'
+import { CHAIN_OP_PAGES_MAX, PAGE_BYTES } from '../base/units.ts'
 import type { PageNumber } from '../env/arena.ts'
 import { ReplicaState } from '../placement/chain.ts'
 import type { ReactorLog } from '../placement/messages.ts'
@@ -69,6 +69,8 @@ export class Replicas {
   readonly #pool: PayloadPool
   readonly #hooks: ReplicaHooks
   readonly #stage = new StageRecord()
+  /** The row #stage was filled from by `admit`, NONE after it was staged. */
+  #filled = NONE
 
   // per slot
   committed = new Float64Array(0)
@@ -261,9 +263,14 @@ export class Replicas {
     const { records, table } = this
     const slot = records.slot[row]!
     const storeIndex = records.store[row]!
-    this.#fill(row)
+    const record = this.#stage
+    // as `admit` was given it, but for what the head sets when it orders
+    if (this.#filled !== row) this.#fill(row)
+    this.#filled = NONE
+    record.idHigh = records.idHigh[row]!
+    record.idLow = records.idLow[row]!
     records.state[row] = 0
-    records.journalSeq[row] = this.stores[storeIndex]!.stage(this.#stage)
+    records.journalSeq[row] = this.stores[storeIndex]!.stage(record)
     this.#append(slot, row)
     this.#enqueue(storeIndex, row)
     if (table.successorNode[slot] === 0) this.eligible[slot] = records.sv[row]!
@@ -276,6 +283,7 @@ export class Replicas {
   #fill(row: number): void {
     const { records } = this
     const stage = this.#stage
+    this.#filled = row
     stage.kind = records.kind[row] as RecordKind
     stage.slot = records.slot[row]!
     stage.idHigh = records.idHigh[row]!
@@ -287,7 +295,7 @@ export class Replicas {
     stage.pageCount = records.pageCount[row]!
     stage.payloadPage = records.payloadPage[row]!
     stage.crcs = records.crcs
-    stage.crcFirst = row * (records.crcs.length / records.rowsMax)
+    stage.crcFirst = row * CHAIN_OP_PAGES_MAX
     stage.clientHigh = records.clientHigh[row]!
     stage.clientLow = records.clientLow[row]!
     stage.channel = records.channel[row]!

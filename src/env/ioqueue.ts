@@ -185,6 +185,8 @@ export interface IoQueue {
    * (one gathered send per socket and turn). Several handlers are called in the order they were added.
    */
   onTurnEnd(handler: () => void): void
+  /** Completions are being dispatched: what `onTurnEnd` was given will still be called before anything is submitted. */
+  readonly dispatching: boolean
 
   /** Submit, wait up to `timeoutMs` (0 = do not wait) for at least one completion, dispatch. Returns how many were dispatched. Throws what a handler throws. */
   turn(timeoutMs: number): number

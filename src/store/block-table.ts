@@ -69,6 +69,8 @@ export class BlockTable {
   readonly #buckets: Int32Array
   readonly #freeRows: Int32Array
   #freeCount = 0
+  /** Row found last: one record is looked for several times on its way. */
+  #found = NONE
 
   constructor(extentCount: number, slotCount: number) {
     const n = extentCount
@@ -124,11 +126,16 @@ export class BlockTable {
   }
 
   find(volume: number, layer: number, index: number): number {
+    const last = this.#found
+    if (last !== NONE && this.index[last] === index && this.volume[last] === volume && this.layer[last] === layer) return last
     const mask = this.#buckets.length - 1
     for (let i = hashOf(volume, layer, index) & mask; ; i = (i + 1) & mask) {
       const row = this.#buckets[i]! - 1
       if (row < 0) return NONE
-      if (this.index[row] === index && this.volume[row] === volume && this.layer[row] === layer) return row
+      if (this.index[row] === index && this.volume[row] === volume && this.layer[row] === layer) {
+        this.#found = row
+        return row
+      }
     }
   }
 
@@ -184,6 +191,7 @@ export class BlockTable {
 
   remove(row: number): void {
     assert(this.used[row] === 1, `extent ${row} is not in use`)
+    this.#found = NONE
     this.#leave(row)
     const next = this.#slotNext[row]!
     const prev = this.#slotPrev[row]!

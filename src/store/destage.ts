@@ -16,7 +16,7 @@
 import { XsanError } from '../base/errors.ts'
 import { PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
 import type { AsyncIo } from '../env/async-io.ts'
-import { errnoName, type Handle } from '../env/ioqueue.ts'
+import { errnoName, type Handle, type Tag } from '../env/ioqueue.ts'
 import type { BlockTable } from './block-table.ts'
 import { BulkIo } from './bulk-io.ts'
 import type { Journal } from './journal.ts'
@@ -37,6 +37,12 @@ import { diskTagOf, encodeLeaf, encodeTablePage, type Generation } from './table
 
 /** Background work begins when the journal is fuller than this. */
 export const DESTAGE_FROM = 0.3
+/**
+ * While a segment fills in less than CALM_MS it begins later: what is overwritten meanwhile need not be moved, and the burst has the disk to itself.
+ * Clients wait at 70 % (disk-store.ts).
+ */
+const DESTAGE_FROM_BUSY = 0.55
+const CALM_MS = 1000
 /** A round takes no larger a part of the journal than one in so many, and no more pages (but a segment at least): it makes room when it ends. */
 const ROUNDS_MIN = 4
 const ROUND_PAGES_MAX = 16_384
@@ -78,13 +84,23 @@ export class Destage {
   readonly #buffer: number
   readonly #bulk: BulkIo
   readonly #diskTag: number
+  readonly #calmTag: Tag
   #running: Promise<void> | undefined
   #stopping = false
-  /** Live pages of the window: row * 1024 + page, times 2^12, plus the page of the buffer. */
-  readonly #live: Float64Array
-  #liveCount = 0
-  /** The same pages as places in the buffer, ascending; then their numbers in the read, by place in the buffer. */
+  /** When the newest segment was begun. */
+  #segmentMs = Number.NEGATIVE_INFINITY
+  /** Waits until the journal is fuller, or calm. */
+  #waiting: (() => void) | undefined
+  /** Pages that were live when the round began, in the order of their places on the disk: row * 1024 + page, and their page of the journal. */
+  readonly #roundKeys: Float64Array
+  readonly #roundPlaces: Uint32Array
+  #roundCount = 0
+  /** Those of the window that still are: row * 1024 + page, and their page of the buffer. */
+  readonly #keys: Float64Array
   readonly #offsets: Int32Array
+  #liveCount = 0
+  /** By page of the buffer: 1 when it is live; its number in the read. */
+  readonly #isLive: Uint8Array
   readonly #numbers: Int32Array
 
   constructor(options: DestageOptions) {
@@ -95,9 +111,16 @@ export class Destage {
       throw new XsanError('NO_BUFFER', `no ${options.bufferPages} pages of memory for the background work of ${options.path}`, 'Give the node more memory.')
     this.#buffer = page
     this.#bulk = new BulkIo(options.io.queue, options.file, options.path, options.bufferPages)
-    this.#live = new Float64Array(options.bufferPages)
+    const roundPagesMax = Math.max(segmentPages(options.geometry), ROUND_PAGES_MAX)
+    this.#roundKeys = new Float64Array(roundPagesMax)
+    this.#roundPlaces = new Uint32Array(roundPagesMax)
+    this.#keys = new Float64Array(options.bufferPages)
     this.#offsets = new Int32Array(options.bufferPages)
+    this.#isLive = new Uint8Array(options.bufferPages)
     this.#numbers = new Int32Array(options.bufferPages)
+    this.#calmTag = options.io.queue.register('destage calm', (_row, result) => {
+      if (result === 0) this.#wake()
+    })
   }
 
   get #fill(): number {
@@ -105,8 +128,15 @@ export class Destage {
     return (journal.headSegment - journal.tailSegment + 1) / geometry.segmentCount
   }
 
+  /** A new segment was begun. */
+  segmentBegun(): void {
+    this.#segmentMs = this.#o.io.queue.nowMs
+    this.kick()
+  }
+
   /** Begins to work if there is enough to do and nothing is being done. */
   kick(): void {
+    if (this.#waiting !== undefined && this.#mustWork) this.#wake()
     if (this.#running !== undefined || this.#stopping || this.#fill <= DESTAGE_FROM) return
     this.#running = this.#work().finally(() => {
       this.#running = undefined
@@ -121,6 +151,7 @@ export class Destage {
 
   async stop(): Promise<void> {
     this.#stopping = true
+    this.#wake()
     await this.#running
   }
 
@@ -131,13 +162,39 @@ export class Destage {
   async #work(): Promise<void> {
     const { journal } = this.#o
     try {
-      while (!this.#stopping && !journal.failed && journal.tailSegment < journal.headSegment && this.#fill > DESTAGE_FROM)
-        await this.#round(journal.tailSegment)
+      while (!this.#stopping && !journal.failed && journal.tailSegment < journal.headSegment && this.#fill > DESTAGE_FROM) {
+        if (this.#mustWork) await this.#round(journal.tailSegment)
+        else await this.#calm()
+      }
     } catch (error) {
       if (error instanceof Stopped) return
       if (!(error instanceof XsanError)) throw error
       this.#o.onFailed(error.message)
     }
+  }
+
+  get #mustWork(): boolean {
+    return this.#fill > DESTAGE_FROM_BUSY || this.#o.io.queue.nowMs - this.#segmentMs >= CALM_MS
+  }
+
+  /** Until the newest segment is as old as a calm journal's, or the journal is fuller. */
+  async #calm(): Promise<void> {
+    const { queue } = this.#o.io
+    const leftMs = this.#segmentMs + CALM_MS - queue.nowMs
+    await new Promise<void>((resolve) => {
+      this.#waiting = resolve
+      queue.timeout(Math.max(0, leftMs), this.#calmTag, 0)
+    })
+  }
+
+  #wake(): void {
+    const resolve = this.#waiting
+    if (resolve === undefined) return
+    this.#waiting = undefined
+    const { queue } = this.#o.io
+    queue.cancelTimeout(this.#calmTag, 0)
+    queue.asyncPending = true
+    resolve()
   }
 
   /** Segments from `first` on that are neighbours on the disk, no longer written to, and not too many; the last of them. */
@@ -160,7 +217,8 @@ export class Destage {
     const touched = new Set<number>()
     for (let s = first; s <= segment; s++) for (const row of journal.touchedRows(s)) touched.add(row)
     const rows = Int32Array.from(touched).sort()
-    for (let at = from; at < end; at += this.#o.bufferPages) await this.#window(rows, at, Math.min(at + this.#o.bufferPages, end))
+    this.#gather(rows, from, end)
+    for (let at = from; at < end; at += this.#o.bufferPages) await this.#window(at, Math.min(at + this.#o.bufferPages, end))
     await this.#writeLeaves(rows, from, end, generation)
     await this.#sync()
     this.#arrive(rows, from, end)
@@ -178,25 +236,11 @@ export class Destage {
 
   // ---- pages -------------------------------------------------------------------------------------------------------------------
 
-  /** Live pages of [from, to) into their extents; the index still says "in the journal". */
-  async #window(rows: Int32Array, from: number, to: number): Promise<void> {
-    for (;;) {
-      this.#collect(rows, from, to)
-      const pinned = this.#pinnedRow()
-      if (pinned < 0) break
-      await this.#o.unpinned(pinned)
-      this.#stopIfFailed()
-    }
-    if (this.#liveCount === 0) return
-    await this.#readLive(from)
-    this.#verify(from)
-    await this.#o.reader.quiesce()
-    await this.#writeLive()
-  }
-
-  #collect(rows: Int32Array, from: number, to: number): void {
+  /** Once per round: looks at every page of the blocks that the round's segments touched. */
+  #gather(rows: Int32Array, from: number, to: number): void {
     const { table } = this.#o
-    const live = this.#live
+    const keys = this.#roundKeys
+    const places = this.#roundPlaces
     let count = 0
     for (const row of rows) {
       if (table.used[row] === 0) continue
@@ -206,28 +250,66 @@ export class Destage {
       for (let page = 0; page < PAGES_PER_BLOCK; page++) {
         const place = loc[base + page]!
         if (place < from || place >= to || flags[base + page] !== PageFlag.DATA) continue
-        live[count++] = (first + page) * 4096 + place - from
+        keys[count] = first + page
+        places[count++] = place
       }
+    }
+    this.#roundCount = count
+  }
+
+  /** Live pages of [from, to) into their extents; the index still says "in the journal". */
+  async #window(from: number, to: number): Promise<void> {
+    for (;;) {
+      this.#collect(from, to)
+      const pinned = this.#pinnedRow()
+      if (pinned < 0) break
+      await this.#o.unpinned(pinned)
+      this.#stopIfFailed()
+    }
+    if (this.#liveCount === 0) return
+    await this.#readLive(from, to)
+    this.#verify(from)
+    await this.#o.reader.quiesce()
+    await this.#writeLive()
+  }
+
+  /** Of the round's pages those in [from, to) that are neither overwritten nor removed by now; a place of the round is used for nothing else meanwhile. */
+  #collect(from: number, to: number): void {
+    const { table } = this.#o
+    const keys = this.#roundKeys
+    const places = this.#roundPlaces
+    let count = 0
+    for (let i = 0; i < this.#roundCount; i++) {
+      const place = places[i]!
+      if (place < from || place >= to) continue
+      const key = keys[i]!
+      const row = Math.floor(key / PAGES_PER_BLOCK)
+      const at = table.base(row) + (key % PAGES_PER_BLOCK)
+      const chunk = table.chunk(row)
+      if (table.used[row] === 0 || chunk.loc[at] !== place || chunk.flags[at] !== PageFlag.DATA) continue
+      this.#keys[count] = key
+      this.#offsets[count++] = place - from
     }
     this.#liveCount = count
   }
 
   #pinnedRow(): number {
     for (let i = 0; i < this.#liveCount; i++) {
-      const row = Math.floor(this.#live[i]! / (4096 * PAGES_PER_BLOCK))
+      const row = Math.floor(this.#keys[i]! / PAGES_PER_BLOCK)
       if (this.#o.table.pins[row]! > 0) return row
     }
     return -1
   }
 
-  async #readLive(from: number): Promise<void> {
+  async #readLive(from: number, to: number): Promise<void> {
     const { geometry } = this.#o
-    const offsets = this.#offsets.subarray(0, this.#liveCount)
-    for (let i = 0; i < offsets.length; i++) offsets[i] = this.#live[i]! % 4096
-    offsets.sort()
-    let next = offsets[0]!
-    for (const offset of offsets) {
-      if (offset - next > GAP_PAGES_MAX) next = offset
+    const isLive = this.#isLive
+    isLive.fill(0)
+    for (let i = 0; i < this.#liveCount; i++) isLive[this.#offsets[i]!] = 1
+    let next = to - from
+    for (let offset = 0; offset < to - from; offset++) {
+      if (isLive[offset] === 0) continue
+      if (offset - next > GAP_PAGES_MAX || next > offset) next = offset
       for (; next <= offset; next++) this.#numbers[next] = this.#bulk.add(journalOffset(geometry, from + next), this.#buffer + next)
     }
     await this.#bulk.read()
@@ -237,27 +319,25 @@ export class Destage {
   #verify(from: number): void {
     const { table, onNote, path } = this.#o
     for (let i = 0; i < this.#liveCount; i++) {
-      const key = this.#live[i]!
-      const offset = key % 4096
-      const block = Math.floor(key / 4096)
-      const row = Math.floor(block / PAGES_PER_BLOCK)
-      const at = table.base(row) + (block % PAGES_PER_BLOCK)
+      const key = this.#keys[i]!
+      const offset = this.#offsets[i]!
+      const row = Math.floor(key / PAGES_PER_BLOCK)
+      const at = table.base(row) + (key % PAGES_PER_BLOCK)
       const chunk = table.chunk(row)
       if (chunk.loc[at] !== from + offset || this.#bulk.crcOf(this.#numbers[offset]!) === chunk.crc[at]) continue
       this.corruptedCount++
-      onNote('a page of the journal is corrupted', { path, extent: row, page: block % PAGES_PER_BLOCK })
+      onNote('a page of the journal is corrupted', { path, extent: row, page: key % PAGES_PER_BLOCK })
     }
   }
 
   async #writeLive(): Promise<void> {
     const { geometry } = this.#o
     this.#stopIfFailed()
-    const live = this.#live.subarray(0, this.#liveCount).sort()
-    for (const key of live) {
-      const block = Math.floor(key / 4096)
-      this.#bulk.add(dataOffset(geometry, Math.floor(block / PAGES_PER_BLOCK), block % PAGES_PER_BLOCK), this.#buffer + (key % 4096))
+    for (let i = 0; i < this.#liveCount; i++) {
+      const key = this.#keys[i]!
+      this.#bulk.add(dataOffset(geometry, Math.floor(key / PAGES_PER_BLOCK), key % PAGES_PER_BLOCK), this.#buffer + this.#offsets[i]!)
     }
-    this.pagesWritten += live.length
+    this.pagesWritten += this.#liveCount
     await this.#bulk.write()
   }
 

@@ -521,6 +521,44 @@ test('the journal never runs out under load: the background work makes room, and
   }
 })
 
+test('a burst that fits is not destaged while it lasts, what it overwrites never; the journal is emptied when it is calm, and before it is full', async () => {
+  const bench = new Bench(21)
+  await bench.format({ journalBytes: 64 * MiB })
+  const store = await bench.mount()
+  let id = 0
+  const burst = async (segments: number) => {
+    const until = store.journal.headSegment + segments
+    while (store.journal.headSegment < until) {
+      const w = write(bench, store, { index: 0, firstPage: (++id * 64) % 256, pageCount: 64, id })
+      await bench.until(() => bench.events.staged >= w.seq)
+      bench.free(w.page)
+    }
+  }
+  await burst(7)
+  assert.deepEqual([store.counters.destagedSegments, store.counters.destagedPages], [0, 0], 'half full')
+  await bench.until(() => store.counters.destagedSegments > 0, 2000)
+  await bench.until(() => store.journal.headSegment - store.journal.tailSegment + 1 <= 0.3 * 16, 2000)
+  assert.ok(store.counters.destagedPages <= 256, `${store.counters.destagedPages} pages of 256 that were written over and over`)
+  const before = store.counters.destagedSegments
+  await burst(16)
+  assert.ok(store.counters.destagedSegments > before, 'the journal had no room for all of it')
+  await bench.settle(store.close())
+  assert.equal(bench.queue.inFlight, 0)
+})
+
+test('a store that is closed while its journal waits for calm leaves nothing under way', async () => {
+  const bench = new Bench(22)
+  await bench.format({ journalBytes: 64 * MiB })
+  const store = await bench.mount()
+  for (let id = 1; store.journal.headSegment - store.journal.tailSegment < 6; id++) {
+    const w = write(bench, store, { index: 0, firstPage: 0, pageCount: 64, id })
+    await bench.until(() => bench.events.staged >= w.seq)
+    bench.free(w.page)
+  }
+  await bench.settle(store.close(), 500)
+  assert.equal(bench.queue.inFlight, 0)
+})
+
 test('a capture keeps its content while the block is overwritten, destaged and removed', async () => {
   const bench = new Bench(18)
   await bench.format()

@@ -129,6 +129,9 @@ export class DiskStore implements ReplicaStore {
   readonly #watchTag: Tag
   #watching = false
   #closing = false
+  /** The wall clock, and the queue's when it was asked. */
+  #wall = 0
+  #wallAtMs = -1
 
   constructor(parts: StoreParts) {
     const { options, superblock, table } = parts
@@ -167,7 +170,7 @@ export class DiskStore implements ReplicaStore {
       onFailed: (reason) => this.#onFailed(reason),
       onRoom: () => this.giveRoom(),
       onResolved: (row, firstPage, pageCount, pending, loc, step) => this.#resolveCaptures(row, firstPage, pageCount, pending, loc, step),
-      onSegment: () => this.destage?.kick(),
+      onSegment: () => this.destage?.segmentBegun(),
       onBusy: () => this.#watch(),
     }
     this.journal = new Journal(journalOptions)
@@ -323,11 +326,20 @@ export class DiskStore implements ReplicaStore {
     return this.#table.chunk(block).crc[this.#table.base(block) + page]!
   }
 
+  /** Once per turn: asking for the time costs as much as a record. */
+  #wallMs(): number {
+    if (this.#wallAtMs !== this.#queue.nowMs) {
+      this.#wallAtMs = this.#queue.nowMs
+      this.#wall = this.#parts.options.wallMs()
+    }
+    return this.#wall
+  }
+
   /** The record's bytes at `at`; returns its time stamp. */
   #encode(at: number, r: StageRecord): number {
     const { view } = this.#queue.arena
     const { set } = RecordHeader
-    const timestampMs = this.#parts.options.wallMs()
+    const timestampMs = this.#wallMs()
     set.kind(view, at, r.kind)
     set.flags(view, at, 0)
     set.firstPage(view, at, r.firstPage)

@@ -201,6 +201,7 @@ export class Journal {
     for (let i = 0; i < options.geometry.segmentCount; i++) this.#touched.push(new Touched())
     this.#writeTag = options.queue.register('journal write', (row, result) => this.#onWritten(row, result))
     this.#syncTag = options.queue.register('journal sync', (_row, result) => this.#onSynced(result))
+    options.queue.onTurnEnd(() => this.#endTurn())
     for (let i = 0; i < DESCRIPTORS_AT_START; i++) this.#pool.push(this.#newBatch())
     for (let i = 0; i < CHECKPOINT_BUFFERS; i++) this.#checkpointBuffers.push(this.#alloc(this.#checkpointPages))
   }
@@ -393,10 +394,13 @@ export class Journal {
     return this.nextSeq++
   }
 
-  /** After the last record of a call: writes now if the disk has nothing to do, else with the next completion. */
+  /**
+   * After the last record of a call. In a turn the batch goes on collecting until its end: nothing is submitted before. Then it is written if the disk
+   * has nothing to do, else with the next completion.
+   */
   kick(): void {
     const open = this.#collecting
-    if (open === null) return
+    if (open === null || this.#queue.dispatching) return
     if (this.#inFlight === 0 || (this.#inFlight < IN_FLIGHT_MAX && open.openedMs !== this.#queue.nowMs)) this.#close()
     this.#pump()
   }
@@ -523,6 +527,10 @@ export class Journal {
     this.#o.onSegment()
   }
 
+  #endTurn(): void {
+    if (this.#collecting !== null && !this.failed) this.kick()
+  }
+
   #pump(): void {
     while (this.#inFlight < IN_FLIGHT_MAX && this.#submitted < this.#closed && !this.failed) {
       const number = this.#submitted++
@@ -619,7 +627,6 @@ export class Journal {
       if (oldest.wantsDurable) this.#wanted = Math.max(this.#wanted, staged)
       this.#recycle(oldest)
     }
-    if (this.#inFlight < IN_FLIGHT_MAX && this.#submitted === this.#closed && this.#collecting !== null) this.#close()
     this.#pump()
     if (staged > this.stagedSeq) {
       this.stagedSeq = staged

@@ -230,9 +230,14 @@ export function ioQueueConformance(name: string, create: () => Promise<IoQueueFi
   scenario('turn-end handlers run in order after the completions of every turn', (b) => {
     const order: string[] = []
     const tag = b.queue.register('order', () => {
+      assert.equal(b.queue.dispatching, true)
       order.push('completion')
     })
-    b.queue.onTurnEnd(() => void order.push('first'))
+    assert.equal(b.queue.dispatching, false)
+    b.queue.onTurnEnd(() => {
+      assert.equal(b.queue.dispatching, false, 'what the end handlers begin must not wait for them')
+      order.push('first')
+    })
     b.queue.onTurnEnd(() => void order.push('second'))
     b.queue.timeout(0, tag, 1)
     b.until('the completion', () => order.includes('completion'))

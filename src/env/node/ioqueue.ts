@@ -114,6 +114,7 @@ export class NativeIoQueue implements IoQueue {
   readonly fileIo: FileIoTotals = { submitted: 0, completed: 0, failed: 0, enqueueMs: 0, waitMs: 0 }
   readonly crcs: Uint32Array
   asyncPending = false
+  dispatching = false
   inFlight = 0
   /** Give it to other threads: `wakeQueue(wakeId)` of the addon. */
   readonly wakeId: number
@@ -413,11 +414,11 @@ export class NativeIoQueue implements IoQueue {
       this.flight.setTime(nowMs)
       if (this.#completionCount > 0) this.flight.record(FlightEvent.TURN, this.#completionCount)
     }
-    this.#inTurn = true
+    this.#inTurn = this.dispatching = true
     try {
       return this.#dispatch()
     } finally {
-      this.#inTurn = false
+      this.#inTurn = this.dispatching = false
     }
   }
 
@@ -454,6 +455,7 @@ export class NativeIoQueue implements IoQueue {
       this.flight.record(FlightEvent.COMPLETION, tag, completions[c + 1]!, result)
       handlers[tag]!(completions[c + 1]!, result, extra)
     }
+    this.dispatching = false
     for (let i = 0; i < this.#turnEnd.length; i++) this.#turnEnd[i]!()
     return this.#completionCount - first
   }

@@ -138,6 +138,7 @@ export class SimIoQueue implements IoQueue {
   readonly name: string
   readonly faults: QueueFaults
   asyncPending = false
+  dispatching = false
   inFlight = 0
   nowMs: number
   /** Completions dispatched so far. */
@@ -216,7 +217,7 @@ export class SimIoQueue implements IoQueue {
     const bootMs = this.process.bootMs()
     if (bootMs > this.nowMs) this.nowMs = bootMs
     this.#lastTurnMs = this.#world.nowMs
-    this.#inTurn = true
+    this.#inTurn = this.dispatching = true
     let count = 0
     try {
       if (this.#woken) {
@@ -235,9 +236,10 @@ export class SimIoQueue implements IoQueue {
           throw error
         }
       }
+      this.dispatching = false
       if (this.process.alive) for (const handler of this.#turnEndHandlers) handler()
     } finally {
-      this.#inTurn = false
+      this.#inTurn = this.dispatching = false
       if (this.asyncPending) this.#world.asyncPending = true
       if (this.#ready.length > 0 || this.#woken) this.#wake()
     }
