@@ -56,6 +56,21 @@ test('nbdinfo lists every volume with its size and flags', async () => {
   assert.equal(listed.find((e: { 'export-name': string }) => e['export-name'] === 'fixed').is_read_only, true)
 })
 
+test('nbdinfo lists sixty volumes, and a client that only goes on asking is let go', { timeout: 60_000 }, async () => {
+  const many = spawn(process.execPath, [SERVER, ...Array.from({ length: 60 }, (_, n) => `v${n}:${MIB}`)], { stdio: ['ignore', 'pipe', 'ignore'] })
+  try {
+    const [line] = await once(many.stdout!, 'data')
+    const at = `nbd://127.0.0.1:${JSON.parse(String(line)).port}`
+    const { stdout } = await run('nbdinfo', ['--json', '--list', at], options)
+    assert.equal(JSON.parse(stdout).exports.length, 60)
+    const ask = "h.set_opt_mode(True)\nh.connect_uri(uri)\ntry:\n  for n in range(1000): h.opt_list(lambda *a: 0)\nexcept nbd.Error: print('let go', n)"
+    const { stdout: said } = await run('nbdsh', ['-c', `uri = "${at}"`, '-c', ask], { ...options, env: { ...process.env, PATH: '/usr/bin:/bin' } })
+    assert.match(said, /let go \d+/)
+  } finally {
+    many.kill('SIGKILL')
+  }
+})
+
 test('an unknown volume is refused by name', async () => {
   await assert.rejects(run('nbdinfo', [uri('nosuch')], options), (error: { stderr: string }) =>
     /nosuch|requested export is not available|No such file/i.test(error.stderr),

@@ -2,7 +2,7 @@
 import { XsanError } from '../../base/errors.ts'
 import { page } from './pages.ts'
 import { type AdminService, atLeader, fresh, text } from './service.ts'
-import { theVolume } from './volume.ts'
+import { nbdUris, theVolume } from './volume.ts'
 
 export const exportService: AdminService = {
   List: atLeader(async (context, request) => {
@@ -15,12 +15,8 @@ export const exportService: AdminService = {
     const nodes = [...state.nodes.values()].filter((node) => nodeId === '' || node.id === nodeId).sort((a, b) => a.node - b.node)
     const all = volumes.flatMap((volume) =>
       nodes.flatMap((node) => {
-        const ways = [
-          ...(node.nbd === '' ? [] : [`nbd://${node.nbd}/${volume.name}`]),
-          ...(node.nbdSocket === '' ? [] : [`nbd+unix:///${volume.name}?socket=${node.nbdSocket}`]),
-        ]
         const connections = stats.get(node.node)?.stats.counters[`nbd_connections{volume=${volume.volume}}`] ?? 0
-        return ways.map((uri) => ({ volume: volume.name, nodeId: node.id, protocol: 'nbd', uri, connections }))
+        return nbdUris(node, volume.name).map((uri) => ({ volume: volume.name, nodeId: node.id, protocol: 'nbd', uri, connections }))
       }),
     )
     const { items, nextPageToken } = page(

@@ -119,10 +119,13 @@ export function volumeInfo(context: ServiceContext, coordinator: Coordinator, re
 }
 
 export function volumeUris({ state }: Pick<ServiceContext, 'state'>, name: string): string[] {
-  return [...state.nodes.values()]
-    .sort((a, b) => a.node - b.node)
-    .flatMap(({ nbd, nbdSocket }) => [
-      ...(nbd === '' ? [] : [`nbd://${nbd.replace(/^nbd:\/\//, '')}/${name}`]),
-      ...(nbdSocket === '' ? [] : [`nbd+unix:///${name}?socket=${nbdSocket}`]),
-    ])
+  return [...state.nodes.values()].sort((a, b) => a.node - b.node).flatMap((node) => nbdUris(node, name))
+}
+
+/** Ways to a volume at one node, as libnbd writes them (nbd-uri(3)); a path may hold anything. */
+export function nbdUris({ nbd, nbdSocket }: { readonly nbd: string; readonly nbdSocket: string }, name: string): string[] {
+  return [
+    ...(nbd === '' ? [] : [`nbd://${nbd.replace(/^nbd:\/\//, '')}/${name}`]),
+    ...(nbdSocket === '' ? [] : [`nbd+unix:///${name}?socket=${encodeURIComponent(nbdSocket).replaceAll('%2F', '/')}`]),
+  ]
 }

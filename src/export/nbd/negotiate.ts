@@ -27,6 +27,8 @@ const OPTION_BYTES_MAX = 8192
 const NAME_BYTES_MAX = 4096
 /** Options of one negotiation; a client that asks for more is not getting anywhere. */
 const OPTIONS_MAX = 64
+/** One that has asked for the names may then ask about each (nbdinfo --list does). */
+const OPTIONS_PER_VOLUME = 4
 
 export interface Negotiated {
   readonly volume: OpenVolume
@@ -43,6 +45,8 @@ export interface NegotiationPeer {
   readonly refuse: string | undefined
   /** Largest payload of a request, for NBD_INFO_BLOCK_SIZE. */
   readonly requestBytesMax: number
+  /** The client has got the names of `volumes` volumes, and may ask about each: once for a connection. */
+  readonly listed: (volumes: number) => void
 }
 
 /** The connection cannot go on; `reason` for the log, empty when the client merely left. */
@@ -96,7 +100,8 @@ export async function negotiate(peer: NegotiationPeer, volumes: VolumeLayer): Pr
     throw new NegotiationEnded(`unknown client flags 0x${clientFlags.toString(16)}`)
 
   let structuredReplies = false
-  for (let n = 0; n < OPTIONS_MAX; n++) {
+  let optionsMax = OPTIONS_MAX
+  for (let n = 0; n < optionsMax; n++) {
     await receive(NbdOption.size)
     if (NbdOption.get.magicHi(view, inAt) !== IHAVEOPT.high || NbdOption.get.magicLo(view, inAt) !== IHAVEOPT.low)
       throw new NegotiationEnded('an option without the magic IHAVEOPT')
@@ -130,6 +135,11 @@ export async function negotiate(peer: NegotiationPeer, volumes: VolumeLayer): Pr
         if (length !== 0) {
           await reply(option, OptionReplyType.ERR_INVALID)
           break
+        }
+        if (optionsMax === OPTIONS_MAX) {
+          const count = volumes.volumeNames().length
+          optionsMax += OPTIONS_PER_VOLUME * count
+          peer.listed(count)
         }
         for (const name of volumes.volumeNames()) {
           const { written } = new TextEncoder().encodeInto(name, bytes.subarray(outAt + NbdOptionReply.size + 4, outAt + PAGE_BYTES))
@@ -176,7 +186,7 @@ export async function negotiate(peer: NegotiationPeer, volumes: VolumeLayer): Pr
         await reply(option, OptionReplyType.ERR_UNSUP)
     }
   }
-  throw new NegotiationEnded(`more than ${OPTIONS_MAX} options`)
+  throw new NegotiationEnded(`more than ${optionsMax} options`)
 }
 
 /** The data of INFO and GO: name length, name, count of information requests, requests (proto "NBD_OPT_INFO"). */

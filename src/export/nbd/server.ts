@@ -63,6 +63,8 @@ const NEGOTIATIONS_MAX = 1024
 const REFUSALS_MAX = 8
 /** A client that has not finished negotiating by then is dropped. */
 const NEGOTIATION_MS_MAX = 10_000
+/** More for a client that asks about each volume: libnbd 1.14 holds one of its options for 200 ms each time (MSG_MORE on the last piece). */
+const NEGOTIATION_MS_PER_VOLUME = 500
 const DEADLINE_AGAIN_MS = 100
 /** After its goodbye a client's requests go on as before for so long; what is left then has the rest of the write life, and no more of it is begun. */
 const GOODBYE_MS = 1000
@@ -331,7 +333,17 @@ export class NbdServer {
     let why = ''
     try {
       const agreed = await negotiate(
-        { io: this.#io, socket: this.#socket(c), page: t.page[c]!, refuse: reason, requestBytesMax: this.#requestBytesMax },
+        {
+          io: this.#io,
+          socket: this.#socket(c),
+          page: t.page[c]!,
+          refuse: reason,
+          requestBytesMax: this.#requestBytesMax,
+          listed: (volumes) => {
+            this.#queue.cancelTimeout(this.#deadlineTag, c)
+            this.#queue.timeout(NEGOTIATION_MS_MAX + NEGOTIATION_MS_PER_VOLUME * volumes, this.#deadlineTag, c)
+          },
+        },
         this.#volumes,
       )
       t.volume[c] = agreed.volume.volume
