@@ -10,7 +10,7 @@ import type { IoQueue, Tag } from '../env/ioqueue.ts'
 import { LastIdFlag, ReplicaState } from '../placement/chain.ts'
 import type { ControlToReactor, DiskStats, LostPage, ReactorPort, ReactorQuery, TableMessage } from '../placement/messages.ts'
 import { slotOf } from '../placement/ring.ts'
-import { NO_BLOCK } from '../store/store.ts'
+import { NO_BLOCK, type ReplicaStore } from '../store/store.ts'
 import { Lane, PeerFrame } from '../wire/peer.ts'
 import { Allocation } from './allocation.ts'
 import { BadPages } from './bad-pages.ts'
@@ -465,6 +465,7 @@ export class DataPlane {
       const resync = this.#resync.stats()
       // those that a mount has found are looked for too
       if (resync.lostPages > 0) this.#badPages.heal()
+      for (const store of this.replicas.stores) if (store.lostPower && this.#hasServedAllOf(store)) void store.forgetPowerLoss()
       this.#port.send({ type: 'stats', counters: this.#allCounters(), disks: this.#diskStats(), resync })
     }
   }
@@ -474,6 +475,14 @@ export class DataPlane {
     if (nodes.length === this.#unreachable.length && nodes.every((node, i) => node === this.#unreachable[i])) return
     this.#unreachable = nodes
     this.#port.send({ type: 'unreachable', nodes })
+  }
+
+  /** Every slot of which the disk is to have a replica has been served or resynced by this process. */
+  #hasServedAllOf({ disk, failed }: ReplicaStore): boolean {
+    const { table, replicas } = this
+    if (table.slotCount === 0 || failed) return false
+    for (let slot = 0; slot < table.slotCount; slot++) if (replicas.hasServed[slot] === 0 && table.stateOf(slot, disk) !== undefined) return false
+    return true
   }
 
   /** Pages whose content is gone here and came from no other replica. */

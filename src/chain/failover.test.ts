@@ -34,3 +34,21 @@ for (const number of [1, 2, 3]) {
     })
   }
 }
+
+test('a loss of power is of no matter any more when everything on the disk has been served or resynced, and not before', async () => {
+  const { cluster, load } = await loaded({ seed: 71 })
+  await load.stop()
+  for (const number of [1, 2, 3]) cluster.node(number).losePower()
+  for (const number of [1, 2, 3]) cluster.fence(cluster.node(number))
+  const lost = () => cluster.nodes.map((node) => node.store.lostPower)
+  cluster.restart(1)
+  await cluster.world.runFor(1500)
+  assert.equal(cluster.node(1).store.lostPower, true, 'it waits for the others')
+  // a process that is killed before it could serve leaves it at that
+  await cluster.kill(1)
+  for (const number of [1, 2, 3]) cluster.restart(number)
+  assert.deepEqual(lost(), [true, true, true])
+  await cluster.until('all serve', () => cluster.allServing, 20_000)
+  await cluster.world.runFor(1500)
+  assert.deepEqual(lost(), [false, false, false])
+})

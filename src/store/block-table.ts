@@ -10,7 +10,7 @@
 import { assert } from '../base/assert.ts'
 import { PAGES_PER_BLOCK } from '../base/units.ts'
 import { DigestSum } from './digest.ts'
-import { ROWS_PER_TABLE_PAGE } from './layout.ts'
+import { LEAVES_PER_BLOCK, ROWS_PER_TABLE_PAGE } from './layout.ts'
 import { PAGE_LOST, PageFlag } from './store.ts'
 
 export const PENDING = 0x8000_0000
@@ -47,12 +47,18 @@ export class BlockTable {
   readonly birthSeq: Float64Array
   /** Leaves that exist on disk. */
   readonly leafMask: Uint8Array
+  /** Generation of each of them, at row * LEAVES_PER_BLOCK + leaf. */
+  readonly leafMount: Uint32Array
+  readonly leafRound: Uint32Array
   /** Captures that hold the block's place. */
   readonly pins: Uint16Array
   /** Number of the newest journal segment that has the row in its list of touched rows. */
   readonly touchedIn: Float64Array
   /** Table pages whose copy on disk is behind. */
   readonly tableDirty: Uint8Array
+  /** Generation of the current copy of each table page; mount 0: never written. */
+  readonly tableMount: Uint32Array
+  readonly tableRound: Uint32Array
   usedCount = 0
   /** Mount: the oldest birth that two rows of the extent table name alike. Replay drops such blocks, and creates them anew. */
   birthTwice = Number.POSITIVE_INFINITY
@@ -88,9 +94,14 @@ export class BlockTable {
     this.birthRound = new Uint32Array(n)
     this.birthSeq = new Float64Array(n)
     this.leafMask = new Uint8Array(n)
+    this.leafMount = new Uint32Array(n * LEAVES_PER_BLOCK)
+    this.leafRound = new Uint32Array(n * LEAVES_PER_BLOCK)
     this.pins = new Uint16Array(n)
     this.touchedIn = new Float64Array(n)
-    this.tableDirty = new Uint8Array(Math.ceil(n / ROWS_PER_TABLE_PAGE))
+    const tablePages = Math.ceil(n / ROWS_PER_TABLE_PAGE)
+    this.tableDirty = new Uint8Array(tablePages)
+    this.tableMount = new Uint32Array(tablePages)
+    this.tableRound = new Uint32Array(tablePages)
     this.#slotFirst = new Int32Array(slotCount).fill(NONE)
     this.#slotNext = new Int32Array(n)
     this.#slotPrev = new Int32Array(n)

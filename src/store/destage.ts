@@ -64,8 +64,8 @@ export interface DestageOptions {
   readonly leafCopy: Uint8Array
   readonly tableCopy: Uint8Array
   readonly bufferPages: number
-  /** Writes the superblock with this segment as the oldest. */
-  readonly setTail: (segment: number) => Promise<void>
+  /** Writes the superblock with this segment as the oldest; the round of that generation is complete. */
+  readonly setTail: (segment: number, round: Generation) => Promise<void>
   /** Resolves when no capture holds the row. */
   readonly unpinned: (row: number) => Promise<void>
   /** Resolves when all captures taken before this call are released. */
@@ -225,7 +225,7 @@ export class Destage {
     await this.#tables(rows, generation)
     while (journal.stagedSegment <= segment && segment < journal.headSegment) await this.#durable()
     await this.#sync()
-    await this.#o.setTail(segment + 1)
+    await this.#o.setTail(segment + 1, generation)
     await this.#sync()
     await this.#o.capturesReleased()
     await reader.quiesce()
@@ -368,6 +368,8 @@ export class Destage {
         const row = Math.floor(place / LEAVES_PER_BLOCK)
         encodeLeaf(io.queue.arena, this.#buffer + i, table, row, place % LEAVES_PER_BLOCK, from, to, this.#diskTag, generation)
         table.leafMask[row]! |= 1 << (place % LEAVES_PER_BLOCK)
+        table.leafMount[place] = generation.mount
+        table.leafRound[place] = generation.round
       }
       await this.#durable()
       for (const [i, place] of part.entries()) {
@@ -416,6 +418,8 @@ export class Destage {
         const copy = 1 - tableCopy[page]!
         this.#bulk.addAlone(tablePageOffset(geometry, page, copy), this.#buffer + i)
         tableCopy[page] = copy
+        table.tableMount[page] = generation.mount
+        table.tableRound[page] = generation.round
       }
       await this.#bulk.write()
     }

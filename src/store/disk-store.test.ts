@@ -82,6 +82,7 @@ test('what is staged can be read at once, and after it is durable, and after a k
     else bench.kill()
     store = await bench.mount()
     assert.equal(store.lostPower, how === 'power')
+    await bench.settle(store.forgetPowerLoss())
     const page = bench.alloc(3)
     bench.queue.arena.bytes.set(copy, page * PAGE_BYTES)
     await contentIs(bench, store, 0, 10, 3, page)
@@ -179,8 +180,8 @@ test('a disk written by a newer version is refused', async () => {
   await bench.format()
   for (const [field, value, what] of [
     ['incompat', 4, /features 0x4 that this version lacks/],
-    ['formatVersion', 9, /format 9 \(this is 2\)/],
-    ['formatVersion', 1, /format 1 \(this is 2\)/],
+    ['formatVersion', 9, /format 9 \(this is 3\)/],
+    ['formatVersion', 1, /format 1 \(this is 3\)/],
   ] as const) {
     for (const offset of [0, DISK_BYTES - PAGE_BYTES]) {
       const page = bench.alloc(1)

@@ -9,7 +9,7 @@
  * Later work: large writes that bypass the journal's payload, a page-table cache (all pages are in memory: 17 KiB per block), tiers, codecs.
  */
 import { assert } from '../base/assert.ts'
-import { XsanError } from '../base/errors.ts'
+import { messageOf, XsanError } from '../base/errors.ts'
 import type { DiskNumber } from '../base/ids.ts'
 import { Status } from '../base/status.ts'
 import { BLOCK_BYTES, PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
@@ -94,7 +94,6 @@ export interface StoreParts {
   /** 1: incomplete. */
   readonly incomplete: Uint8Array
   readonly deferred: Deferred
-  readonly lostPower: boolean
   readonly writeSuperblock: () => Promise<void>
   readonly dispose: () => void
 }
@@ -107,7 +106,6 @@ export class DiskStore implements ReplicaStore {
   readonly lastLow: Uint32Array
   readonly capacityBytes: number
   readonly journalBytes: number
-  readonly lostPower: boolean
   readonly journal: Journal
   readonly reader: Reader
   /** Set by mount before the store is used. */
@@ -146,7 +144,6 @@ export class DiskStore implements ReplicaStore {
     this.lastLow = parts.lastLow
     this.capacityBytes = superblock.geometry.extentCount * BLOCK_BYTES
     this.journalBytes = superblock.geometry.segmentCount * superblock.geometry.segmentBytes
-    this.lostPower = parts.lostPower
     this.#session = new Uint8Array(superblock.slotCount)
     const { extentCount } = table
     const ofSmall = Math.min(EXTENTS_KEPT_SMALL, Math.floor(extentCount * EXTENTS_KEPT_SMALL_SHARE))
@@ -184,6 +181,13 @@ export class DiskStore implements ReplicaStore {
     })
   }
 
+  get lostPower(): boolean {
+    return this.#parts.superblock.lostPower
+  }
+  /** Of this mount: rises with each. */
+  get generation(): number {
+    return this.#parts.superblock.mountGeneration
+  }
   get stagedSeq(): number {
     return this.journal.stagedSeq
   }
@@ -790,6 +794,16 @@ export class DiskStore implements ReplicaStore {
     const oldest = Math.min(journal.oldestTick(), reader.oldestTick())
     if (tick - oldest > WATCH_TICKS) this.fail(`the disk has not answered for ${this.#parts.options.hungMs ?? 2000} ms`)
     else if (oldest !== Number.POSITIVE_INFINITY) this.#watch()
+  }
+
+  async forgetPowerLoss(): Promise<void> {
+    if (this.failed || this.#closing || !this.lostPower) return
+    this.#parts.superblock.lostPower = false
+    try {
+      await this.#parts.writeSuperblock()
+    } catch (error) {
+      this.fail(messageOf(error))
+    }
   }
 
   async close(): Promise<void> {

@@ -18,13 +18,15 @@
  * - A table page is written only into the copy that is not current, and never describes what is not durable in the journal.
  * - A copy counts if its checksum is right, it names its own place and (leaves) it is not older than the block's birth; the higher generation wins.
  * - A leaf is on stable storage before the extent row says that it exists, and both are before the journal segment is freed.
+ * - Each part names the generation of what it points to (superblock -> extent table -> leaf -> CRC of the page), so that a copy that is whole but
+ *   older than it should be, because the disk lost or misplaced a write or the newer copy rotted, is told from one that a crash left behind.
  */
 import { XsanError } from '../base/errors.ts'
 import { BLOCK_BYTES, formatSize, GiB, KiB, MiB, PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
 import { bytes, note, struct, u8, u16, u32, u53, u64, zero } from '../wire/struct.ts'
 
-/** 2: the journal says which slots are incomplete. */
-export const FORMAT_VERSION = 2
+/** 2: the journal says which slots are incomplete. 3: each part names the generation of what it points to. */
+export const FORMAT_VERSION = 3
 /** Feature bits this code knows. An unknown compat bit is ignored, ro-compat forbids writing, incompat forbids mounting. */
 export const KNOWN_COMPAT = 0
 export const KNOWN_RO_COMPAT = 0
@@ -54,6 +56,7 @@ export const Superblock = struct(
     clusterId: bytes(NAME_BYTES),
     nodeId: bytes(NAME_BYTES),
     bootId: note(bytes(NAME_BYTES), 'boot of the host at the last mount'),
+    lostPower: note(u32, '1: the host lost power, and not everything here has served since'),
     clean: note(u32, '1 after a close'),
     mountGeneration: note(u32, 'raised at each mount'),
     sizeBytes: u53,
@@ -68,7 +71,10 @@ export const Superblock = struct(
     extentsOffset: u53,
     extentCount: u53,
     tailSegment: note(u53, 'oldest journal segment that replay needs'),
-    reserved: zero(160),
+    tablesMount: note(u32, 'generation of the last completed round of the destage'),
+    tablesRound: u32,
+    tablesDigest: note(u32, 'over the generations of all pages of the extent table as that round left them'),
+    reserved: zero(144),
   },
 )
 
@@ -182,7 +188,8 @@ export const ExtentRow = struct(
     updateHigh: u32,
     updateLow: u32,
     birthSeq: note(u53, 'journal position that created the block: the higher one wins when two rows name it'),
-    reserved: zero(56),
+    leafGenerations: note(bytes(32), 'per leaf mount u32, round u32: an older copy is not it'),
+    reserved: zero(24),
   },
 )
 

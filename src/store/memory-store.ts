@@ -144,7 +144,7 @@ export class MemoryStore implements ReplicaStore {
   readonly capacityBytes: number
   readonly journalBytes = 0
   readonly journalUsedBytes = 0
-  readonly lostPower: boolean
+  lostPower: boolean
   failed = false
   stagedSeq: number
   durableSeq: number
@@ -248,7 +248,7 @@ export class MemoryStore implements ReplicaStore {
     this.#dead = true
     const state = this.#durable
     for (const entry of this.#entries) if (entry.seq <= upTo) this.#applyTo(state, entry)
-    return { state, lostPower }
+    return { state, lostPower: lostPower || this.lostPower }
   }
 
   // ---- hot path --------------------------------------------------------------------------------------------------------
@@ -496,6 +496,10 @@ export class MemoryStore implements ReplicaStore {
 
   async ioEnded(): Promise<void> {}
 
+  async forgetPowerLoss(): Promise<void> {
+    this.lostPower = false
+  }
+
   isLost(row: BlockRow, page: number): boolean {
     return ((this.#block(row).pages[page]?.flag ?? 0) & PAGE_LOST) !== 0
   }
@@ -550,7 +554,7 @@ export class MemoryStore implements ReplicaStore {
 
   /** A store closed in peace, for the next mount. */
   image(): MemoryImage {
-    return { state: this.#durable, lostPower: false }
+    return { state: this.#durable, lostPower: this.lostPower }
   }
 
   // ---- below ---------------------------------------------------------------------------------------------------------------

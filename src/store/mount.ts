@@ -19,7 +19,7 @@ import type { FileSpace, FormatOptions, MountOptions } from './mount-options.ts'
 import { readFully, replay, writeFully } from './replay.ts'
 import { Reservation, reserveFixed } from './reservation.ts'
 import { decodeSuperblock, encodeSuperblock, invalidSuperblock, nameBytes, type SuperblockState, superblockOffset, uuidBytes, uuidText } from './superblock.ts'
-import { checkLeaf, checkTablePage, diskTagOf, isTablePage, loadLeaf, loadTablePage, loseLeaf, newer } from './tables.ts'
+import { checkLeaf, checkTablePage, diskTagOf, isTablePage, loadLeaf, loadTablePage, loseLeaf, newer, tablePageDigest } from './tables.ts'
 
 const LOCK_RETRY_MS = 50
 const LOCK_WAIT_MS = 10_000
@@ -114,6 +114,9 @@ export async function formatStore(io: AsyncIo, options: FormatOptions): Promise<
         slotCount: options.slotCount,
         geometry,
         tailSegment: 1,
+        lostPower: false,
+        tables: { mount: 0, round: 0 },
+        tablesDigest: 0,
       }
       for (state.generation = 1; state.generation <= 2; state.generation++) {
         encodeSuperblock(io.queue.arena, page, state)
@@ -230,15 +233,21 @@ async function mountOpened(options: MountOptions, file: OpenedFile): Promise<Dis
   const superblock = await withPages(io, 1, (page) => readSuperblock(io, file, page, path))
   if (superblock === null) throw new XsanError('NOT_FOUND', `${path} is blank`, 'Format it as a disk of this node.')
   refuseForeign(superblock, options)
-  const { clean } = superblock
-  const lostPower = !clean && superblock.bootId !== options.bootId
+  const { clean, mountGeneration: lastMount } = superblock
+  if (!clean && superblock.bootId !== options.bootId) superblock.lostPower = true
   const superblockPage = arena.alloc(PAGE_BYTES)
   if (superblockPage === -1) throw new XsanError('NO_BUFFER', `no memory to mount ${path}`, 'Give the node more memory.')
-  const writeSuperblock = async (): Promise<void> => {
+  let written: Promise<void> = Promise.resolve()
+  const write = async (): Promise<void> => {
     superblock.generation++
     encodeSuperblock(arena, superblockPage, superblock)
     await writeFully(io, file.handle, superblockOffset(superblock), superblockPage, 1, path)
     await sync(io, file.handle, path)
+  }
+  // one after the other: after a failed one the disk has failed, and the next says so itself
+  const writeSuperblock = (): Promise<void> => {
+    written = written.then(write, write)
+    return written
   }
   superblock.clean = false
   superblock.bootId = options.bootId
@@ -249,8 +258,8 @@ async function mountOpened(options: MountOptions, file: OpenedFile): Promise<Dis
   const table = new BlockTable(geometry.extentCount, slotCount)
   const tableCopy = new Uint8Array(tablePageCount(geometry))
   const leafCopy = new Uint8Array(geometry.extentCount * LEAVES_PER_BLOCK)
-  await loadTables(io, file.handle, path, superblock, table, tableCopy)
-  const lost = await loadLeaves(io, file.handle, path, superblock, table, leafCopy)
+  const isUnfinished = await loadTables(io, file.handle, path, superblock, table, tableCopy)
+  const { lost, newestMount } = await loadLeaves(io, file.handle, path, superblock, table, leafCopy)
   table.fillFreeList()
   const incomplete = new Uint8Array(slotCount)
 
@@ -265,12 +274,22 @@ async function mountOpened(options: MountOptions, file: OpenedFile): Promise<Dis
     lastLow: new Uint32Array(slotCount),
     incomplete,
     deferred: new Deferred(io.queue),
-    lostPower,
     writeSuperblock,
     dispose: () => arena.free(superblockPage),
   })
   try {
-    await replayAndOpen(store, options, file, superblock, { clean, table, incomplete, leafCopy, tableCopy, lost, writeSuperblock })
+    await replayAndOpen(store, options, file, superblock, {
+      clean,
+      lastMount,
+      newestMount,
+      isUnfinished,
+      table,
+      incomplete,
+      leafCopy,
+      tableCopy,
+      lost,
+      writeSuperblock,
+    })
   } catch (error) {
     store.journal.dispose()
     arena.free(superblockPage)
@@ -287,6 +306,11 @@ interface Loaded {
   readonly lost: number
   /** Of the superblock as it was found. */
   readonly clean: boolean
+  readonly lastMount: number
+  /** Of all parts of the tables. */
+  readonly newestMount: number
+  /** A round of the destage ended in the middle of the extent table. */
+  readonly isUnfinished: boolean
   readonly writeSuperblock: () => Promise<void>
 }
 
@@ -302,18 +326,34 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
     geometry,
     journalUuid: superblock.journalUuid,
     tailSegment: superblock.tailSegment,
-    clean: loaded.clean,
+    clean: loaded.clean && loaded.newestMount <= loaded.lastMount,
+    lastMount: Math.max(loaded.lastMount, loaded.newestMount),
     table,
     rows: store.rows,
     lastHigh: store.lastHigh,
     lastLow: store.lastLow,
     incomplete: loaded.incomplete,
-    birthMount: superblock.mountGeneration,
     birthRound: 1,
     touch: (row, segment) => journal.touch(row, segment),
   })
   // What survived a kill in the page cache is promised to be durable from here on
   await sync(io, file.handle, path)
+  if (found.generation > superblock.mountGeneration) {
+    // The superblocks are those of an earlier mount: the disk has lost later ones. That generation is not given twice, and what they said is not known.
+    options.onNote?.('the superblock is older than the journal or the tables', {
+      path,
+      superblock: superblock.mountGeneration - 1,
+      found: found.generation - 1,
+    })
+    superblock.mountGeneration = found.generation
+    superblock.lostPower = true
+  }
+  if (loaded.isUnfinished || superblock.mountGeneration !== loaded.lastMount + 1) {
+    // From here on the extent table counts as it was found: the next round writes over the copies that the last complete one left
+    superblock.tables = { mount: superblock.mountGeneration, round: 0 }
+    superblock.tablesDigest = digestOf(table)
+    await writeSuperblock()
+  }
   const { lastBatch, lastCrc, headSegment, lastSeq } = found
   journal.resume({ generation: superblock.mountGeneration, lastBatch, lastCrc, headSegment, tailSegment: superblock.tailSegment, lastSeq })
 
@@ -333,8 +373,10 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
     leafCopy,
     tableCopy,
     bufferPages: Math.min(bufferPages, pagesPerSegment * Math.max(1, Math.floor(geometry.segmentCount / DESTAGE_ROUNDS))),
-    setTail: async (segment) => {
+    setTail: async (segment, round) => {
       superblock.tailSegment = segment
+      superblock.tables = round
+      superblock.tablesDigest = digestOf(table)
       await writeSuperblock()
     },
     unpinned: (row) => store.unpinned(row),
@@ -372,9 +414,22 @@ async function sync(io: AsyncIo, file: Handle, path: string): Promise<void> {
   if (result < 0) throw new XsanError('WRITE_FAILED', `${path}: fdatasync failed (${result})`, 'Look at the disk and the kernel log.')
 }
 
-async function loadTables(io: AsyncIo, file: Handle, path: string, s: SuperblockState, table: BlockTable, tableCopy: Uint8Array): Promise<void> {
+/** Of the current copies. */
+function digestOf({ tableMount, tableRound }: BlockTable): number {
+  let digest = 0
+  for (let page = 0; page < tableMount.length; page++) digest = (digest + tablePageDigest(page, { mount: tableMount[page]!, round: tableRound[page]! })) >>> 0
+  return digest
+}
+
+/**
+ * Of each page the newest whole copy. Whether a crash ended a round of the destage in the middle of it: pages are newer than the last complete round.
+ * Throws DISK_CORRUPTED when the copies of that round are not all there: a page is older than it should be, or gone.
+ */
+async function loadTables(io: AsyncIo, file: Handle, path: string, s: SuperblockState, table: BlockTable, tableCopy: Uint8Array): Promise<boolean> {
   const pages = tablePageCount(s.geometry)
   const { arena } = io.queue
+  let digest = 0
+  let isUnfinished = false
   await withPages(io, CHUNK_PAGES, async (buffer) => {
     for (let first = 0; first < pages; first += CHUNK_PAGES / 2) {
       const count = Math.min(CHUNK_PAGES / 2, pages - first)
@@ -385,6 +440,8 @@ async function loadTables(io: AsyncIo, file: Handle, path: string, s: Superblock
         const written = [0, 1].map((copy) => isTablePage(arena, at + copy, s.diskUuid))
         const generations = [0, 1].map((copy) => checkTablePage(arena, at + copy, tablePage, s.diskUuid))
         const [a, b] = generations
+        const complete = generations.filter((of) => of !== null && !newer(of, s.tables)).sort((x, y) => (newer(x!, y!) ? 1 : -1))
+        digest = (digest + tablePageDigest(tablePage, complete.at(-1) ?? { mount: 0, round: 0 })) >>> 0
         if (a == null && b == null) {
           if (written[0] && written[1])
             throw new XsanError(
@@ -396,18 +453,35 @@ async function loadTables(io: AsyncIo, file: Handle, path: string, s: Superblock
         }
         const copy = a == null || (b != null && newer(b, a)) ? 1 : 0
         tableCopy[tablePage] = copy
+        const current = (copy === 1 ? b : a)!
+        table.tableMount[tablePage] = current.mount
+        table.tableRound[tablePage] = current.round
+        if (newer(current, s.tables)) isUnfinished = true
         const reason = loadTablePage(arena, at + copy, table, tablePage, s.slotCount)
         if (reason !== null) throw new XsanError('DISK_CORRUPTED', `${path}: ${reason}`, 'Format the disk again; its replicas are rebuilt from their peers.')
       }
     }
   })
+  if (digest !== s.tablesDigest)
+    throw new XsanError(
+      'DISK_CORRUPTED',
+      `${path}: pages of the extent table are older than the superblock, or damaged: the disk has lost what it had promised to keep`,
+      'Format the disk again; its replicas are rebuilt from their peers.',
+    )
+  return isUnfinished
 }
 
-/** Returns how many leaves no copy could give. */
-async function loadLeaves(io: AsyncIo, file: Handle, path: string, s: SuperblockState, table: BlockTable, leafCopy: Uint8Array): Promise<number> {
+interface Leaves {
+  /** How many leaves no copy could give. */
+  lost: number
+  /** Newest mount that has written any of these tables. */
+  newestMount: number
+}
+
+async function loadLeaves(io: AsyncIo, file: Handle, path: string, s: SuperblockState, table: BlockTable, leafCopy: Uint8Array): Promise<Leaves> {
   const pagesPerBlock = LEAVES_PER_BLOCK * 2
   const diskTag = diskTagOf(s.diskUuid)
-  let lost = 0
+  const found: Leaves = { lost: 0, newestMount: table.tableMount.reduce((most, mount) => Math.max(most, mount), 0) }
   await withPages(io, pagesPerBlock * LEAF_READS_PARALLEL, async (buffer) => {
     let next = 0
     const worker = async (page: number): Promise<void> => {
@@ -415,29 +489,34 @@ async function loadLeaves(io: AsyncIo, file: Handle, path: string, s: Superblock
         const row = next++
         if (table.used[row] === 0 || table.leafMask[row] === 0) continue
         await readFully(io, file, leafOffset(s.geometry, row, 0, 0), page, pagesPerBlock, path)
-        for (let leaf = 0; leaf < LEAVES_PER_BLOCK; leaf++) lost += takeLeaf(io, page + leaf * 2, table, row, leaf, diskTag, leafCopy)
+        for (let leaf = 0; leaf < LEAVES_PER_BLOCK; leaf++) takeLeaf(io, page + leaf * 2, table, row, leaf, diskTag, leafCopy, found)
       }
     }
     await Promise.all(Array.from({ length: LEAF_READS_PARALLEL }, (_, i) => worker(buffer + i * pagesPerBlock)))
   })
-  return lost
+  return found
 }
 
-/** Two copies of a leaf are in the buffer. Returns 1 when the leaf is lost. */
-function takeLeaf(io: AsyncIo, page: number, table: BlockTable, row: number, leaf: number, diskTag: number, leafCopy: Uint8Array): number {
-  if ((table.leafMask[row]! & (1 << leaf)) === 0) return 0
+/** Two copies of a leaf are in the buffer. */
+function takeLeaf(io: AsyncIo, page: number, table: BlockTable, row: number, leaf: number, diskTag: number, leafCopy: Uint8Array, found: Leaves): void {
+  if ((table.leafMask[row]! & (1 << leaf)) === 0) return
   const { arena } = io.queue
-  const birth = { mount: table.birthMount[row]!, round: table.birthRound[row]! }
+  const place = row * LEAVES_PER_BLOCK + leaf
+  const promised = { mount: table.leafMount[place]!, round: table.leafRound[place]! }
   const [a, b] = [0, 1].map((copy) => {
     const generation = checkLeaf(arena, page + copy, row, leaf, diskTag)
-    return generation === null || newer(birth, generation) ? null : generation
+    return generation === null || newer(promised, generation) ? null : generation
   })
   if (a == null && b == null) {
     loseLeaf(table, row, leaf)
-    return 1
+    found.lost++
+    return
   }
   const copy = a == null || (b != null && newer(b, a)) ? 1 : 0
-  leafCopy[row * LEAVES_PER_BLOCK + leaf] = copy
+  const current = (copy === 1 ? b : a)!
+  found.newestMount = Math.max(found.newestMount, current.mount)
+  leafCopy[place] = copy
+  table.leafMount[place] = current.mount
+  table.leafRound[place] = current.round
   loadLeaf(arena, page + copy, table, row, leaf)
-  return 0
 }

@@ -51,18 +51,21 @@ export interface ReplayOptions {
   readonly tailSegment: number
   /** The store was closed: nothing was under way. */
   readonly clean: boolean
+  /** Generation of the last mount, as far as superblock and tables tell. */
+  readonly lastMount: number
   readonly table: BlockTable
   readonly rows: ChannelRows
   readonly lastHigh: Uint32Array
   readonly lastLow: Uint32Array
   readonly incomplete: Uint8Array
-  /** Birth of blocks that replay creates: leaves written from now on belong to them. */
-  readonly birthMount: number
+  /** Birth of blocks that replay creates (the mount is that of the result): leaves written from now on belong to them. */
   readonly birthRound: number
   readonly touch: (row: number, segment: number) => void
 }
 
 export interface ReplayResult {
+  /** Of this mount: above all that have written anything. */
+  readonly generation: number
   readonly lastBatch: number
   readonly lastCrc: number
   readonly headSegment: number
@@ -118,6 +121,9 @@ class Replay {
   #from = 0
   #count = 0
   #records = 0
+  /** Of this mount. */
+  #generation = 0
+  #isClean = false
   /** Parts of an install whose last one has not come yet. */
   #parts: Array<() => void> = []
 
@@ -131,12 +137,16 @@ class Replay {
   async run(): Promise<ReplayResult> {
     const { tailSegment, path } = this.#o
     const starts = await this.#readStarts()
+    const newestMount = Math.max(this.#o.lastMount, ...[...starts.values()].map(({ generation }) => generation))
+    this.#generation = newestMount + 1
+    // a journal that goes on behind the superblock that says so was not closed then
+    this.#isClean = this.#o.clean && newestMount === this.#o.lastMount
     const oldest = starts.get(tailSegment)
     if (oldest === undefined) {
       const durable = [...starts.values()].some((other) => other.durableSeq > 0)
       if (tailSegment > 1 || durable || (await this.#showsDurable(tailSegment, 0, BUFFER_PAGES, 0, 1)))
         throw corrupted(path, `the journal's oldest segment ${tailSegment} is gone`)
-      return { lastBatch: 0, lastCrc: 0, headSegment: tailSegment - 1, lastSeq: 0, batches: 0, records: 0, torn: false }
+      return { generation: this.#generation, lastBatch: 0, lastCrc: 0, headSegment: tailSegment - 1, lastSeq: 0, batches: 0, records: 0, torn: false }
     }
     await this.#applyCheckpoint(oldest)
     this.#dropFuture(oldest.firstSeq)
@@ -175,7 +185,7 @@ class Replay {
       if (isDamaged) throw corrupted(path, `journal batch ${last.batch + 1} in segment ${segment} is damaged`)
       break
     }
-    const cut = this.#o.clean ? -1 : await this.#firstBadPayload(batches, durableSeq)
+    const cut = this.#isClean ? -1 : await this.#firstBadPayload(batches, durableSeq)
     if (cut >= 0) {
       const bad = batches[cut]!
       last = cut === 0 ? oldest : batches[cut - 1]!
@@ -188,7 +198,16 @@ class Replay {
     }
     for (const batch of batches) await this.#apply(batch)
     const torn = cut >= 0
-    return { lastBatch: last.batch, lastCrc: last.crc, headSegment: last.segment, lastSeq: nextSeq - 1, batches: batches.length, records: this.#records, torn }
+    return {
+      generation: this.#generation,
+      lastBatch: last.batch,
+      lastCrc: last.crc,
+      headSegment: last.segment,
+      lastSeq: nextSeq - 1,
+      batches: batches.length,
+      records: this.#records,
+      torn,
+    }
   }
 
   // ---- finding what counts ---------------------------------------------------------------------------------------------------
@@ -468,7 +487,7 @@ class Replay {
     let row = table.find(volume, layer, index)
     if (row < 0 && flags & InstallFlag.REPAIR) return
     if (row < 0 && table.freeCount === 0) throw corrupted(this.#o.path, `the journal creates more blocks than there are extents (record ${seq})`)
-    if (row < 0) row = table.create(volume, layer, index, slot, this.#o.birthMount, this.#o.birthRound, seq)
+    if (row < 0) row = table.create(volume, layer, index, slot, this.#generation, this.#o.birthRound, seq)
     applyInstallEntries(view, RecordHeader.size, pageCount, table, row, payload, batch.page)
     table.recountUpdate(row)
     table.updateSeq[row] = seq
@@ -484,14 +503,14 @@ class Replay {
   /** Row of the record's block, or -1. */
   #row(at: number, seq: number, create: boolean): number {
     const { get } = RecordHeader
-    const { table, birthMount, birthRound } = this.#o
+    const { table, birthRound } = this.#o
     const volume = get.volume(this.#view, at)
     const layer = get.layer(this.#view, at)
     const index = get.index(this.#view, at)
     const row = table.find(volume, layer, index)
     if (row >= 0 || !create) return row
     if (table.freeCount === 0) throw corrupted(this.#o.path, `the journal creates more blocks than there are extents (record ${seq})`)
-    return table.create(volume, layer, index, get.slot(this.#view, at), birthMount, birthRound, seq)
+    return table.create(volume, layer, index, get.slot(this.#view, at), this.#generation, birthRound, seq)
   }
 
   #raiseLast(slot: number, idHigh: number, idLow: number): void {

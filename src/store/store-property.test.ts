@@ -317,6 +317,7 @@ class Pair {
     const last = ops.findLast((op) => op.disk <= survived)!
     if (how === 'close') assert.equal(last, ops.at(-1))
     assert.equal(this.store.lostPower, how === 'power')
+    await bench.settle(this.store.forgetPowerLoss())
     const image = memory.powerLoss(last.memory - before.memory)
     await bench.settle(this.store.close())
     await this.mount(image)

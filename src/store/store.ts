@@ -131,7 +131,7 @@ export interface ReplicaStore {
   readonly rejectCreate: boolean
   /** Why, when it is not that the disk is full of blocks; else ''. */
   readonly rejectReason: string
-  /** True when the last mount found that the host (not only the process) had gone down unclean: unflushed data may be missing. */
+  /** The host (not only the process) went down unclean, and nobody has said since that it is of no matter any more: unflushed data may be missing. */
   readonly lostPower: boolean
   readonly stagedSeq: JournalSeq
   readonly durableSeq: JournalSeq
@@ -208,6 +208,8 @@ export interface ReplicaStore {
   lostPages(limit: number): ReadonlyArray<{ readonly block: BlockRow; readonly page: number }>
   /** Drops all blocks of volumes for which `exists` says no (garbage of deleted volumes). Returns how many. */
   sweep(exists: (volume: number) => boolean): Promise<number>
+  /** Every slot here has been served, or resynced, since the host lost power: what is on this disk is what there is. Kept over mounts. */
+  forgetPowerLoss(): Promise<void>
   /** For `block-location` and `volume-info`: updateVer, commitVer is the chain's, checksum over the pages, state DIRTY/CLEAN, timestamp, size. */
   describe(block: BlockRow): {
     updateHigh: number

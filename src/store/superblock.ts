@@ -15,6 +15,7 @@ import {
   Superblock,
   secondSuperblockOffset,
 } from './layout.ts'
+import type { Generation } from './tables.ts'
 
 export interface SuperblockState {
   generation: number
@@ -24,12 +25,16 @@ export interface SuperblockState {
   readonly clusterId: string
   readonly nodeId: string
   bootId: string
+  lostPower: boolean
   clean: boolean
   mountGeneration: number
   readonly slotCount: number
   readonly geometry: Geometry
   /** Oldest journal segment that replay needs. */
   tailSegment: number
+  /** Generation of the last completed round of the destage, and the digest of the extent table as it left it (tables.ts). */
+  tables: Generation
+  tablesDigest: number
 }
 
 export function encodeSuperblock(arena: Arena, bufferPage: number, s: SuperblockState): void {
@@ -49,6 +54,7 @@ export function encodeSuperblock(arena: Arena, bufferPage: number, s: Superblock
     clusterId: nameBytes(s.clusterId),
     nodeId: nameBytes(s.nodeId),
     bootId: nameBytes(s.bootId),
+    lostPower: s.lostPower ? 1 : 0,
     clean: s.clean ? 1 : 0,
     mountGeneration: s.mountGeneration,
     sizeBytes: s.geometry.sizeBytes,
@@ -63,6 +69,9 @@ export function encodeSuperblock(arena: Arena, bufferPage: number, s: Superblock
     extentsOffset: s.geometry.extentsOffset,
     extentCount: s.geometry.extentCount,
     tailSegment: s.tailSegment,
+    tablesMount: s.tables.mount,
+    tablesRound: s.tables.round,
+    tablesDigest: s.tablesDigest,
   })
   Superblock.set.crc(arena.view, at, arena.crc32c(bufferPage, 0, PAGE_BYTES))
 }
@@ -105,11 +114,14 @@ export function decodeSuperblock(arena: Pick<Arena, 'bytes' | 'view' | 'crc32c'>
     clusterId: nameOf(s.clusterId),
     nodeId: nameOf(s.nodeId),
     bootId: nameOf(s.bootId),
+    lostPower: s.lostPower === 1,
     clean: s.clean === 1,
     mountGeneration: s.mountGeneration,
     slotCount: s.slotCount,
     geometry: { sizeBytes, segmentBytes, segmentCount, journalOffset, extentTableOffset, pageTableOffset, extentsOffset, extentCount },
     tailSegment: s.tailSegment,
+    tables: { mount: s.tablesMount, round: s.tablesRound },
+    tablesDigest: s.tablesDigest,
   }
 }
 

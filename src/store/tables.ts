@@ -26,6 +26,16 @@ export function newer(a: Generation, b: Generation): boolean {
   return a.mount > b.mount || (a.mount === b.mount && a.round > b.round)
 }
 
+/** Part of the digest of an extent table that a page of that generation makes (0: never written). The digest is their sum modulo 2^32. */
+export function tablePageDigest(tablePage: number, { mount, round }: Generation): number {
+  if (mount === 0) return 0
+  let h = Math.imul(tablePage ^ 0x9e3779b9, 0x85ebca6b) ^ Math.imul(mount, 0xc2b2ae35)
+  h = Math.imul(h ^ (h >>> 15), 0x27d4eb2f) ^ Math.imul(round, 0x165667b1)
+  h ^= h >>> 13
+  h = Math.imul(h, 0x2c1b3c6d)
+  return (h ^ (h >>> 16)) >>> 0
+}
+
 const spareAt = (at: number, entry: number): number => at + entry * PAGE_ENTRY_BYTES
 
 function setSpares(view: DataView, at: number, low: number, value: number): void {
@@ -167,6 +177,12 @@ function encodeRow(view: DataView, at: number, table: BlockTable, row: number): 
   set.updateHigh(view, at, table.updateHigh[row]!)
   set.updateLow(view, at, table.updateLow[row]!)
   set.birthSeq(view, at, table.birthSeq[row]!)
+  for (let leaf = 0; leaf < LEAVES_PER_BLOCK; leaf++) {
+    const of = at + ExtentRow.offsets.leafGenerations + leaf * 8
+    const exists = (table.leafMask[row]! & (1 << leaf)) !== 0
+    view.setUint32(of, exists ? table.leafMount[row * LEAVES_PER_BLOCK + leaf]! : 0, true)
+    view.setUint32(of + 4, exists ? table.leafRound[row * LEAVES_PER_BLOCK + leaf]! : 0, true)
+  }
 }
 
 /** This format of the disk has written here (whole or not). */
@@ -220,6 +236,11 @@ export function loadTablePage(arena: Arena, bufferPage: number, table: BlockTabl
     table.birthMount[row] = get.birthMount(view, from)
     table.birthRound[row] = get.birthRound(view, from)
     table.birthSeq[row] = birthSeq
+    for (let leaf = 0; leaf < LEAVES_PER_BLOCK; leaf++) {
+      const of = from + ExtentRow.offsets.leafGenerations + leaf * 8
+      table.leafMount[row * LEAVES_PER_BLOCK + leaf] = view.getUint32(of, true)
+      table.leafRound[row * LEAVES_PER_BLOCK + leaf] = view.getUint32(of + 4, true)
+    }
     table.updateHigh[row] = get.updateHigh(view, from)
     table.updateLow[row] = get.updateLow(view, from)
     table.timestampMs[row] = get.timestamp(view, from)
