@@ -38,7 +38,7 @@ export async function waitHealthy(client: AdminClient, timeoutMs: number, progre
       const status = await client.call('Cluster/Status', {}, Math.max(100, Math.min(5000, leftMs)))
       if (status['health'] === 'safe') return status
       const left = Number((status['resync'] as Message | undefined)?.['blocksLeft'] ?? 0)
-      why = `${String(status['health'])}: ${(status['reasons'] as string[]).join('; ')}${eta.text(left, performance.now())}`
+      why = `${String(status['health'])}: ${(status['reasons'] as string[]).join(' ')}${eta.text(left, performance.now())}`
     } catch (error) {
       if (!(error instanceof XsanError)) throw error
       why = error.message

@@ -53,7 +53,7 @@ export class LeaderClient {
         if (last instanceof XsanError && last.status !== 'NOT_LEADER' && last.status !== 'NODE_UNREACHABLE' && last.status !== 'NETWORK_TIMEOUT') throw last
         throw new XsanError(
           'CLUSTER_NOT_READY',
-          `no leader answered ${method} within ${options.timeoutMs} ms${last === undefined ? '' : `: ${messageOf(last)}`}`,
+          `no leader answered ${method} within ${Math.round(options.timeoutMs)} ms${last === undefined ? '' : `: ${messageOf(last)}`}`,
           'A majority of the voting nodes must run and reach each other; see `xsan cluster status` on each.',
         )
       }

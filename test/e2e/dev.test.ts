@@ -2,11 +2,11 @@
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, readFileSync } from 'node:fs'
+import { chmodSync, existsSync, readFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import test, { type TestContext } from 'node:test'
-import { bin, makeDirectory, removeDirectory, run, until, xsan, xsanJson } from '../support/commands.ts'
+import { bin, makeDirectory, must, removeDirectory, run, until, xsan, xsanJson } from '../support/commands.ts'
 import { isAlive } from '../support/dev-cluster.ts'
 
 interface Shown {
@@ -26,7 +26,8 @@ interface Shown {
 }
 
 function playground(t: TestContext): string {
-  const dir = join(makeDirectory(), 'play')
+  // whoever calls a directory "play" learns nothing
+  const dir = join(makeDirectory(), "play ground's ü%20&?#")
   t.after(async () => {
     await xsan('dev', 'down', '--wipe', '--dir', dir)
     removeDirectory(join(dir, '..'))
@@ -67,6 +68,10 @@ test('a playground of three: its JSON, kill, frozen and dead nodes, several star
   )
   const { items } = await xsanJson<{ items: Array<{ key: string; value: unknown }> }>('--server', up.nodes[2]!.grpc, 'config', 'show')
   assert.equal(items.find(({ key }) => key === 'network.max_connections')?.value, 77)
+
+  const { uris } = await xsanJson<{ uris: string[] }>('--server', up.nodes[0]!.grpc, 'volume', 'create', 'v', '64M')
+  assert.equal(uris.length, 6)
+  for (const uri of uris) assert.equal((await must('nbdinfo', ['--size', uri])).stdout.trim(), String(64 * 1024 * 1024))
 
   const states = (shown: Shown) => shown.nodes.map(({ state }) => state)
   assert.deepEqual(states(await dev(dir, 'kill', 'node-3', '--signal', 'STOP')), ['ready', 'ready', 'frozen'])
@@ -207,4 +212,31 @@ test('wrong use is refused with the next step, and starts nothing', { timeout: 1
   const busy = await refused('start', 'node-1')
   assert.equal(busy.code, 7, busy.stderr)
   assert.match(busy.stderr, /^error XSAN-005 BUSY: node-1: .* is taken by PID \d+/)
+})
+
+test('of another user: said so, whatever is asked', { timeout: 60_000, skip: process.getuid?.() === 0 ? false : 'needs root' }, async (t) => {
+  const dir = playground(t)
+  await dev(dir, 'up', '--nodes', '1', '--disk-size', '256M')
+  const other = (...args: readonly string[]) => run('setpriv', ['--reuid=65534', '--regid=65534', '--clear-groups', bin('xsan'), 'dev', ...args, '--dir', dir])
+  chmodSync(join(dir, '..'), 0o755)
+  for (const mode of [0o700, 0o755]) {
+    chmodSync(dir, mode)
+    for (const args of [['status'], ['kill', 'node-1'], ['start', 'node-1'], ['down', '--wipe'], ['up', '--nodes', '1']]) {
+      const { code, stderr } = await other(...args)
+      assert.equal(code, 1, `${args.join(' ')}: ${stderr}`)
+      assert.match(stderr, /^error XSAN-0\d\d [A-Z_]+: .+ Try: .+\n$/)
+    }
+  }
+  assert.equal((await dev(dir, 'status')).nodes[0]!.state, 'ready')
+})
+
+test('a wait that ends ends in time, and says that nothing runs', { timeout: 60_000 }, async (t) => {
+  const dir = playground(t)
+  const { code, stderr } = await xsan('dev', 'up', '--nodes', '1', '--disk-size', '256M', '--timeout', '50ms', '--dir', dir)
+  assert.equal(code, 6, stderr)
+  assert.match(stderr, /error XSAN-101 CLUSTER_NOT_READY: node-1 is .* Try: .*--timeout/)
+  assert.deepEqual(
+    (await dev(dir, 'status')).nodes.map(({ state }) => state),
+    ['dead'],
+  )
 })

@@ -8,7 +8,7 @@
  * No file is shared by two nodes but dev.json, so several `dev start` may run at once.
  */
 import { createHash } from 'node:crypto'
-import { existsSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { accessSync, constants, existsSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { messageOf, XsanError } from '../../base/errors.ts'
@@ -63,10 +63,16 @@ export function clusterExists(dir: string): boolean {
 
 export function readCluster(dir: string): DevCluster {
   const path = resolve(dir)
-  if (!clusterExists(path)) throw new XsanError('NOT_FOUND', `there is no playground in ${path}`, `xsan dev up --nodes 3 --dir ${dir}`)
   try {
-    return JSON.parse(readFileSync(clusterPath(path), 'utf8')) as DevCluster
+    const cluster = JSON.parse(readFileSync(clusterPath(path), 'utf8')) as DevCluster
+    const [first] = cluster.nodes
+    if (first !== undefined && existsSync(nodeDir(path, first.id))) accessSync(nodeDir(path, first.id), constants.R_OK | constants.X_OK)
+    return cluster
   } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    if (code === 'ENOENT' || code === 'ENOTDIR') throw new XsanError('NOT_FOUND', `there is no playground in ${path}`, `xsan dev up --nodes 3 --dir ${path}`)
+    if (code === 'EACCES')
+      throw new XsanError('PERMISSION_DENIED', `this user may not read ${path}`, 'Do it as the user whose playground it is.', { cause: error })
     throw new XsanError('INVALID_PARAM', `${clusterPath(path)} is damaged: ${messageOf(error)}`, `xsan dev down --wipe --dir ${dir}`)
   }
 }

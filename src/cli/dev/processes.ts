@@ -57,7 +57,7 @@ export async function startProcess(dir: string, node: DevNode): Promise<DevProce
 export async function signalProcess(dir: string, id: string, signal: NodeJS.Signals, timeoutMs: number): Promise<void> {
   const { state, pid } = processState(dir, id)
   if (state === 'dead') return
-  process.kill(pid, signal)
+  send(pid, signal, id)
   const wanted: Partial<Record<NodeJS.Signals, ProcessState>> = { SIGKILL: 'dead', SIGTERM: 'dead', SIGINT: 'dead', SIGSTOP: 'frozen', SIGCONT: 'running' }
   const goal = wanted[signal]
   // A frozen process gets a TERM only once it goes on
@@ -71,12 +71,24 @@ export async function signalProcess(dir: string, id: string, signal: NodeJS.Sign
   }
 }
 
+/** It may end meanwhile. */
+function send(pid: number, signal: NodeJS.Signals, id: string): void {
+  try {
+    process.kill(pid, signal)
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    if (code === 'ESRCH') return
+    if (code !== 'EPERM') throw error
+    throw new XsanError('PERMISSION_DENIED', `PID ${pid} (${id}) belongs to another user`, 'Do it as that user, or as root.', { cause: error })
+  }
+}
+
 /** Ends it: gently, and when that takes too long, not. */
 export async function endProcess(dir: string, id: string, graceMs: number): Promise<void> {
   await endKnown(dir, id, graceMs)
   // one whose starter was killed before it could write down the pid
   const strays = straysOf(configPath(dir, id))
-  for (const pid of strays) process.kill(pid, 'SIGKILL')
+  for (const pid of strays) send(pid, 'SIGKILL', id)
   await until(() => strays.every((pid) => 'ZX'.includes(procStat(pid)?.state ?? 'X')), graceMs)
 }
 

@@ -22,8 +22,9 @@ export const devStart = command<{ dir: string; timeout: number }>({
 
 /** Starts them all, then waits. Without a majority alive no node becomes ready: then it is enough that they answer. */
 export async function startNodes(cluster: DevCluster, nodes: readonly DevNode[], timeoutMs: number): Promise<void> {
+  const endMs = performance.now() + timeoutMs
   await Promise.all(nodes.map((node) => startProcess(cluster.dir, node)))
-  await Promise.all(nodes.map((node) => waitState(cluster.dir, node, OPEN_MS, ({ state }) => state !== 'unresponsive')))
+  await Promise.all(nodes.map((node) => waitState(cluster.dir, node, Math.min(OPEN_MS, timeoutMs), ({ state }) => state !== 'unresponsive')))
   const majority = () => cluster.nodes.filter((node) => processState(cluster.dir, node.id).state === 'running').length * 2 > cluster.nodes.length
-  await Promise.all(nodes.map((node) => waitState(cluster.dir, node, timeoutMs, ({ state }) => state === 'ready' || !majority())))
+  await Promise.all(nodes.map((node) => waitState(cluster.dir, node, Math.max(0, endMs - performance.now()), ({ state }) => state === 'ready' || !majority())))
 }

@@ -231,9 +231,11 @@ async function lay(options: Options): Promise<DevCluster> {
 /** Starts the processes and makes them one cluster, the way people do it: init, then a token for each of the others. */
 async function form(cluster: DevCluster, options: Options, progress: (line: string) => void): Promise<void> {
   const { dir, nodes } = cluster
+  const endMs = performance.now() + options.timeout
+  const leftMs = (most: number) => Math.max(0, Math.min(most, endMs - performance.now()))
   try {
     await Promise.all(nodes.map((node) => startProcess(dir, node)))
-    await Promise.all(nodes.map((node) => waitState(dir, node, OPEN_MS, ({ state }) => state !== 'unresponsive')))
+    await Promise.all(nodes.map((node) => waitState(dir, node, leftMs(OPEN_MS), ({ state }) => state !== 'unresponsive')))
     const [first, ...others] = nodes as readonly [DevNode, ...DevNode[]]
     const client = new AdminClient(first.grpc)
     try {
@@ -246,11 +248,14 @@ async function form(cluster: DevCluster, options: Options, progress: (line: stri
     } finally {
       await client.close()
     }
-    await Promise.all(nodes.map((node) => waitState(dir, node, options.timeout, ({ state }) => state === 'ready')))
+    await Promise.all(nodes.map((node) => waitState(dir, node, leftMs(options.timeout), ({ state }) => state === 'ready')))
     writeCluster({ ...cluster, formed: true })
   } catch (error) {
     progress('ending what was started')
     await Promise.all(nodes.map((node) => endProcess(dir, node.id, END_MS)))
+    // the wait is over and so is the work: not "timed out, but still running"
+    if (error instanceof XsanError && error.status === 'NETWORK_TIMEOUT')
+      throw new XsanError('CLUSTER_NOT_READY', error.message, `${error.nextStep}; or give it longer: --timeout`, { cause: error })
     throw error
   }
 }
@@ -266,7 +271,7 @@ async function waitServing(cluster: DevCluster, timeoutMs: number): Promise<void
         const status = await client.call('Cluster/Status', {}, 2000)
         const nodes = status['nodes'] as Array<{ state: string }>
         if (status['health'] !== 'unavailable' && nodes.length >= cluster.nodes.length && nodes.every(({ state }) => state === 'ready')) return
-        why = `${String(status['health'])}: ${(status['reasons'] as string[]).join('; ')}; nodes: ${nodes.map(({ state }) => state).join(', ')}`
+        why = `${String(status['health'])}: ${(status['reasons'] as string[]).join(' ')}; nodes: ${nodes.map(({ state }) => state).join(', ')}`
       } catch (error) {
         if (!(error instanceof XsanError)) throw error
         why = error.message

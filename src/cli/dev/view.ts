@@ -75,7 +75,7 @@ export async function waitState(dir: string, node: DevNode, timeoutMs: number, a
     if (performance.now() >= endMs) {
       throw new XsanError(
         'NETWORK_TIMEOUT',
-        `${node.id} is ${answer.state} after ${timeoutMs / 1000} s${answer.stage ? ` (${answer.stage})` : ''}`,
+        `${node.id} is ${answer.state} after ${(timeoutMs / 1000).toFixed(1)} s${answer.stage ? ` (${answer.stage})` : ''}`,
         `Look at ${dir}/${node.id}/xsand.log`,
       )
     }
