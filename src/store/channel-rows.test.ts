@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
 import { Prng } from '../base/prng.ts'
-import { ChannelRows, CLIENTS_MAX, ROW_WORDS } from './channel-rows.ts'
+import { ChannelRows, CLIENTS_MAX, ROW_WORDS, ROWS_MAX } from './channel-rows.ts'
 
 test('a channel nothing was seen of has no row', () => {
   const rows = new ChannelRows()
@@ -98,4 +98,22 @@ test('random sets, packs and expiries agree with a plain map', () => {
     const at = rows.lookup(row.high, row.low, row.channel)
     assert.deepEqual([rows.seq[at], rows.slot[at], rows.held[at]], [row.seq, row.slot, row.held])
   }
+})
+
+test('rows of a resync have room or have not, whatever their order; those of processes that were followed make room for a replay', () => {
+  const rows = new ChannelRows()
+  for (let client = 1; client <= 64; client++) for (let channel = 0; channel < 256; channel++) rows.set(256 * client, 1, channel, 1, 1, 1, 1)
+  assert.equal(rows.count, ROWS_MAX)
+  const packed = rows.pack()
+  const again = new ChannelRows()
+  again.merge(-1, packed)
+  assert.equal(again.count, ROWS_MAX, 'as many as there may be come back from a checkpoint')
+  assert.equal(rows.hasRoomForAll(packed), true)
+  const other = packed.slice(0, 2 * ROW_WORDS)
+  other.set([256 * 65, 1, 0], ROW_WORDS)
+  assert.equal(rows.hasRoomForAll(other), false)
+  // what follows in the journal is of a time when the first process of a client had expired
+  rows.set(256, 2, 0, 1, 1, 1, 1)
+  assert.equal(rows.lookup(256, 1, 0), -1)
+  assert.equal(rows.count, ROWS_MAX - 256 + 1)
 })

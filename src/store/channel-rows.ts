@@ -7,6 +7,9 @@
  * Invariants: seq never goes down in memory (only a lost journal suffix takes it back); a row exists when its seq is above 0;
  * a row counts as held only for its own slot (callers compare `slot`).
  *
+ * When there is no room for a row, those of processes that a later process of the same client has followed go: that one has registered, so they are
+ * fenced. A replay needs that: what has expired since is still in the journal.
+ *
  * Clients are found by open addressing; each has a bank of 256 rows, row = bank * 256 + channel. The banks grow by doubling: read the columns
  * through the object (`rows.seq[row]`), never keep them over a `set` or `merge`.
  *
@@ -71,15 +74,45 @@ export class ChannelRows {
     return this.#banks < CLIENTS_MAX || this.#findBank(clientHigh, clientLow) >= 0
   }
 
+  /** May all these packed rows be merged? */
+  hasRoomForAll(packed: Uint32Array): boolean {
+    let rows = this.#count
+    const clients = new Set<number>()
+    for (let w = 0; w < packed.length; w += ROW_WORDS) {
+      if (this.lookup(packed[w]!, packed[w + 1]!, packed[w + 2]!) >= 0) continue
+      rows++
+      if (this.#findBank(packed[w]!, packed[w + 1]!) < 0) clients.add(packed[w]! * 0x1_0000_0000 + packed[w + 1]!)
+    }
+    return rows <= ROWS_MAX && this.#banks + clients.size <= CLIENTS_MAX
+  }
+
   /** Staging a record: takes the row unless it already has a later seq (an old record, forwarded again). */
   set(clientHigh: number, clientLow: number, channel: number, seq: number, slot: number, idHigh: number, idLow: number): void {
     if (!(channel >= 0 && channel < CHANNELS_PER_CLIENT)) assert(false, `channel ${channel}`)
     if (!(seq > 0)) assert(false, `channel ${channel}: sequence ${seq}`)
-    const row = this.#bankOf(clientHigh, clientLow) * CHANNELS_PER_CLIENT + channel
+    const row = this.#rowOf(clientHigh, clientLow, channel)
     const before = this.seq[row]!
     if (seq < before) return
     if (before === 0) this.#count++
     this.#put(row, seq, slot, idHigh, idLow, 1)
+  }
+
+  /** The row of that channel; room is made for one that is not there yet. */
+  #rowOf(clientHigh: number, clientLow: number, channel: number): number {
+    const bank = this.#findBank(clientHigh, clientLow)
+    if (bank >= 0 && (this.seq[bank * CHANNELS_PER_CLIENT + channel] !== 0 || this.#count < ROWS_MAX)) return bank * CHANNELS_PER_CLIENT + channel
+    if (this.#count >= ROWS_MAX || (bank < 0 && this.#banks >= CLIENTS_MAX)) this.#dropFollowed(clientHigh, clientLow)
+    assert(this.#count < ROWS_MAX, `more than ${ROWS_MAX} client channels on one disk`)
+    return this.#bankOf(clientHigh, clientLow) * CHANNELS_PER_CLIENT + channel
+  }
+
+  #dropFollowed(clientHigh: number, clientLow: number): void {
+    const newest = new Map([[clientHigh, clientLow]])
+    for (let bank = 0; bank < this.#banks; bank++) {
+      const client = this.#bankHigh[bank]!
+      newest.set(client, Math.max(newest.get(client) ?? 0, this.#bankLow[bank]!))
+    }
+    for (const [client, incarnation] of newest) this.expire(client, incarnation)
   }
 
   /** Start of a resync session: the disk's own rows of the slot keep their seq and are no longer held. */
@@ -119,7 +152,7 @@ export class ChannelRows {
 
   /**
    * Rows of another disk that come with the resync of `slot`: rows of other slots come as not held; the higher seq wins, of equal seq the held one.
-   * -1 takes them as they are (a checkpoint of this disk). Throws INVALID_PARAM on bytes that are no rows, BUSY when there is no room for them.
+   * -1 takes them as they are (a checkpoint of this disk). Throws INVALID_PARAM on bytes that are no rows; asserts that there is room (`hasRoomForAll`).
    */
   merge(slot: number, packed: Uint32Array): void {
     const reason = invalidPackedRows(packed)
@@ -130,8 +163,7 @@ export class ChannelRows {
       const seq = packed[w + 3]! * 0x1_0000_0000 + packed[w + 4]!
       const rowSlot = packed[w + 5]! & 0x7fff_ffff
       const held = packed[w + 5]! >= HELD_BIT && (slot === -1 || rowSlot === slot) ? 1 : 0
-      if (!this.hasRoomFor(clientHigh, clientLow)) throw new XsanError('BUSY', 'too many client channels on one disk', 'Wait until fenced clients expire.')
-      const row = this.#bankOf(clientHigh, clientLow) * CHANNELS_PER_CLIENT + packed[w + 2]!
+      const row = this.#rowOf(clientHigh, clientLow, packed[w + 2]!)
       const before = this.seq[row]!
       if (seq < before || (seq === before && (held === 0 || this.held[row] === 1))) continue
       if (before === 0) this.#count++

@@ -16,7 +16,7 @@ import { BLOCK_BYTES, PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
 import type { AsyncIo } from '../env/async-io.ts'
 import type { Handle, IoQueue, Tag } from '../env/ioqueue.ts'
 import { type BlockTable, PENDING } from './block-table.ts'
-import { CHANNELS_PER_CLIENT, type ChannelRows, invalidPackedRows, ROW_WORDS } from './channel-rows.ts'
+import { type ChannelRows, invalidPackedRows, ROW_WORDS } from './channel-rows.ts'
 import type { Deferred, Done } from './deferred.ts'
 import type { Destage } from './destage.ts'
 import { compareIds } from './digest.ts'
@@ -582,10 +582,7 @@ export class DiskStore implements ReplicaStore {
   }
 
   #rowsFit(packed: Uint32Array): void {
-    for (let w = 0; w < packed.length; w += ROW_WORDS * CHANNELS_PER_CLIENT) {
-      if (!this.rows.hasRoomFor(packed[w]!, packed[w + 1]!))
-        throw new XsanError('BUSY', 'too many client channels on one disk', 'Wait until fenced clients expire.')
-    }
+    if (!this.rows.hasRoomForAll(packed)) throw new XsanError('BUSY', 'too many client channels on one disk', 'Wait until fenced clients expire.')
   }
 
   // ---- captures ------------------------------------------------------------------------------------------------------------------

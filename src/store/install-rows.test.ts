@@ -3,7 +3,7 @@ import test from 'node:test'
 import { Bench, SLOTS } from '../../test/support/store-bench.ts'
 import { Status } from '../base/status.ts'
 import { MiB, PAGE_BYTES } from '../base/units.ts'
-import { ROW_WORDS } from './channel-rows.ts'
+import { CLIENTS_MAX, ROW_WORDS } from './channel-rows.ts'
 import type { DiskStore } from './disk-store.ts'
 import { checkpointPages } from './journal.ts'
 import { RecordKind, StageRecord } from './store.ts'
@@ -49,4 +49,27 @@ test('channel rows that come with an install are all there after a crash, wherev
     assert.deepEqual(store.rows.pack(), before)
     await bench.settle(store.close())
   }
+})
+
+test('more processes of one client than there is room for, one after the other, are no obstacle for a replay', async () => {
+  const bench = new Bench(20)
+  await bench.format()
+  let store = await bench.mount()
+  const { page, crcs } = bench.payload(1)
+  const last = CLIENTS_MAX + 100
+  for (let incarnation = 1; incarnation <= last; incarnation++) {
+    Object.assign(record, { kind: RecordKind.WRITE, slot: 1, idHigh: 1, idLow: nextId++, volume: 5, layer: 0, index: 0, firstPage: 0, pageCount: 1 })
+    Object.assign(record, { payloadPage: page, crcs, crcFirst: 0, durable: true, clientHigh: 256, clientLow: incarnation, channel: 0, seq: 1 })
+    await bench.until(() => store.admit(record, false) === Status.SUCCESS)
+    const seq = store.stage(record)
+    await bench.until(() => bench.events.durable >= seq)
+    store.rows.expire(256, incarnation)
+  }
+  assert.equal(store.rows.clientCount, 1)
+  bench.kill()
+  store = await bench.mount()
+  assert.ok(store.rows.lookup(256, last, 0) >= 0)
+  store.rows.expire(256, last)
+  assert.equal(store.rows.clientCount, 1)
+  await bench.settle(store.close())
 })
