@@ -221,7 +221,16 @@ export class Resync {
   #installRows(session: SyncSession, store: ReplicaStore, rows: Uint32Array, committedHigh: number, committedLow: number): boolean {
     const committedSv = svOf(committedHigh, committedLow)
     if (rows.length === 0 && committedSv === 0) return true
-    const seq = this.#install(store, { ...NO_PAGES, slot: session.slot, volume: 0, layer: 0, index: 0, rows, lastHigh: committedHigh, lastLow: committedLow })
+    const seq = this.#install(session, store, {
+      ...NO_PAGES,
+      slot: session.slot,
+      volume: 0,
+      layer: 0,
+      index: 0,
+      rows,
+      lastHigh: committedHigh,
+      lastLow: committedLow,
+    })
     if (seq < 0) return false
     this.#raise(session, store, committedSv, seq)
     return true
@@ -237,17 +246,21 @@ export class Resync {
   }
 
   /** Returns the journal position, or -1 when the store has no room now. */
-  #install(store: ReplicaStore, given: Parameters<ReplicaStore['install']>[0]): number {
-    const { slot, volume, index } = given
-    return this.#journaled('a block cannot be installed', { slot, volume, index }, () => store.install(given))
+  #install(session: SyncSession, store: ReplicaStore, given: Parameters<ReplicaStore['install']>[0]): number {
+    const { volume, index } = given
+    return this.#journaled(session, 'a block cannot be installed', { volume, index }, () => store.install(given))
   }
 
-  #journaled(failure: string, about: Readonly<Record<string, unknown>>, write: () => number): number {
+  #journaled(session: SyncSession, failure: string, about: Readonly<Record<string, unknown>>, write: () => number): number {
     try {
       return write()
     } catch (error) {
       if (!(error instanceof XsanError)) throw error
-      if (error.status !== 'BUSY') this.#log('ERROR', failure, { ...about, error: error.message })
+      // it is tried again and again: a disk stays full for long
+      if (error.status !== 'BUSY' && session.refusal !== error.message) {
+        session.refusal = error.message
+        this.#log('ERROR', failure, { slot: session.slot, ...about, error: error.message })
+      }
       return -1
     }
   }
@@ -386,7 +399,7 @@ export class Resync {
         dataPages++
       }
       const needed = neededBytes(store, own, pages, crc, flags)
-      const journalSeq = this.#install(store, {
+      const journalSeq = this.#install(session, store, {
         slot,
         volume,
         layer,
@@ -450,7 +463,7 @@ export class Resync {
       if (this.#replicas.lastSv(slot) < session.high) continue
       const store = this.#replicas.storeOf(slot)!
       // the position in the stream may be known in memory alone: from now on it is the slot's last id
-      if (store.isIncomplete(slot) && this.#journaled('a resync cannot be ended', { slot }, () => store.completeSession(slot)) < 0) continue
+      if (store.isIncomplete(slot) && this.#journaled(session, 'a resync cannot be ended', {}, () => store.completeSession(slot)) < 0) continue
       done.push({ session, store })
     }
     if (done.length === 0) return false

@@ -27,6 +27,8 @@ export class SyncSession {
   compared = false
   /** Answers under way for which the slot's forwards are held back. */
   holds = 0
+  /** Why the store took something of it not, the last time it was told. */
+  refusal = ''
   /** The report has been sent. */
   reported = false
 
