@@ -7,4 +7,6 @@ export const WriteFlag = {
   NONE: 0,
   /** Durable on every replica before success, whatever the volume's mode. */
   FUA: 1,
+  /** What is zeroed keeps its space, so that writing it again cannot fail for want of some. */
+  NO_HOLE: 2,
 } as const

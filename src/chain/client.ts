@@ -16,7 +16,7 @@ import { columns, f64, i32, u8 } from '../base/columns.ts'
 import type { VolumeNumber } from '../base/ids.ts'
 import { type Done, WriteFlag } from '../base/request.ts'
 import { Status } from '../base/status.ts'
-import { CHAIN_OP_PAGES_MAX, PAGE_BYTES } from '../base/units.ts'
+import { CHAIN_OP_PAGES_MAX, PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
 import type { IoQueue } from '../env/ioqueue.ts'
 import { CHAIN_ENTRIES_MAX, ReplicaState } from '../placement/chain.ts'
 import { slotOf } from '../placement/ring.ts'
@@ -30,7 +30,7 @@ import { NONE } from './records.ts'
 import type { ChainTable } from './table.ts'
 import type { Writes } from './write.ts'
 
-const OpKind = { READ: 0, WRITE: 1, ZERO: 2, CANCEL: 3, FLUSH: 4 } as const
+const OpKind = { READ: 0, WRITE: 1, ZERO: 2, CANCEL: 3, FLUSH: 4, REMOVE: 5 } as const
 const OpState = {
   WAITS_FOR_CHANNEL: 1,
   PARKED: 2,
@@ -210,7 +210,9 @@ export class Client implements BlockClient {
   }
 
   zero(volume: VolumeNumber, index: number, firstPage: number, pageCount: number, flags: number, done: Done, row: number): void {
-    this.#start(OpKind.ZERO, volume, index, firstPage * PAGE_BYTES, pageCount * PAGE_BYTES, NONE, flags, done, row)
+    // without any content it needs no space
+    if (pageCount === PAGES_PER_BLOCK && (flags & WriteFlag.NO_HOLE) === 0) this.#start(OpKind.REMOVE, volume, index, 0, 0, NONE, flags, done, row)
+    else this.#start(OpKind.ZERO, volume, index, firstPage * PAGE_BYTES, pageCount * PAGE_BYTES, NONE, flags, done, row)
   }
 
   flush(volume: VolumeNumber, done: Done, row: number): void {
@@ -296,7 +298,7 @@ export class Client implements BlockClient {
     this.#inCall = true
     if (this.stopping) this.#end(op, Status.STOPPING)
     else if (known === undefined && this.#table.revision > 0) this.#end(op, Status.VOLUME_NOT_FOUND)
-    else if (this.readOnly && (kind === OpKind.WRITE || kind === OpKind.ZERO)) this.#end(op, Status.READ_ONLY)
+    else if (this.readOnly && kind !== OpKind.READ && kind !== OpKind.FLUSH) this.#end(op, Status.READ_ONLY)
     else if (kind === OpKind.FLUSH) this.#startFlush(op, volume)
     else if (kind === OpKind.READ) this.#dispatch(op)
     else if (this.#freeChannelCount > 0) this.#openChannel(op)
@@ -468,8 +470,16 @@ export class Client implements BlockClient {
   }
 
   recordKind(op: number): RecordKind {
-    const kind = this.ops.kind[op]
-    return kind === OpKind.WRITE ? RecordKind.WRITE : kind === OpKind.ZERO ? RecordKind.ZERO : RecordKind.EMPTY
+    switch (this.ops.kind[op]) {
+      case OpKind.WRITE:
+        return RecordKind.WRITE
+      case OpKind.ZERO:
+        return RecordKind.ZERO
+      case OpKind.REMOVE:
+        return RecordKind.REMOVE
+      default:
+        return RecordKind.EMPTY
+    }
   }
 
   /**

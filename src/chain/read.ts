@@ -116,7 +116,7 @@ export class Reads {
     const block = store.findBlock(reads.volume[r]!, reads.layer[r]!, reads.index[r]!)
     const id = this.#id
     store.newestId(block, reads.firstPage[r]!, reads.pageCount[r]!, id)
-    if (!this.isCommitted(slot, id[0]!, id[1]!)) {
+    if (!this.isCommitted(slot, id[0]!, id[1]!) || this.#replicas.isBeingRemoved(slot, reads.volume[r]!, reads.layer[r]!, reads.index[r]!)) {
       this.#counters.readsWaited++
       this.#wait(r, slot)
       return

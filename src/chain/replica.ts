@@ -63,6 +63,8 @@ export class Replicas {
   readonly records: Records
   /** Rows of hop 0: clients' updates, ordered here. */
   headRecords = 0
+  /** Removals in the lists of slots. */
+  #removals = 0
   readonly sessions = new Map<number, SyncSession>()
   /** Per store: nothing may be served or acknowledged from it any more. */
   readonly storeFailed: boolean[]
@@ -311,6 +313,17 @@ export class Replicas {
     else records.next[last] = row
     this.#last[slot] = row
     if (this.#readyNext[slot] === NONE) this.#readyNext[slot] = row
+    if (records.kind[row] === RecordKind.REMOVE) this.#removals++
+  }
+
+  /** A removed block has no page ids any more that could tell: whether its removal is staged here and not committed (protocol 18). */
+  isBeingRemoved(slot: number, volume: number, layer: number, index: number): boolean {
+    if (this.#removals === 0) return false
+    const { records } = this
+    for (let row = this.#first[slot]!; row !== NONE; row = records.next[row]!) {
+      if (records.kind[row] === RecordKind.REMOVE && records.index[row] === index && records.volume[row] === volume && records.layer[row] === layer) return true
+    }
+    return false
   }
 
   #enqueue(storeIndex: number, row: number): void {
@@ -406,6 +419,7 @@ export class Replicas {
       if (this.#readyNext[slot] === row) this.#readyNext[slot] = next
       if (this.forwardNext[slot] === row) this.forwardNext[slot] = next
       records.state[row]! |= RecordState.COMMITTED
+      if (records.kind[row] === RecordKind.REMOVE) this.#removals--
       const update = records.update[row]!
       if (update !== NONE) {
         records.update[row] = NONE
@@ -582,6 +596,7 @@ export class Replicas {
     for (let row = this.#first[slot]!; row !== NONE; ) {
       const next = records.next[row]!
       records.state[row]! |= RecordState.DROPPED
+      if (records.kind[row] === RecordKind.REMOVE) this.#removals--
       this.#freeIfDone(row)
       row = next
     }

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
 import { ChainCluster, pattern, TestClient } from '../../test/support/chain-cluster.ts'
+import { WriteFlag } from '../base/request.ts'
 import { Status } from '../base/status.ts'
 import { CallKind } from '../wire/peer.ts'
 
@@ -206,4 +207,47 @@ test('the head is here and cut off with its record: the client is told that nobo
   await cluster.until('quiet', () => cluster.quiet, 10_000)
   assert.deepEqual((await cluster.world.settle(new TestClient(cluster.node(2)).read(0, 0, 1), 5000)).bytes, pattern(2))
   assert.equal(node.plane.resources['clientOperations'], 0)
+})
+
+test('a block that is being removed is read as removed only when that is committed, and gives its space back', { timeout: 60_000 }, async () => {
+  const { cluster } = await twoAndClient()
+  for (const node of cluster.nodes) node.send({ type: 'lease', untilMs: node.host.bootMs() + 3_600_000, revision: 0 as never })
+  const [head, tail] = [cluster.node(1), cluster.node(2)]
+  const remove = (flags: number) => {
+    const outcome = { status: -1 }
+    head.process.schedule(0, 'a removal', () => {
+      head.client.zero(
+        1 as never,
+        0,
+        0,
+        1024,
+        flags,
+        (_row, status) => {
+          outcome.status = status
+        },
+        7,
+      )
+      head.plane.settle()
+    })
+    return outcome
+  }
+  tail.process.freeze()
+  const removal = remove(WriteFlag.NONE)
+  await cluster.world.runFor(10)
+  const read = new TestClient(head).read(0, 0, 1)
+  await cluster.world.runFor(100)
+  assert.equal(head.plane.reads.reads.inUse, 1, 'it waits')
+  assert.equal(removal.status, -1)
+  tail.process.thaw()
+  assert.deepEqual((await cluster.world.settle(read, 5000)).bytes, new Uint8Array(4096))
+  assert.equal(removal.status, Status.SUCCESS)
+  await cluster.until('quiet', () => cluster.quiet)
+  assert.deepEqual([head.store.usedBytes, tail.store.usedBytes], [0, 0])
+  // written anew, and zeroed without giving back its space
+  assert.equal(await cluster.world.settle(new TestClient(head).write(0, 4096, pattern(5)), 5000), Status.SUCCESS)
+  const zeroed = remove(WriteFlag.NO_HOLE)
+  await cluster.until('zeroed', () => zeroed.status === Status.SUCCESS)
+  assert.ok(head.store.usedBytes > 0 && tail.store.usedBytes > 0)
+  assert.deepEqual((await cluster.world.settle(new TestClient(tail).read(0, 0, 2), 5000)).bytes, new Uint8Array(8192))
+  cluster.assertEqual()
 })

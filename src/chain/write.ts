@@ -204,7 +204,7 @@ export class Writes {
       const client = table.nodes.get(updates.clientHigh[u]! >>> 8)
       if (client === undefined || updates.clientLow[u]! < client.incarnation) return Status.PERMISSION_DENIED
     }
-    if (updates.kind[u] !== RecordKind.EMPTY && updates.kind[u] !== RecordKind.REMOVE) {
+    if (updates.kind[u] !== RecordKind.EMPTY) {
       const volume = table.volumes.get(updates.volume[u]!)
       if (volume === undefined) return Status.VOLUME_NOT_FOUND
       if (volume.readOnly || this.readOnly) return Status.READ_ONLY

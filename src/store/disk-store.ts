@@ -5,7 +5,7 @@
  *   admit -> stage: encode into the collecting batch, change the index, `last` and the channel row -> kick
  *   read: index -> extents, journal, or payloads still under way -> CRCs compared
  *
- * A block takes its whole extent when it is created; a REMOVE gives it back, a ZERO of all its pages does not (their ids stay known).
+ * A block takes its whole extent when it is created; a REMOVE (of all of it at once, by a client too) gives it back, ZEROs of its pages do not.
  * Later work: large writes that bypass the journal's payload, a page-table cache (all pages are in memory: 17 KiB per block), tiers, codecs.
  */
 import { assert } from '../base/assert.ts'

@@ -3,9 +3,10 @@ import assert from 'node:assert/strict'
 import { copyFileSync, mkdirSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test, { after, before } from 'node:test'
-import { makeDirectory, must, ROOT, removeDirectory, run } from '../support/commands.ts'
+import { makeDirectory, must, ROOT, removeDirectory, run, until, xsanJson } from '../support/commands.ts'
 import { DevCluster } from '../support/dev-cluster.ts'
 
+const MiB = 1024 * 1024
 const TEST_MS = 120_000
 let cluster: DevCluster
 let dir: string
@@ -51,6 +52,23 @@ test('an ext4 image copied in through one node comes out of another byte for byt
   await must('cmp', [image, out])
   await must('e2fsck', ['-f', '-n', out])
   assert.ok((await cluster.assertReplicasEqual('image')) > 0)
+})
+
+test('what is discarded gives its space back, on every disk', { timeout: TEST_MS }, async () => {
+  await cluster.createVolume('thin', '64M')
+  const used = async () =>
+    (await xsanJson<{ disks: Array<{ used_bytes: number }> }>('--server', cluster.nodes[0]!.grpc, 'disk', 'list')).disks.map((disk) => disk.used_bytes)
+  const isUsed = (bytes: number) => async () => (await used()).every((now, i) => now - before[i]! === bytes)
+  const io = (command: string) => must('qemu-io', ['-f', 'raw', '-c', command, '-c', 'flush', cluster.uri('node-1', 'thin')])
+  const before = await used()
+  await io('write -P 7 0 40M')
+  await until('written', 10_000, isUsed(40 * MiB))
+  await io('discard 2M 30M')
+  await until('seven whole blocks less', 10_000, isUsed(12 * MiB))
+  await io('write -z -u 0 40M')
+  await until('nothing left', 10_000, isUsed(0))
+  await must('qemu-io', ['-f', 'raw', '-c', 'read -P 0 0 64M', cluster.uri('node-3', 'thin')])
+  assert.equal(await cluster.assertReplicasEqual('thin'), 0)
 })
 
 test('qemu-io writes patterns, zeroes and discards through one node and finds them through another', { timeout: TEST_MS }, async () => {

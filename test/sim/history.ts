@@ -15,7 +15,7 @@
  * The search is that of Wing and Gong with Lowe's memory of seen configurations, per page, with a bound on the work.
  */
 import { assert } from '../../src/base/assert.ts'
-import { PAGE_BYTES, SECTOR_BYTES, SECTORS_PER_PAGE } from '../../src/base/units.ts'
+import { BLOCK_BYTES, PAGE_BYTES, PAGES_PER_BLOCK, SECTOR_BYTES, SECTORS_PER_PAGE } from '../../src/base/units.ts'
 
 /** Sectors never written, and zeroed ones. */
 export const STAMP_ZERO = 0
@@ -62,6 +62,8 @@ const CONFIGURATIONS_MAX = 400_000
 
 export class History {
   readonly #pages = new Map<string, PageOp[]>()
+  /** By block: writes of zeros to all of it. Each is one operation to all pages, also to those that nobody has touched yet. */
+  readonly #blockZeros = new Map<string, PageOp[]>()
   readonly #open = new Set<OpenOp>()
   readonly #unflushed = new Map<number, PageOp[]>()
   #nextId = 1
@@ -74,6 +76,31 @@ export class History {
   /** A write (zeroes with `zero`) was called. Its stamp is its id, or 0. */
   beginWrite(options: { client: string; volume: number; offsetBytes: number; lengthBytes: number; nowMs: number; zero?: boolean }): OpenOp {
     return this.#begin('write', options, options.zero ? STAMP_ZERO : this.#nextId)
+  }
+
+  /** A whole block was called to be zeros. */
+  beginBlockZero({ client, volume, block, nowMs }: { client: string; volume: number; block: number; nowMs: number }): OpenOp {
+    const id = this.#nextId++
+    this.opCount++
+    const op: PageOp = {
+      kind: 'write',
+      id,
+      client,
+      callMs: nowMs,
+      returnMs: Number.POSITIVE_INFINITY,
+      outcome: 'unknown',
+      mask: (1 << SECTORS_PER_PAGE) - 1,
+      stamps: new Int32Array(SECTORS_PER_PAGE),
+      durable: !this.relaxedVolumes.has(volume),
+    }
+    for (let page = block * PAGES_PER_BLOCK; page < (block + 1) * PAGES_PER_BLOCK; page++) this.#pages.get(`${volume}:${page}`)?.push(op)
+    const key = `${volume}:${block}`
+    const zeros = this.#blockZeros.get(key)
+    if (zeros) zeros.push(op)
+    else this.#blockZeros.set(key, [op])
+    const open: OpenOp = { id, kind: 'write', volume, offsetBytes: block * BLOCK_BYTES, lengthBytes: BLOCK_BYTES, pages: [{ key, op }] }
+    this.#open.add(open)
+    return open
   }
 
   beginRead(options: { client: string; volume: number; offsetBytes: number; lengthBytes: number; nowMs: number }): OpenOp {
@@ -182,7 +209,7 @@ export class History {
 
   /** Its volume was deleted: no answer means anything any more. */
   forget(volume: number): void {
-    for (const key of [...this.#pages.keys()]) if (key.startsWith(`${volume}:`)) this.#pages.delete(key)
+    for (const map of [this.#pages, this.#blockZeros]) for (const key of [...map.keys()]) if (key.startsWith(`${volume}:`)) map.delete(key)
     this.#unflushed.delete(volume)
   }
 
@@ -287,7 +314,7 @@ export class History {
       op.pages.push({ key, op: pageOp })
       const list = this.#pages.get(key)
       if (list) list.push(pageOp)
-      else this.#pages.set(key, [pageOp])
+      else this.#pages.set(key, [...(this.#blockZeros.get(`${volume}:${Math.floor(page / PAGES_PER_BLOCK)}`) ?? []), pageOp])
     }
     this.#open.add(op)
     return op

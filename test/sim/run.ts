@@ -16,7 +16,7 @@ import { focusedSchedule, focusOf, type Mix } from './focus.ts'
 import { History, type Violation } from './history.ts'
 import { inject } from './inject.ts'
 import { NbdInitiator } from './nbd-client.ts'
-import { largeShareOf, nodesOf, PLAIN_SHAPE, shapeOf } from './shape.ts'
+import { largeShareOf, nodesOf, PLAIN_SHAPE, removeShareOf, shapeOf } from './shape.ts'
 import { SimClient } from './workload.ts'
 
 export interface RunResult {
@@ -255,7 +255,9 @@ function startClients(
       depth,
       // Some do little but read: they are the ones to see what is stale
       readShare: mix ? random.pick(mix.readShares) : random.chance(0.4) ? 0.98 : 0.4,
-      ...(mix ? { hotPages: mix.hotPages, largeShare: mix.largeShare ?? 0 } : { largeShare: largeShareOf(schedule.seed) }),
+      ...(mix
+        ? { hotPages: mix.hotPages, largeShare: mix.largeShare ?? 0 }
+        : { largeShare: largeShareOf(schedule.seed), removeShare: removeShareOf(schedule.seed) }),
       // So that they are at work all the time
       thinkMs: (depth * schedule.durationMs) / schedule.opsPerClient,
       seat: initiator?.seat ?? seat,

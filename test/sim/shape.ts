@@ -35,6 +35,11 @@ export function largeShareOf(seed: Seed): number {
   return seededPrng(seed).fork('large operations').chance(0.3) ? 0.25 : 0
 }
 
+/** Share of what zeroes that takes whole blocks. */
+export function removeShareOf(seed: Seed): number {
+  return seededPrng(seed).fork('removals').pick([0, 0, 0.05, 0.3])
+}
+
 /** Nodes of a cluster at its start. */
 export function nodesOf(seed: Seed): number {
   return seededPrng(seed).fork('nodes').pick([3, 3, 3, 3, 4, 5])

@@ -42,6 +42,8 @@ export interface WorkloadOptions {
   readonly hotPages?: number
   /** Share of operations on up to LARGE_SECTORS_MAX. */
   readonly largeShare?: number
+  /** Share of the operations that zero which take a whole block, and so its space. */
+  readonly removeShare?: number
   /** Mean pause between operations. */
   readonly thinkMs: number
   /** A running node to sit on, or undefined while there is none. */
@@ -260,7 +262,11 @@ export class SimClient {
   }
 
   #zero(seat: ClientSeat, name: string, next: () => void): void {
-    const { history, volume, random, syncWhenWrite } = this.options
+    const { history, volume, random, syncWhenWrite, removeShare = 0 } = this.options
+    if (removeShare > 0 && random.chance(removeShare)) {
+      this.#removeBlock(seat, name, next)
+      return
+    }
     let { offsetBytes, lengthBytes } = this.#range()
     const isTrim = random.chance(0.5)
     if (isTrim) {
@@ -283,6 +289,17 @@ export class SimClient {
     const done = (_row: number, status: number) => this.#written(seat, row, status, next)
     if (isTrim) seat.volumes.trim(volume, offsetBytes, lengthBytes, WriteFlag.NONE, done, row)
     else seat.volumes.zero(volume, offsetBytes, lengthBytes, page, WriteFlag.NONE, done, row)
+  }
+
+  #removeBlock(seat: ClientSeat, name: string, next: () => void): void {
+    const { history, volume, random, syncWhenWrite } = this.options
+    const block = Math.floor(random.pick(this.#hot) / BLOCK_BYTES)
+    const nowMs = seat.process.localNowMs
+    const open = history.beginBlockZero({ client: name, volume, block, nowMs })
+    const row = this.#begin({ kind: 'write', open, page: -1, calledMs: nowMs, durable: syncWhenWrite })
+    const done = (_row: number, status: number) => this.#written(seat, row, status, next)
+    if (random.chance(0.5)) seat.volumes.trim(volume, block * BLOCK_BYTES, BLOCK_BYTES, WriteFlag.NONE, done, row)
+    else seat.volumes.zero(volume, block * BLOCK_BYTES, BLOCK_BYTES, -1, WriteFlag.NONE, done, row)
   }
 
   #written(seat: ClientSeat, row: number, status: number, next: () => void): void {

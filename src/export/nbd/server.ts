@@ -515,7 +515,7 @@ export class NbdServer {
         if (!this.#volumes.trim(volume, offsetBytes, lengthBytes, writeFlags, this.#done, r)) this.#reply(r)
         break
       default:
-        this.#volumes.zero(volume, offsetBytes, lengthBytes, basePage, writeFlags, this.#done, r)
+        this.#volumes.zero(volume, offsetBytes, lengthBytes, basePage, writeFlags | (flags & CommandFlag.NO_HOLE ? WriteFlag.NO_HOLE : 0), this.#done, r)
     }
     return true
   }
