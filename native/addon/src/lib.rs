@@ -5,4 +5,5 @@
 
 mod io;
 mod notify;
+mod per_turn;
 mod raft;

@@ -23,7 +23,7 @@ export const ReactorCounter = { TURNS: 0, COMPLETIONS: 1, EVENT_LOOP_RETURNS: 2 
 export const REACTOR_COUNTERS_BYTES = 64
 
 export interface ReactorLoop {
-  /** Written by the reactor's thread; another thread that sees TURNS stand still for longer than a few TURN_WAIT_MS sees a stuck reactor. */
+  /** Written by the reactor's thread alone (so that plain additions do: the atomic ones are calls); another thread that sees TURNS stand still for longer than a few TURN_WAIT_MS sees a stuck reactor. */
   readonly counters: Int32Array
   /** How long a turn that found nothing polls before it sleeps, us. */
   spinUs: number
@@ -46,16 +46,16 @@ export function runReactor(queue: IoQueue, options: { counters?: SharedArrayBuff
         return
       }
       const count = loop.spinUs > 0 ? spinTurn(queue, loop.spinUs, waitMs) : queue.turn(waitMs)
-      Atomics.add(counters, ReactorCounter.TURNS, 1)
+      counters[ReactorCounter.TURNS]!++
       if (count === 0) {
         waitMs = Math.min(2 * waitMs, TURN_WAIT_MS)
         break
       }
-      Atomics.add(counters, ReactorCounter.COMPLETIONS, count)
+      counters[ReactorCounter.COMPLETIONS]! += count
     } while (!queue.asyncPending && queue.nowMs < lookAtMs)
     if (queue.asyncPending) waitMs = 1
     queue.asyncPending = false
-    Atomics.add(counters, ReactorCounter.EVENT_LOOP_RETURNS, 1)
+    counters[ReactorCounter.EVENT_LOOP_RETURNS]!++
     setImmediate(run)
   }
   const loop: ReactorLoop = {
