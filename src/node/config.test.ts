@@ -7,7 +7,7 @@ import { XsanError } from '../base/errors.ts'
 import { assignment, describeKey, loadConfig, resolveConfig } from './config.ts'
 
 const SAMPLE = new URL('../../conf/sample-004.json', import.meta.url).pathname
-const MINIMAL = { cluster: { cluster_id: 'c', node_id: 'n', bind_ip: '127.0.0.1' }, storage: {}, network: {} }
+const MINIMAL = { cluster: { cluster_id: 'c', node_id: 'n', bind_ip: '127.0.0.1' } }
 
 const resolveOne = (json: unknown) => resolveConfig([{ file: 'xsan.json', json }], '/base')
 const withKey = (text: string) => resolveConfig([{ file: 'xsan.json', json: MINIMAL }, assignment(text)], '/base')

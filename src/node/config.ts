@@ -52,32 +52,38 @@ export const configSchema = z.strictObject({
     zone: name.optional().describe('Failure domain above the rack.'),
     rack: name.optional().describe('Failure domain above the node.'),
   }),
-  storage: z.strictObject({
-    devices: z.array(device).max(256).default([]).describe('Disks given to XSAN; a node without any is a witness: it votes and stores nothing.'),
-    block_size: z
-      .literal(BLOCK_BYTES, 'must be 4194304 (4 MiB): the unit of placement cannot be changed')
-      .default(BLOCK_BYTES)
-      .describe('Unit of placement and replication.'),
-    default_replica_count: z.number().int().min(1).max(6).default(2).describe('Copies of a volume created without --replicas.'),
-    sync_when_write: z
-      .boolean()
-      .default(true)
-      .describe('A write is acknowledged when every copy is on stable storage; false: when it is in the memory of all of them.'),
-    read_only: hot(z.boolean().default(false)).describe('Refuse writes, serve reads.'),
-  }),
-  network: z.strictObject({
-    heartbeat_interval: ms({ min: 50, max: 60_000, byDefault: 1000 }).describe('Between two heartbeats.'),
-    election_timeout: ms({ min: 200, max: 120_000, byDefault: 5000 }).describe('Without a leader for this long, a node stands for election.'),
-    max_connections: hot(z.number().int().min(1).max(CONNECTIONS_MAX).default(1000)).describe('Clients of one listener; the next one is refused.'),
-    data_port: port(8000).describe('Port of the data plane, for the other nodes.'),
-    admin_port: port(9000).describe('Port of /metrics, /healthz and /readyz.'),
-    admin_ip: ipv4.optional().describe('Address of the admin port; default: bind_ip.'),
-    heartbeat_group: z
-      .union([ipv4.regex(/^(22[4-9]|23\d)\./, 'must be a multicast address, such as 239.255.88.10'), z.literal('')])
-      .default('239.255.88.10')
-      .describe('Multicast group of the heartbeats; "": unicast only.'),
-    heartbeat_port: port(8088).describe('Port of the multicast group.'),
-  }),
+  storage: z
+    .strictObject({
+      devices: z.array(device).max(256).default([]).describe('Disks given to XSAN; a node without any is a witness: it votes and stores nothing.'),
+      block_size: z
+        .literal(BLOCK_BYTES, 'must be 4194304 (4 MiB): the unit of placement cannot be changed')
+        .default(BLOCK_BYTES)
+        .describe('Unit of placement and replication.'),
+      default_replica_count: z.number().int().min(1).max(6).default(2).describe('Copies of a volume created without --replicas.'),
+      sync_when_write: z
+        .boolean()
+        .default(true)
+        .describe('A write is acknowledged when every copy is on stable storage; false: when it is in the memory of all of them.'),
+      read_only: hot(z.boolean().default(false)).describe('Refuse writes, serve reads.'),
+    })
+    .prefault({}),
+
+  network: z
+    .strictObject({
+      heartbeat_interval: ms({ min: 50, max: 60_000, byDefault: 1000 }).describe('Between two heartbeats.'),
+      election_timeout: ms({ min: 200, max: 120_000, byDefault: 5000 }).describe('Without a leader for this long, a node stands for election.'),
+      max_connections: hot(z.number().int().min(1).max(CONNECTIONS_MAX).default(1000)).describe('Clients of one listener; the next one is refused.'),
+      data_port: port(8000).describe('Port of the data plane, for the other nodes.'),
+      admin_port: port(9000).describe('Port of /metrics, /healthz and /readyz.'),
+      admin_ip: ipv4.optional().describe('Address of the admin port; default: bind_ip.'),
+      heartbeat_group: z
+        .union([ipv4.regex(/^(22[4-9]|23\d)\./, 'must be a multicast address, such as 239.255.88.10'), z.literal('')])
+        .default('239.255.88.10')
+        .describe('Multicast group of the heartbeats; "": unicast only.'),
+      heartbeat_port: port(8088).describe('Port of the multicast group.'),
+    })
+    .prefault({}),
+
   nbd: z
     .strictObject({
       bind_ip: ipv4.default('127.0.0.1').describe('Address of the NBD export.'),

@@ -45,7 +45,6 @@ function startDaemon(host: number): void {
   const config = {
     cluster: { cluster_id: 'lan', node_id: `node-${host}`, bind_ip: lan!.address(host), bind_port: 8080, data_dir: join(dir, `data-${host}`) },
     storage: { devices: [{ path: join(dir, `disk-${host}`), type: 'ssd', role: 'capacity', size: '1G' }], default_replica_count: 3 },
-    network: {},
     nbd: { socket: socketOf(host) },
     forward: { retry_total_time: RETRY_MS },
   }
