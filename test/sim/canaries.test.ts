@@ -5,8 +5,8 @@ import { ChainTable } from '../../src/chain/table.ts'
 import { CANARIES, canaryOf } from './canaries.ts'
 import { runSchedule, scheduleFor } from './run.ts'
 
-test('there are at least fifteen planted bugs, each with a name of its own and a bounded search', () => {
-  assert.ok(CANARIES.length >= 15)
+test('there are at least twenty planted bugs, each with a name of its own and a bounded search', () => {
+  assert.ok(CANARIES.length >= 20)
   assert.equal(new Set(CANARIES.map(({ name }) => name)).size, CANARIES.length)
   for (const { name, seedsMax } of CANARIES) assert.ok(seedsMax > 0 && seedsMax <= 100, name)
 })

@@ -4,16 +4,21 @@
  */
 import { Status } from '../../src/base/status.ts'
 import { Calls } from '../../src/chain/calls.ts'
+import { Client } from '../../src/chain/client.ts'
 import { Flushes } from '../../src/chain/flush.ts'
+import { Peers } from '../../src/chain/peers.ts'
 import { Reads } from '../../src/chain/read.ts'
+import { NONE } from '../../src/chain/records.ts'
 import { Replicas } from '../../src/chain/replica.ts'
 import { SyncSession } from '../../src/chain/session.ts'
 import { ChainTable } from '../../src/chain/table.ts'
 import { Writes } from '../../src/chain/write.ts'
 import { AsyncIo } from '../../src/env/async-io.ts'
 import { SimFile } from '../../src/env/sim/disk.ts'
+import { ReplicaState } from '../../src/placement/chain.ts'
 import { ChannelRows } from '../../src/store/channel-rows.ts'
 import { Reader } from '../../src/store/read.ts'
+import { RecordKind } from '../../src/store/store.ts'
 import { CallKind } from '../../src/wire/peer.ts'
 import type { Plan } from './run.ts'
 
@@ -101,7 +106,7 @@ export const CANARIES: readonly Canary[] = [
   {
     name: 'flush-not-forwarded',
     bug: "a flush makes only the client's own node durable",
-    seedsMax: 8,
+    seedsMax: 40,
     plan: { focus: 'blackouts-relaxed' },
     plant: () =>
       method<Calls, [number, number, Uint8Array, number, number], Promise<{ status: number; lengthBytes: number }>>(
@@ -121,14 +126,25 @@ export const CANARIES: readonly Canary[] = [
     seedsMax: 12,
     plan: { focus: 'blackouts' },
     plant: () =>
-      method<Replicas, [number], void>(
-        Replicas.prototype,
-        'stage',
-        (original) =>
-          function (row) {
-            this.records.durable[row] = 0
-            original.call(this, row)
-          },
+      all(
+        method<Replicas, [number], void>(
+          Replicas.prototype,
+          'receive',
+          (original) =>
+            function (row) {
+              this.records.durable[row] = 0
+              original.call(this, row)
+            },
+        ),
+        method<Replicas, [number], number>(
+          Replicas.prototype,
+          'admitUpdate',
+          (original) =>
+            function (row) {
+              this.records.durable[row] = 0
+              return original.call(this, row)
+            },
+        ),
       ),
   },
   {
@@ -201,6 +217,116 @@ export const CANARIES: readonly Canary[] = [
         replace(SyncSession.prototype, 'skipOf', () => () => 0),
         replace(SyncSession.prototype, 'skipped', () => () => undefined),
       ),
+  },
+  {
+    name: 'rows-of-other-slots-held',
+    bug: "channel rows that come along with another slot's resync count as held: a write asked for again is answered, and was never applied here",
+    seedsMax: 5,
+    plan: { focus: 'churn' },
+    plant: () =>
+      method<ChannelRows, [number, Uint32Array], void>(
+        ChannelRows.prototype,
+        'merge',
+        (original) =>
+          function (_slot, packed) {
+            original.call(this, -1, packed)
+          },
+      ),
+  },
+  {
+    name: 'syncing-acknowledges-unflushed',
+    bug: 'a SYNCING member acknowledges what its kernel holds and its disk does not',
+    seedsMax: 30,
+    plan: { focus: 'handovers' },
+    plant: () =>
+      method<Replicas, [number], void>(
+        Replicas.prototype,
+        'receive',
+        (original) =>
+          function (row) {
+            if (this.table.ownState[this.records.slot[row]!] === ReplicaState.SYNCING) this.records.durable[row] = 0
+            original.call(this, row)
+          },
+      ),
+  },
+  {
+    name: 'report-before-the-stream',
+    bug: 'a returning replica reports as soon as its blocks are installed, though the stream has not passed what their answers held',
+    seedsMax: 30,
+    plan: { focus: 'reports' },
+    plant: () =>
+      method<Replicas, [number], number>(
+        Replicas.prototype,
+        'lastSv',
+        (original) =>
+          function (slot) {
+            const session = this.sessions.get(slot)
+            return session?.allInstalled ? Math.max(original.call(this, slot), session.high) : original.call(this, slot)
+          },
+      ),
+  },
+  {
+    name: 'cancel-confirmed-when-ordered',
+    bug: 'a cancel is confirmed when its head has ordered it, and the write it cancels takes effect afterwards',
+    seedsMax: 30,
+    plan: { focus: 'cancels' },
+    plant: () => {
+      const ordered: Array<{ readonly replicas: Replicas; readonly row: number }> = []
+      return all(
+        method<Replicas, [number], void>(
+          Replicas.prototype,
+          'stage',
+          (original) =>
+            function (row) {
+              if (this.records.hop[row] === 0 && this.records.kind[row] === RecordKind.EMPTY) ordered.push({ replicas: this, row })
+              original.call(this, row)
+            },
+        ),
+        method<Writes, [number], void>(
+          Writes.prototype,
+          'submit',
+          (original) =>
+            function (u) {
+              original.call(this, u)
+              for (const { replicas, row } of ordered.splice(0)) {
+                if (replicas.records.update[row] !== u) continue
+                replicas.records.update[row] = NONE
+                this.committed(u)
+              }
+            },
+        ),
+      )
+    },
+  },
+  {
+    name: 'life-not-looked-at',
+    bug: 'a head orders what waited there for longer than its life, over what its client wrote since by another node',
+    seedsMax: 30,
+    plan: { focus: 'abandoned' },
+    plant: () =>
+      method<Writes, [number], void>(
+        Writes.prototype,
+        'submit',
+        (original) =>
+          function (u) {
+            this.updates.deadlineMs[u] = Number.POSITIVE_INFINITY
+            original.call(this, u)
+          },
+      ),
+  },
+  {
+    name: 'gone-clients-not-told',
+    bug: 'an exporter goes on with the writes of a client that has left, for as long as if it were there',
+    seedsMax: 15,
+    plan: { focus: 'abandoned' },
+    plant: () => replace(Client.prototype, 'orphan', () => () => undefined),
+  },
+  {
+    name: 'connections-of-the-dropped-kept',
+    bug: 'who was dropped from the chains as DOWN keeps its connections with the others',
+    seedsMax: 15,
+    plan: { focus: 'cuts' },
+    plant: () => replace(Peers.prototype, 'peerDown', () => () => undefined),
   },
   {
     name: 'lease-counted-too-long',

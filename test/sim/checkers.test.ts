@@ -3,7 +3,10 @@ import assert from 'node:assert/strict'
 import test from 'node:test'
 import { BLOCK_BYTES, PAGE_BYTES } from '../../src/base/units.ts'
 import { ChainTable } from '../../src/chain/table.ts'
-import { contentOf, differingBytes, leftovers, RESYNC_OVERHEAD, Watch } from './checkers.ts'
+import { ChannelRows } from '../../src/store/channel-rows.ts'
+import type { ReplicaStore } from '../../src/store/store.ts'
+import { canaryOf } from './canaries.ts'
+import { contentOf, differingBytes, leftovers, RESYNC_OVERHEAD, Watch, watchRows } from './checkers.ts'
 import { Scenario, scenario } from './scenario.ts'
 
 async function healthy(): Promise<Scenario> {
@@ -40,6 +43,50 @@ test('a node that goes on after its lease is found, an honest one is not', async
     )
     assert.ok(watch.samples > 50)
   }
+})
+
+test('connections of a node that was dropped are found, when its peers keep them', async () => {
+  for (const keeps of [false, true]) {
+    const t = await healthy()
+    const watch = new Watch(t)
+    watch.start()
+    const undo = keeps ? canaryOf('connections-of-the-dropped-kept')!.plant() : () => undefined
+    try {
+      // Only its way to the leader is cut: the third node hears it all the time
+      const { leader } = t
+      const [other = 0] = [1, 2, 3].filter((number) => number !== leader)
+      t.network.cut(t.node(other).host, t.node(leader).host)
+      await t.seconds(6)
+    } finally {
+      undo()
+    }
+    assert.deepEqual(
+      watch.violations.map(({ promise }) => promise),
+      keeps ? ['nobody keeps connections of a node that is DOWN'] : [],
+    )
+  }
+})
+
+test('a channel row that comes as held with the resync of another slot is found', () => {
+  const slots = 2
+  const store = { disk: 1, rows: new ChannelRows(), lastHigh: new Uint32Array(slots), lastLow: new Uint32Array(slots) }
+  const found: string[] = []
+  watchRows(store as unknown as ReplicaStore, (detail) => found.push(detail))
+  const source = new ChannelRows()
+  source.set(1, 1, 5, 7, 1, 256, 9)
+  store.rows.merge(0, source.pack())
+  assert.deepEqual(found, [], 'it came as not held')
+  store.rows.held.fill(1)
+  store.rows.merge(0, source.pack())
+  assert.deepEqual(found, [], 'it was held before')
+  store.rows.clear()
+  const undo = canaryOf('rows-of-other-slots-held')!.plant()
+  try {
+    store.rows.merge(0, source.pack())
+  } finally {
+    undo()
+  }
+  assert.deepEqual(found, ['with slot 0 came a row as held for record 9 of slot 1, of which disk 1 has 0'])
 })
 
 test('a replica of the replicated state that differs is found', async () => {

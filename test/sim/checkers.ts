@@ -2,19 +2,26 @@
  * What must hold of a whole cluster beside what its clients see: looked at again and again while it runs (`Watch`), and once when everything
  * has come to rest (`leftovers`). Every checker has a test that shows that it can fail.
  */
-import { ReplicaState } from '../../src/placement/chain.ts'
+import type { DiskNumber, NodeNumber } from '../../src/base/ids.ts'
+import type { DataPlane } from '../../src/chain/data-plane.ts'
+import { svOf } from '../../src/chain/records.ts'
+import { CHAIN_ENTRIES_MAX, ReplicaState } from '../../src/placement/chain.ts'
+import { ChannelRows, ROW_WORDS } from '../../src/store/channel-rows.ts'
 import { PageFlag, type ReplicaStore } from '../../src/store/store.ts'
-import type { SimCluster } from './cluster.ts'
+import type { SimCluster, SimNode } from './cluster.ts'
 import type { Violation } from './history.ts'
 
 const SAMPLE_MS = 100
 const STATES_KEPT = 2000
+/** A session with a node that was dropped may last for so many samples in which its peer runs. */
+const SESSION_END_SAMPLES = 5
 /** Resync may move so much more than what differs. */
 export const RESYNC_OVERHEAD = 1.1
 
 /**
  * - Lease exclusion: no node that may answer by its own clock and table (valid lease, SERVING) has been dropped from that chain by the
  *   replicated state. (Nodes whose clock is beyond the bound are out of it: design 4.)
+ * - Connections: a session with a node that was dropped from a chain as DOWN has ended on every peer that knows it, soon after (protocol 16).
  * - State machines: all replicas of the replicated state have the same content at the same index.
  */
 export class Watch {
@@ -22,11 +29,14 @@ export class Watch {
   readonly #cluster: SimCluster
   readonly #contents = new Map<number, { readonly node: string; readonly text: string }>()
   readonly #seen = new Map<string, number>()
+  readonly #tables = new Map<SimNode, KnownTable>()
+  #toEnd: Array<{ readonly node: SimNode; readonly plane: DataPlane; readonly dropped: number; readonly session: number; samplesLeft: number }> = []
   samples = 0
   #stopped = false
 
   constructor(cluster: SimCluster) {
     this.#cluster = cluster
+    cluster.onBroken = (promise, detail) => this.#found(promise, `${detail}, at ${cluster.world.nowMs.toFixed(0)} ms`)
   }
 
   start(): void {
@@ -45,6 +55,50 @@ export class Watch {
     this.samples++
     this.#leases()
     this.#states()
+    this.#connections()
+  }
+
+  #connections(): void {
+    for (const node of this.#cluster.nodes) {
+      const { plane, process } = node
+      if (!plane || process?.state !== 'running' || process.localNowMs > this.#cluster.world.nowMs) continue
+      const known = this.#tables.get(node)
+      const sessions = new Map<number, number>()
+      for (const number of plane.table.nodes.keys()) {
+        const peer = plane.peers.indexOf(number)
+        if (peer >= 0) sessions.set(number, plane.peers.sessionOf(peer))
+      }
+      const isNews = known?.plane !== plane || known.revision !== plane.table.revision
+      const serving = isNews ? servingByDisk(plane) : known.serving
+      if (known?.plane === plane && isNews) {
+        for (const dropped of this.#droppedSince(known.serving, plane)) {
+          const session = known.sessions.get(dropped)
+          if (session !== undefined && session === sessions.get(dropped)) {
+            this.#toEnd.push({ node, plane, dropped, session, samplesLeft: SESSION_END_SAMPLES })
+          }
+        }
+      }
+      this.#tables.set(node, { plane, revision: plane.table.revision, serving, sessions })
+      for (const waiting of this.#toEnd) {
+        if (waiting.node !== node || --waiting.samplesLeft > 0 || waiting.plane !== plane || sessions.get(waiting.dropped) !== waiting.session) continue
+        this.#found(
+          'nobody keeps connections of a node that is DOWN',
+          `${node.id} has the same session with node ${waiting.dropped} as before that was dropped, at ${this.#cluster.world.nowMs.toFixed(0)} ms`,
+        )
+      }
+      this.#toEnd = this.#toEnd.filter(({ samplesLeft }) => samplesLeft > 0)
+    }
+  }
+
+  /** Nodes whose copies served before, and are OFFLINE in this table; not because their disk failed, or they are leaving. */
+  #droppedSince(before: ReadonlyMap<string, number>, { table }: DataPlane): Set<number> {
+    const { disks, nodes } = this.#cluster.state ?? {}
+    const dropped = new Set<number>()
+    forEachEntry(table, (key, state, node, disk) => {
+      if (state !== ReplicaState.OFFLINE || before.get(key) !== node) return
+      if (disks?.get(disk as DiskNumber)?.state === 'ok' && nodes?.get(node as NodeNumber)?.state === 'member') dropped.add(node)
+    })
+    return dropped
   }
 
   #leases(): void {
@@ -93,6 +147,31 @@ export class Watch {
   }
 }
 
+interface KnownTable {
+  readonly plane: DataPlane
+  readonly revision: number
+  /** Node of each copy that serves, by slot and disk. */
+  readonly serving: ReadonlyMap<string, number>
+  /** Those that are up, by node. */
+  readonly sessions: ReadonlyMap<number, number>
+}
+
+function forEachEntry(table: DataPlane['table'], visit: (key: string, state: number, node: number, disk: number) => void): void {
+  for (let slot = 0; slot < table.slotCount; slot++) {
+    for (let e = slot * CHAIN_ENTRIES_MAX; e < slot * CHAIN_ENTRIES_MAX + table.entryCount[slot]!; e++) {
+      visit(`${slot} ${table.entryDisk[e]}`, table.entryState[e]!, table.entryNode[e]!, table.entryDisk[e]!)
+    }
+  }
+}
+
+function servingByDisk({ table }: DataPlane): Map<string, number> {
+  const serving = new Map<string, number>()
+  forEachEntry(table, (key, state, node) => {
+    if (state === ReplicaState.SERVING) serving.set(key, node)
+  })
+  return serving
+}
+
 function firstDifference(a: string, b: string): string {
   let i = 0
   while (i < a.length && a[i] === b[i]) i++
@@ -112,6 +191,27 @@ export function contentOf(state: ReplicatedState): string {
 function canonical([key, value]: readonly [unknown, unknown]): string {
   const fields = typeof value === 'object' && value !== null ? Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1)) : value
   return JSON.stringify([key, fields])
+}
+
+/** From now on every row that comes to the store with the resync of another slot is looked at (protocol 7). */
+export function watchRows(store: ReplicaStore, found: (detail: string) => void): void {
+  const { rows } = store
+  rows.merge = (slot, packed) => {
+    const rowsOf = () => {
+      const found: number[] = []
+      for (let w = 0; w < packed.length; w += ROW_WORDS) found.push(rows.lookup(packed[w]!, packed[w + 1]!, packed[w + 2]!))
+      return found
+    }
+    const heldBefore = new Map<number, number>()
+    for (const row of slot >= 0 ? rowsOf() : []) if (row >= 0 && rows.held[row] === 1) heldBefore.set(row, rows.seq[row]!)
+    ChannelRows.prototype.merge.call(rows, slot, packed)
+    for (const row of slot >= 0 ? rowsOf() : []) {
+      const of = row < 0 ? slot : rows.slot[row]!
+      if (of === slot || rows.held[row] === 0 || heldBefore.get(row) === rows.seq[row]) continue
+      const [sv, lastSv] = [svOf(rows.idHigh[row]!, rows.idLow[row]!), svOf(store.lastHigh[of]!, store.lastLow[of]!)]
+      if (sv > lastSv) found(`with slot ${slot} came a row as held for record ${sv} of slot ${of}, of which disk ${store.disk} has ${lastSv}`)
+    }
+  }
 }
 
 /** What is still in use on healthy, idle nodes without clients. */

@@ -37,7 +37,7 @@ import { formatStore, mountStore } from '../../src/store/mount.ts'
 import type { ReplicaStore } from '../../src/store/store.ts'
 import { VolumeLayer } from '../../src/volume/volume.ts'
 import { Bay } from './bay.ts'
-import { leftovers } from './checkers.ts'
+import { leftovers, watchRows } from './checkers.ts'
 import { protoCodec } from './codec.ts'
 import { simulatedMac } from './mac.ts'
 import { NBD_PORT } from './nbd-client.ts'
@@ -378,6 +378,7 @@ export class SimNode {
   /** A blank disk is formatted first. */
   async #mount(io: AsyncIo, bay: Bay, registration: Registration, disk: DiskNumber): Promise<MountedStore> {
     const { path, uuid } = bay
+    const { cluster } = this
     const { slotCount } = registration
     const identity = { clusterId: registration.clusterUuid, nodeId: registration.nodeId }
     if (!bay.formatted) {
@@ -406,6 +407,7 @@ export class SimNode {
       disk,
       onNote: (message, fields) => this.env!.log.log('INFO', message, fields ?? {}),
     })
+    watchRows(store, (detail) => cluster.onBroken?.('a channel row counts as held only where its record is', `${this.id}: ${detail}`))
     return { store, relay }
   }
 
@@ -439,6 +441,8 @@ export class SimCluster {
   /** The last lines logged by any node. */
   readonly logLines: string[] = []
   readonly volumes: SimVolume[] = []
+  /** Told of a promise that a data plane breaks, as it happens; the first of each kind is enough. */
+  onBroken: ((promise: string, detail: string) => void) | undefined
   /** What operators have under way. */
   readonly operations = new Set<string>()
   /** Of all processes that there were. */
@@ -621,7 +625,7 @@ export class SimCluster {
     for (const node of this.members()) {
       for (const { disk } of node.bays) {
         disk.resume()
-        Object.assign(disk.faults, { readEio: 0, writeEio: 0, flushEio: 0, slow: 0, misdirect: 0 })
+        Object.assign(disk.faults, { readEio: 0, writeEio: 0, flushEio: 0, slow: 0, readMs: 0, misdirect: 0 })
       }
       node.thaw()
       if (node.queue) node.queue.faults.pauses = 0

@@ -36,7 +36,9 @@ export const FAULT_KINDS = [
   'volume-grow',
   'setting',
 ] as const
-export type FaultKind = (typeof FAULT_KINDS)[number]
+/** Kinds of aimed runs alone: they wait for the moment that matters. */
+export const AIMED_KINDS = ['last-copy', 'late-stream', 'slow-reads'] as const
+export type FaultKind = (typeof FAULT_KINDS)[number] | (typeof AIMED_KINDS)[number]
 
 export interface Fault {
   readonly kind: FaultKind
@@ -51,7 +53,22 @@ export interface Fault {
 }
 
 /** Short, aimed runs (focus.ts). */
-export const FOCUS_NAMES = ['blackouts', 'blackouts-relaxed', 'destage', 'churn', 'contention', 'last-copies', 'leases', 'rot', 'members'] as const
+export const FOCUS_NAMES = [
+  'blackouts',
+  'blackouts-relaxed',
+  'destage',
+  'churn',
+  'contention',
+  'last-copies',
+  'handovers',
+  'reports',
+  'cancels',
+  'abandoned',
+  'leases',
+  'cuts',
+  'rot',
+  'members',
+] as const
 export type FocusName = (typeof FOCUS_NAMES)[number]
 
 export interface Schedule {
@@ -73,7 +90,7 @@ export const PROFILES = ['calm', 'rough', 'brutal', 'swarm'] as const
 export type Profile = (typeof PROFILES)[number]
 
 /** Faults of a kind per simulated second, for each profile but swarm. */
-const RATES: Readonly<Record<FaultKind, readonly [calm: number, rough: number, brutal: number]>> = {
+const RATES: Readonly<Record<(typeof FAULT_KINDS)[number], readonly [calm: number, rough: number, brutal: number]>> = {
   kill: [0.05, 0.1, 0.3],
   freeze: [0, 0.05, 0.15],
   power: [0, 0.05, 0.15],
@@ -211,6 +228,11 @@ export function amountOf(random: Prng, kind: FaultKind): number {
       return -(0.02 + random.unit() * 0.5)
     case 'setting':
       return random.below(1000)
+    case 'last-copy':
+    case 'late-stream':
+      return random.between(50, 600)
+    case 'slow-reads':
+      return random.between(100, 400)
     default:
       return 0
   }
@@ -275,6 +297,14 @@ export function describeFault(fault: Fault): string {
       return 'a volume grows by a block'
     case 'setting':
       return `a setting of the cluster is changed ${span}`
+    case 'slow-reads':
+      return `reads take about ${Math.round(fault.amount)} ms more on the disk of ${node} ${span}`
+    case 'late-stream':
+    case 'last-copy': {
+      const late = fault.kind === 'last-copy' ? '' : ', its connections stand still in turn while it is SYNCING'
+      const then = fault.unflushed === 'keep' ? '' : `, and then it loses power, unflushed data: ${fault.unflushed}`
+      return `${node} is killed, back after ${fault.durationMs} ms${late}; when a copy on it serves again the nodes of the others are killed for ${fault.amount} ms${then}`
+    }
   }
 }
 
@@ -310,7 +340,7 @@ export function parseSchedule(text: string): Schedule {
   if (value.faults.length > SCHEDULE_FAULTS_MAX) throw new Error(`schedule: more than ${SCHEDULE_FAULTS_MAX} faults`)
   for (const [i, fault] of (value.faults as Array<Partial<Fault> | null>).entries()) {
     if (typeof fault !== 'object' || fault === null) throw new Error(`schedule: fault ${i} is not an object`)
-    if (!FAULT_KINDS.includes(fault.kind as FaultKind)) throw new Error(`schedule: fault ${i} is of unknown kind ${String(fault.kind)}`)
+    if (![...FAULT_KINDS, ...AIMED_KINDS].includes(fault.kind as FaultKind)) throw new Error(`schedule: fault ${i} is of unknown kind ${String(fault.kind)}`)
     for (const field of ['atMs', 'durationMs', 'node', 'other', 'amount'] as const) {
       if (typeof fault[field] !== 'number' || !Number.isFinite(fault[field])) throw new Error(`schedule: ${field} of fault ${i} is not a number`)
     }

@@ -4,7 +4,8 @@
  */
 import type { Prng } from '../../src/base/prng.ts'
 import type { Seed } from '../../src/env/sim/world.ts'
-import { amountOf, FAULT_KINDS, type Fault, type FaultKind, type FocusName, SCHEDULE_FORMAT, type Schedule } from './faults.ts'
+import { AIMED_KINDS, amountOf, FAULT_KINDS, type Fault, type FaultKind, type FocusName, SCHEDULE_FORMAT, type Schedule } from './faults.ts'
+import type { Shape } from './shape.ts'
 
 interface Focus {
   /** 3 unless given. */
@@ -19,7 +20,15 @@ interface Focus {
   readonly lastsMs: readonly [number, number]
   /** For some kinds another span. */
   readonly lasts?: Partial<Readonly<Record<FaultKind, readonly [number, number]>>>
+  /** For some kinds another span of amounts than the profiles'. */
+  readonly amounts?: Partial<Readonly<Record<FaultKind, readonly [number, number]>>>
   readonly unflushed: readonly Fault['unflushed'][]
+  /** Size of each volume, in blocks; 3 unless given. */
+  readonly volumeBlocks?: number
+  /** What differs from the plain shape. */
+  readonly shape?: Partial<Shape>
+  /** Time for an operation in all, as forward.retry_total_time. */
+  readonly retryTotalMs?: number
   readonly mix: Mix
 }
 
@@ -35,8 +44,14 @@ export interface Mix {
   readonly home: number
   /** Share of operations on hundreds of KiB, so that the journal comes round. */
   readonly largeShare?: number
+  /** Share of operations on exactly one page: nothing of them has to be read and merged. */
+  readonly wholeShare?: number
   /** Mean time of a flush; each run draws one. */
   readonly flushMs: readonly number[]
+  /** Operations that a client has under way at one time, at least and at most; 1 to 4 unless given. */
+  readonly depth?: readonly [number, number]
+  /** Where something takes longer, a client goes on by another node; each draws one. */
+  readonly patienceMs?: readonly [number, number]
 }
 
 const FOCUSES: Readonly<Record<FocusName, Focus>> = {
@@ -104,6 +119,57 @@ const FOCUSES: Readonly<Record<FocusName, Focus>> = {
     unflushed: ['lose', 'lose', 'random'],
     mix: { volumes: 'safe', hotPages: 4, readShares: [0.3], home: 0.5, flushMs: [30, 100] },
   },
+  /** A copy has just returned, and is the only one: what it took and reported while it was SYNCING is all there is. */
+  handovers: {
+    durationMs: 6000,
+    clients: [3, 5],
+    opsPerSecond: 120,
+    rates: { 'last-copy': 0.5 },
+    lastsMs: [50, 600],
+    unflushed: ['keep', 'lose'],
+    shape: { slotCount: 4, limits: { creditRows: 4 } },
+    mix: { volumes: 'safe', hotPages: 6, readShares: [0.2, 0.4], home: 0.3, flushMs: [10, 30], depth: [3, 8] },
+  },
+  /** The same while many blocks are copied from slow disks, and the stream comes later than their answers. */
+  reports: {
+    durationMs: 6000,
+    clients: [3, 5],
+    opsPerSecond: 120,
+    rates: { 'late-stream': 0.7, 'disk-slow': 2 },
+    lastsMs: [50, 600],
+    lasts: { 'disk-slow': [1000, 3000] },
+    amounts: { 'disk-slow': [20, 120] },
+    unflushed: ['keep'],
+    volumeBlocks: 10,
+    shape: { slotCount: 2 },
+    mix: { volumes: 'safe', hotPages: 30, readShares: [0.1, 0.2], home: 0.3, flushMs: [0, 5], depth: [3, 8] },
+  },
+  /** Copies are slow to reach and connections break: what was given up is cancelled through the log, while reads go on everywhere. */
+  cancels: {
+    durationMs: 6000,
+    clients: [3, 5],
+    opsPerSecond: 40,
+    rates: { 'slow-link': 1.2, 'bad-wire': 1 },
+    lastsMs: [300, 2500],
+    amounts: { 'slow-link': [300, 1200], 'bad-wire': [0.02, 0.15] },
+    unflushed: ['random'],
+    shape: { slotCount: 4 },
+    retryTotalMs: 300,
+    mix: { volumes: 'safe', hotPages: 4, readShares: [0.4, 0.7], home: 0.8, flushMs: [0] },
+  },
+  /** Clients that give up and go on by another node: what they leave behind ends within its life, or never takes effect. */
+  abandoned: {
+    durationMs: 9000,
+    clients: [4, 5],
+    opsPerSecond: 70,
+    rates: { 'slow-reads': 0.5, cut: 0.3, freeze: 0.1, kill: 0.1 },
+    lastsMs: [500, 2000],
+    lasts: { 'slow-reads': [6000, 8000], cut: [5000, 8000] },
+    amounts: { 'slow-reads': [300, 600] },
+    unflushed: ['random'],
+    shape: { slotCount: 4 },
+    mix: { volumes: 'safe', hotPages: 1, readShares: [0.1, 0.3], home: 0.3, flushMs: [0], depth: [6, 12], wholeShare: 0.85, patienceMs: [150, 1200] },
+  },
   /** Nodes are cut off or stand still for longer than a lease, and clients on them read on. */
   leases: {
     durationMs: 9000,
@@ -113,6 +179,17 @@ const FOCUSES: Readonly<Record<FocusName, Focus>> = {
     lastsMs: [1500, 5000],
     unflushed: ['random'],
     mix: { volumes: 'safe', hotPages: 3, readShares: [0.98, 0.3], home: 0.95, flushMs: [0] },
+  },
+  /** Two nodes do not reach each other in one direction, or both; the third reaches both. */
+  cuts: {
+    durationMs: 9000,
+    clients: [2, 3],
+    opsPerSecond: 25,
+    rates: { cut: 0.5 },
+    lastsMs: [3000, 6000],
+    unflushed: ['random'],
+    shape: { slotCount: 4 },
+    mix: { volumes: 'safe', hotPages: 3, readShares: [0.5], home: 0.8, flushMs: [0] },
   },
   /** Bits rot on one node while it is read. */
   rot: {
@@ -148,9 +225,10 @@ export function focusedSchedule(random: Prng, options: { seed: Seed; focus: Focu
   const { durationMs } = focus
   const victim = random.below(nodes)
   const faults: Fault[] = []
-  for (const kind of FAULT_KINDS) {
+  for (const kind of [...FAULT_KINDS, ...AIMED_KINDS]) {
     const rate = focus.rates[kind] ?? 0
     const [shortestMs, longestMs] = focus.lasts?.[kind] ?? focus.lastsMs
+    const amounts = focus.amounts?.[kind]
     let atMs = 0
     while (rate > 0) {
       atMs += (1000 / rate) * (0.2 + 1.6 * random.unit())
@@ -162,7 +240,7 @@ export function focusedSchedule(random: Prng, options: { seed: Seed; focus: Focu
         durationMs: random.between(shortestMs, longestMs),
         node,
         other: (node + random.between(1, nodes - 1)) % nodes,
-        amount: amountOf(random, kind),
+        amount: amounts === undefined ? amountOf(random, kind) : amounts[0] + (amounts[1] - amounts[0]) * random.unit(),
         unflushed: random.pick(focus.unflushed),
       })
     }

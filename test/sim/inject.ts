@@ -18,6 +18,19 @@ const VOLUME_BLOCKS_MAX = 6
 const UPGRADE_STEP_MS = 10_000
 const CHURN_CLIENT = { opsMax: 60, depth: 2, readShare: 0.4, thinkMs: 20 }
 const WRITE_LIFE_MS = 4500
+/** Of the fault `last-copy`: how long, and how often, its moment is looked for. */
+const LAST_COPY_WAIT_MS = 5000
+const LAST_COPY_LOOK_MS = 1
+/** The three connections from each source stand still for 0, 1 and 2 of these while it is SYNCING: what comes by one is newer than what another still brings. */
+const STALL_MS = 300
+const STALL_ORDERS = [
+  [0, 1, 2],
+  [0, 2, 1],
+  [1, 0, 2],
+  [1, 2, 0],
+  [2, 0, 1],
+  [2, 1, 0],
+] as const
 
 /** Settings that may change at any time without breaking a promise: a value of the first list for a while, then the second. */
 const SETTINGS: ReadonlyArray<readonly [key: string, during: string, after: string]> = [
@@ -80,6 +93,10 @@ export function inject(stage: Stage, fault: Fault): void {
     })
   }
   switch (fault.kind) {
+    case 'last-copy':
+    case 'late-stream':
+      lastCopy(stage, fault, losePower)
+      return
     case 'kill':
       node.process?.kill()
       later(() => node.restart())
@@ -117,6 +134,14 @@ export function inject(stage: Stage, fault: Fault): void {
       link.flip = fault.amount
       later(() => {
         link.flip = 0
+      })
+      return
+    }
+    case 'slow-reads': {
+      const { faults } = disk
+      faults.readMs = fault.amount
+      later(() => {
+        faults.readMs = 0
       })
       return
     }
@@ -248,6 +273,58 @@ export function inject(stage: Stage, fault: Fault): void {
       return
     }
   }
+}
+
+/** The node returns; as soon as one of its copies serves, those it came from are gone, and then its own memory. */
+function lastCopy({ cluster }: Stage, fault: Fault, losePower: (lost: readonly SimNode[]) => void): void {
+  const { world, network } = cluster
+  const node = cluster.nodes[fault.node]!
+  node.process?.kill()
+  world.schedule(fault.durationMs, 'fault ends', () => node.restart())
+  const untilMs = world.nowMs + fault.durationMs + LAST_COPY_WAIT_MS
+  /** Calls `act` once, with the other nodes that serve a chain in which the node's new process has a copy of that state, when they are as wished. */
+  const when = (wanted: ReplicaState, isDue: (others: readonly SimNode[]) => boolean, act: (others: readonly SimNode[]) => void) => {
+    let revision = -1
+    const look = () => {
+      const own = node.running ? node.control?.member : undefined
+      const state = own === undefined ? undefined : cluster.state
+      const isNews = state !== undefined && state.revision !== revision
+      if (isNews) ({ revision } = state)
+      for (const { entries } of isNews ? state.chains : []) {
+        if (!entries.some((entry) => entry.state === wanted && entry.node === own!.node && entry.incarnation === own!.incarnation)) continue
+        const serving = entries.filter((entry) => entry.state === ReplicaState.SERVING)
+        const others = cluster.nodes.filter((other) => other !== node && serving.some((entry) => entry.node === other.control?.member?.node))
+        if (!isDue(others)) continue
+        act(others)
+        return
+      }
+      if (world.nowMs < untilMs) world.schedule(LAST_COPY_LOOK_MS, 'last copy?', look)
+    }
+    look()
+  }
+  const isAnyLeft = (others: readonly SimNode[]) => others.length > 0
+  const stall = (others: readonly SimNode[]) => {
+    for (const other of others) {
+      for (const [i, end] of network.endsBetween(other.host, node.host, network.flippedPorts).entries()) {
+        const order = STALL_ORDERS[fault.amount % STALL_ORDERS.length]!
+        end.stall(STALL_MS * order[i % order.length]!)
+      }
+    }
+  }
+  if (fault.kind === 'late-stream') when(ReplicaState.SYNCING, isAnyLeft, stall)
+  when(ReplicaState.SERVING, isAnyLeft, (others) => {
+    world.note('fault', () => `a copy on ${node.id} serves again: ${others.map(({ id }) => id).join(', ')} killed`)
+    for (const other of others) {
+      other.process?.kill()
+      world.schedule(fault.amount, 'fault ends', () => other.restart())
+    }
+    if (fault.unflushed === 'keep') return
+    when(
+      ReplicaState.SERVING,
+      (left) => left.length === 0,
+      () => losePower([node]),
+    )
+  })
 }
 
 /** Every node in turn: stopped, started with the next version, and given some time to catch up. */

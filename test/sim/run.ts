@@ -10,7 +10,7 @@ import { kvStore } from '../../src/env/sim/control.ts'
 import { type Seed, seededPrng } from '../../src/env/sim/world.ts'
 import { ReplicaState } from '../../src/placement/chain.ts'
 import { leftovers, Watch } from './checkers.ts'
-import { SimCluster, type SimNode, type SimVolume, usedBytes } from './cluster.ts'
+import { SimCluster, type SimClusterOptions, type SimNode, type SimVolume, usedBytes } from './cluster.ts'
 import { type FocusName, makeSchedule, type Profile, type Schedule } from './faults.ts'
 import { focusedSchedule, focusOf, type Mix } from './focus.ts'
 import { History, type Violation } from './history.ts'
@@ -46,7 +46,7 @@ export interface RunOptions {
 }
 
 const DURATION_MS = 15_000
-const VOLUME_BYTES = 3 * BLOCK_BYTES
+const VOLUME_BLOCKS = 3
 const WRITE_LIFE_MS = 4000
 /** What a crashed client's write may take beyond its life until it is ordered or refused. */
 const LIFE_SLACK_MS = 500
@@ -101,7 +101,7 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
   const cluster = new SimCluster({
     seed: schedule.seed,
     nodes: schedule.nodes,
-    ...(schedule.focus === undefined ? shapeOf(schedule.seed) : PLAIN_SHAPE),
+    ...clusterOf(schedule),
     trace: options.trace,
     writeLifeMs: WRITE_LIFE_MS,
     traceArena: options.traceArena ?? false,
@@ -117,10 +117,8 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
   try {
     await cluster.form()
     await cluster.healthy()
-    const volumes = [
-      await cluster.createVolume('safe', { sizeBytes: VOLUME_BYTES }),
-      await cluster.createVolume('relaxed', { sizeBytes: VOLUME_BYTES, syncWhenWrite: false }),
-    ]
+    const sizeBytes = ((schedule.focus && focusOf(schedule.focus).volumeBlocks) ?? VOLUME_BLOCKS) * BLOCK_BYTES
+    const volumes = [await cluster.createVolume('safe', { sizeBytes }), await cluster.createVolume('relaxed', { sizeBytes, syncWhenWrite: false })]
     history.relaxedVolumes.add(volumes[1]!.volume)
     const flushMs = world.random('disks').pick(mixOf(schedule)?.flushMs ?? FLUSH_MS)
     for (const node of cluster.nodes) {
@@ -213,6 +211,13 @@ function nowAndThen({ world }: SimCluster, holds: () => boolean): () => boolean 
   }
 }
 
+/** What the cluster of a run looks like. */
+function clusterOf({ seed, focus }: Schedule): Partial<SimClusterOptions> {
+  if (focus === undefined) return shapeOf(seed)
+  const { shape, retryTotalMs } = focusOf(focus)
+  return { ...PLAIN_SHAPE, ...shape, ...(retryTotalMs === undefined ? {} : { retryTotalMs }) }
+}
+
 function mixOf({ focus }: Schedule): Mix | undefined {
   return focus === undefined ? undefined : focusOf(focus).mix
 }
@@ -234,7 +239,7 @@ function startClients(
   const only = mix?.volumes === 'safe' ? 0 : mix?.volumes === 'relaxed' ? 1 : drawn
   for (let c = 0; c < schedule.clients; c++) {
     const volume = volumes[only < 2 ? only : c % 2]!
-    const depth = !mix && random.chance(0.1) ? random.between(5, 24) : random.between(1, 4)
+    const depth = !mix && random.chance(0.1) ? random.between(5, 24) : random.between(...(mix?.depth ?? ([1, 4] as const)))
     const home = cluster.nodes[(c + shift) % cluster.nodes.length]!
     const seat = () => {
       if (home.seat && random.chance(mix?.home ?? 0.7)) return home.seat
@@ -256,10 +261,11 @@ function startClients(
       // Some do little but read: they are the ones to see what is stale
       readShare: mix ? random.pick(mix.readShares) : random.chance(0.4) ? 0.98 : 0.4,
       ...(mix
-        ? { hotPages: mix.hotPages, largeShare: mix.largeShare ?? 0 }
+        ? { hotPages: mix.hotPages, largeShare: mix.largeShare ?? 0, wholeShare: mix.wholeShare ?? 0 }
         : { largeShare: largeShareOf(schedule.seed), removeShare: removeShareOf(schedule.seed) }),
       // So that they are at work all the time
       thinkMs: (depth * schedule.durationMs) / schedule.opsPerClient,
+      patienceMs: mix?.patienceMs && random.between(...mix.patienceMs),
       seat: initiator?.seat ?? seat,
     })
     clients.push(client)

@@ -4,7 +4,7 @@
  */
 import type { VolumeNumber } from '../../src/base/ids.ts'
 import type { Prng } from '../../src/base/prng.ts'
-import { WriteFlag } from '../../src/base/request.ts'
+import { type Done, WriteFlag } from '../../src/base/request.ts'
 import { Status, statusName } from '../../src/base/status.ts'
 import { BLOCK_BYTES, PAGE_BYTES, SECTOR_BYTES } from '../../src/base/units.ts'
 import type { Tag } from '../../src/env/ioqueue.ts'
@@ -14,7 +14,7 @@ import type { VolumeLayer } from '../../src/volume/volume.ts'
 import { type History, type OpenOp, writeStamps } from './history.ts'
 
 /** What a client does with volumes: the volume layer of a node, or whatever stands in front of it. */
-export type SeatVolumes = Pick<VolumeLayer, 'read' | 'write' | 'zero' | 'zeroScratchPages' | 'trim' | 'flush' | 'open'>
+export type SeatVolumes = Pick<VolumeLayer, 'read' | 'write' | 'zero' | 'zeroScratchPages' | 'trim' | 'flush' | 'open'> & Partial<Pick<VolumeLayer, 'orphan'>>
 
 /** Where a client can sit: a running process with its volume layer. */
 export interface ClientSeat {
@@ -44,8 +44,12 @@ export interface WorkloadOptions {
   readonly largeShare?: number
   /** Share of the operations that zero which take a whole block, and so its space. */
   readonly removeShare?: number
+  /** Share of operations on exactly one page. */
+  readonly wholeShare?: number
   /** Mean pause between operations. */
   readonly thinkMs: number
+  /** Where something has taken so long, it gets up, as an initiator with several paths does, and sits down wherever `seat` says; otherwise it stays. */
+  readonly patienceMs?: number | undefined
   /** A running node to sit on, or undefined while there is none. */
   readonly seat: () => ClientSeat | undefined
 }
@@ -70,6 +74,7 @@ interface Running {
   readonly page: number
   readonly calledMs: number
   readonly durable: boolean
+  readonly done: Done
 }
 
 export class SimClient {
@@ -82,6 +87,8 @@ export class SimClient {
   #seat: ClientSeat | undefined
   #seats = 0
   #running = new Map<number, Running>()
+  /** Operations that it left behind when it got up, and their pages; -1: none. */
+  readonly #left = new Map<number, { readonly page: number; readonly seat: ClientSeat }>()
   #nextRow = 0
   #hot: number[]
   #sizeBytes: number
@@ -142,18 +149,33 @@ export class SimClient {
         return
       }
       this.#seat = seat
-      this.#seats++
-      const name = `${this.options.name}.${this.#seats}`
+      const sitting = ++this.#seats
+      const name = `${this.options.name}.${sitting}`
+      const sitsHere = () => this.#seat === seat && this.#seats === sitting
       const tag: Tag = seat.queue.register(`client ${name}`, () => {
-        if (this.#seat === seat) this.#step(seat, name, tag)
+        if (sitsHere()) this.#step(seat, name, tag)
       })
-      seat.process.onEnd(() => {
-        if (this.#seat !== seat) return
+      const getUp = () => {
         this.#seat = undefined
         history.clientDied(name, seat.process.world.nowMs + writeLifeMs)
         this.#running = new Map()
         world.schedule(RESEAT_MS * (0.5 + random.unit()), 'client looks for a seat', sit)
+      }
+      seat.process.onEnd(() => {
+        if (sitsHere()) getUp()
       })
+      const { patienceMs } = this.options
+      const lookAtClock = () => {
+        if (!sitsHere() || this.#stopped || patienceMs === undefined) return
+        if (seat.process.state === 'running' && [...this.#running.values()].some(({ calledMs }) => seat.process.localNowMs - calledMs > patienceMs)) {
+          for (const [row, { page, done }] of this.#running) {
+            this.#left.set(row, { page, seat })
+            seat.volumes.orphan!(done, row)
+          }
+          getUp()
+        } else world.schedule(patienceMs * (0.2 + 0.3 * random.unit()), 'client looks at the clock', lookAtClock)
+      }
+      if (seat.volumes.orphan !== undefined) lookAtClock()
       for (let i = 0; i < this.options.depth; i++) seat.queue.timeout(random.unit() * this.options.thinkMs, tag, i)
     }
     sit()
@@ -164,6 +186,11 @@ export class SimClient {
     if (this.#stopped || this.begun >= opsMax) return
     const next = () => {
       if (this.#seat === seat) seat.queue.timeout(random.unit() * 2 * thinkMs, tag, 0)
+    }
+    // what it left behind takes room until it has ended
+    if (this.#running.size + [...this.#left.values()].filter((left) => left.seat.process.alive).length >= this.options.depth) {
+      next()
+      return
     }
     this.begun++
     const dice = random.chance(readShare) ? 0 : random.unit()
@@ -176,6 +203,8 @@ export class SimClient {
   #range(): { offsetBytes: number; lengthBytes: number } {
     const { random } = this.options
     const sizeBytes = this.#sizeBytes
+    const { wholeShare = 0 } = this.options
+    if (wholeShare > 0 && random.chance(wholeShare)) return { offsetBytes: random.pick(this.#hot), lengthBytes: PAGE_BYTES }
     const base = random.chance(0.9) ? random.pick(this.#hot) : random.below(sizeBytes / PAGE_BYTES) * PAGE_BYTES
     const offsetBytes = base + (random.chance(0.5) ? random.below(8) * SECTOR_BYTES : 0)
     const { largeShare = 0 } = this.options
@@ -202,6 +231,11 @@ export class SimClient {
 
   #end(seat: ClientSeat, row: number, status: number): Running | undefined {
     const running = this.#running.get(row)
+    if (!running) {
+      const page = this.#left.get(row)?.page ?? -1
+      if (page >= 0) seat.queue.arena.free(page as never)
+      this.#left.delete(row)
+    }
     if (!running || this.#seat !== seat) return undefined
     this.#running.delete(row)
     const kind = `${running.kind} ${statusName(status)}`
@@ -219,22 +253,16 @@ export class SimClient {
       return
     }
     const open = history.beginRead({ client: name, volume, offsetBytes, lengthBytes, nowMs: seat.process.localNowMs })
-    const row = this.#begin({ kind: 'read', open, page, calledMs: seat.process.localNowMs, durable: false })
-    seat.volumes.read(
-      volume,
-      offsetBytes,
-      lengthBytes,
-      page,
-      (_row, status) => {
-        const running = this.#end(seat, row, status)
-        if (!running) return
-        const bytes = status === Status.SUCCESS && this.#counts(seat) ? seat.queue.arena.bytes : undefined
-        history.endRead(open, bytes, page * PAGE_BYTES + (offsetBytes % PAGE_BYTES), seat.process.localNowMs)
-        seat.queue.arena.free(page as never)
-        next()
-      },
-      row,
-    )
+    const done: Done = (row, status) => {
+      const running = this.#end(seat, row, status)
+      if (!running) return
+      const bytes = status === Status.SUCCESS && this.#counts(seat) ? seat.queue.arena.bytes : undefined
+      history.endRead(open, bytes, page * PAGE_BYTES + (offsetBytes % PAGE_BYTES), seat.process.localNowMs)
+      seat.queue.arena.free(page as never)
+      next()
+    }
+    const row = this.#begin({ kind: 'read', open, page, calledMs: seat.process.localNowMs, durable: false, done })
+    seat.volumes.read(volume, offsetBytes, lengthBytes, page, done, row)
   }
 
   #write(seat: ClientSeat, name: string, next: () => void): void {
@@ -249,16 +277,9 @@ export class SimClient {
     const open = history.beginWrite({ client: name, volume, offsetBytes, lengthBytes, nowMs: seat.process.localNowMs })
     writeStamps(seat.queue.arena.bytes, page * PAGE_BYTES + (offsetBytes % PAGE_BYTES), open)
     const durable = syncWhenWrite || fua
-    const row = this.#begin({ kind: 'write', open, page, calledMs: seat.process.localNowMs, durable })
-    seat.volumes.write(
-      volume,
-      offsetBytes,
-      lengthBytes,
-      page,
-      fua ? WriteFlag.FUA : WriteFlag.NONE,
-      (_row, status) => this.#written(seat, row, status, next),
-      row,
-    )
+    const done: Done = (row, status) => this.#written(seat, row, status, next)
+    const row = this.#begin({ kind: 'write', open, page, calledMs: seat.process.localNowMs, durable, done })
+    seat.volumes.write(volume, offsetBytes, lengthBytes, page, fua ? WriteFlag.FUA : WriteFlag.NONE, done, row)
   }
 
   #zero(seat: ClientSeat, name: string, next: () => void): void {
@@ -285,8 +306,8 @@ export class SimClient {
       return
     }
     const open = history.beginWrite({ client: name, volume, offsetBytes, lengthBytes, nowMs: seat.process.localNowMs, zero: true })
-    const row = this.#begin({ kind: 'write', open, page, calledMs: seat.process.localNowMs, durable: syncWhenWrite })
-    const done = (_row: number, status: number) => this.#written(seat, row, status, next)
+    const done: Done = (row, status) => this.#written(seat, row, status, next)
+    const row = this.#begin({ kind: 'write', open, page, calledMs: seat.process.localNowMs, durable: syncWhenWrite, done })
     if (isTrim) seat.volumes.trim(volume, offsetBytes, lengthBytes, WriteFlag.NONE, done, row)
     else seat.volumes.zero(volume, offsetBytes, lengthBytes, page, WriteFlag.NONE, done, row)
   }
@@ -296,8 +317,8 @@ export class SimClient {
     const block = Math.floor(random.pick(this.#hot) / BLOCK_BYTES)
     const nowMs = seat.process.localNowMs
     const open = history.beginBlockZero({ client: name, volume, block, nowMs })
-    const row = this.#begin({ kind: 'write', open, page: -1, calledMs: nowMs, durable: syncWhenWrite })
-    const done = (_row: number, status: number) => this.#written(seat, row, status, next)
+    const done: Done = (row, status) => this.#written(seat, row, status, next)
+    const row = this.#begin({ kind: 'write', open, page: -1, calledMs: nowMs, durable: syncWhenWrite, done })
     if (random.chance(0.5)) seat.volumes.trim(volume, block * BLOCK_BYTES, BLOCK_BYTES, WriteFlag.NONE, done, row)
     else seat.volumes.zero(volume, block * BLOCK_BYTES, BLOCK_BYTES, -1, WriteFlag.NONE, done, row)
   }
@@ -317,15 +338,12 @@ export class SimClient {
   #flush(seat: ClientSeat, next: () => void): void {
     const { history, volume } = this.options
     const calledMs = seat.process.localNowMs
-    const row = this.#begin({ kind: 'flush', open: undefined, page: -1, calledMs, durable: false })
-    seat.volumes.flush(
-      volume,
-      (_row, status) => {
-        if (!this.#end(seat, row, status)) return
-        if (status === Status.SUCCESS && this.#counts(seat)) history.flushed(volume, calledMs)
-        next()
-      },
-      row,
-    )
+    const done: Done = (row, status) => {
+      if (!this.#end(seat, row, status)) return
+      if (status === Status.SUCCESS && this.#counts(seat)) history.flushed(volume, calledMs)
+      next()
+    }
+    const row = this.#begin({ kind: 'flush', open: undefined, page: -1, calledMs, durable: false, done })
+    seat.volumes.flush(volume, done, row)
   }
 }

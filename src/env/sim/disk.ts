@@ -41,11 +41,13 @@ export interface DiskFaults {
   slowMs: number
   /** Mean time of a flush or a synced write beyond that of a write: none on a drive with a protected cache, ms on most. */
   flushMs: number
+  /** Mean time of a read beyond that of a write: none on flash, ms where a head has to move. */
+  readMs: number
   /** Chance that a write goes to another place of the same file. */
   misdirect: number
 }
 
-export const CALM_DISK: DiskFaults = { readEio: 0, writeEio: 0, flushEio: 0, short: 0.01, slow: 0.005, slowMs: 10, flushMs: 0, misdirect: 0 }
+export const CALM_DISK: DiskFaults = { readEio: 0, writeEio: 0, flushEio: 0, short: 0.01, slow: 0.005, slowMs: 10, flushMs: 0, readMs: 0, misdirect: 0 }
 
 interface Epoch {
   readonly serial: number
@@ -147,7 +149,10 @@ export class SimDisk {
     if (!this.#hung)
       this.#launch(
         request,
-        owner.localNowMs - owner.world.nowMs + this.#latencyMs(lengthBytes) + (label === 'flush' || label === 'synced write' ? this.#flushMs() : 0),
+        owner.localNowMs -
+          owner.world.nowMs +
+          this.#latencyMs(lengthBytes) +
+          (label === 'flush' || label === 'synced write' ? this.#flushMs() : label === 'read' ? this.#readMs() : 0),
       )
   }
 
@@ -178,6 +183,10 @@ export class SimDisk {
 
   #flushMs(): number {
     return this.faults.flushMs * (0.3 + 1.4 * this.host.random(`disk ${this.name} flush`).unit())
+  }
+
+  #readMs(): number {
+    return this.faults.readMs * (0.3 + 1.4 * this.host.random(`disk ${this.name} read`).unit())
   }
 
   #latencyMs(lengthBytes: number): number {

@@ -132,6 +132,11 @@ export class SimNetwork {
     return this.#links.get(from.number * 65536 + to.number)?.flip ?? 0
   }
 
+  /** Ends of the connections that carry bytes from one host to another, to (or from) those ports, oldest first. */
+  endsBetween(from: SimHost, to: SimHost, ports: ReadonlySet<number>): SimEnd[] {
+    return [...this.ends].filter((end) => end.host === from && !end.closed && end.other?.host === to && ports.has(end.port))
+  }
+
   /** Bytes that waited for a link go on. */
   linksChanged(): void {
     for (const end of [...this.#holding]) end.flushHeld()
@@ -381,6 +386,11 @@ export class SimEnd {
     this.onChange = undefined
     this.#transmit({ kind: 'reset' })
     this.#forget()
+  }
+
+  /** A packet was lost on the way: what is sent from now on arrives in so many ms at the earliest. Other connections go on. */
+  stall(ms: number): void {
+    this.#lastArrivalMs = Math.max(this.#lastArrivalMs, this.network.world.nowMs + ms)
   }
 
   /** The host lost its power. */
