@@ -158,7 +158,9 @@ export class BadPages {
         const args = pageArgs(slot, table.version[slot]!, block, page, any ? WITH_FLAG : WITH_FLAG | ANY_STATE)
         const answer = await this.#calls.call(peer.index, CallKind.PAGE, new Uint8Array(args.buffer), buffer, PAGE_BYTES + PAGE_ABOUT_BYTES)
         if (answer.status !== Status.SUCCESS) {
-          if (!CANNOT_GIVE.has(answer.status)) found = Fetch.UNSURE
+          // whoever serves the slot and does not know this version will know it soon
+          const isBehind = any && answer.status === Status.ROUTING_STALE
+          if (isBehind || !CANNOT_GIVE.has(answer.status)) found = Fetch.UNSURE
           continue
         }
         if (answer.lengthBytes !== PAGE_BYTES + PAGE_ABOUT_BYTES) continue
@@ -195,12 +197,15 @@ export class BadPages {
     places: readonly number[],
     lost: Set<number>,
   ): Promise<number> {
+    // a whole leaf is mended at one go
+    let isOtherNow = false
     for (const [i, page] of bad.entries()) {
       const wanted = { idHigh: capture.idHigh[page]!, idLow: capture.idLow[page]!, crc: capture.crc[page]! }
       if (isUnknown(wanted)) {
         const found = await this.#repairPage(slot, block, page)
-        if (found !== Fetch.NONE_HAS) return Status.BLOCK_CORRUPTED
-        lost.add(page)
+        if (found === Fetch.UNSURE) return Status.BLOCK_CORRUPTED
+        if (found === Fetch.NONE_HAS) lost.add(page)
+        else isOtherNow = true
         continue
       }
       const found = await this.#fetch(slot, block, page, wanted, places[i]!)
@@ -216,7 +221,7 @@ export class BadPages {
       if (await store.repairPage(row, page, wanted.idHigh, wanted.idLow, places[i]!, wanted.crc)) this.#counters.pagesRepaired++
       else if (store.failed) await store.ioEnded()
     }
-    return Status.SUCCESS
+    return isOtherNow ? Status.BLOCK_CORRUPTED : Status.SUCCESS
   }
 
   // ---- lost pages --------------------------------------------------------------------------------------------------------------

@@ -618,13 +618,16 @@ export class DataPlane {
     const { table, replicas } = this
     for (const store of replicas.stores) {
       const ids: number[] = []
+      let damaged: ReadonlySet<number> | undefined
       for (const slot of slots) {
         if (table.headNode[slot] !== 0) continue
         // of each disk here: the chain may name two of them
         const state = table.stateOf(slot, store.disk)
         if (state !== ReplicaState.LASTSRV && state !== ReplicaState.WAITING) continue
         const hasLostPower = store.lostPower && replicas.hasServed[slot] === 0
-        const flags = (hasLostPower ? LastIdFlag.LOST_POWER : 0) | (store.isIncomplete(slot) ? LastIdFlag.INCOMPLETE : 0)
+        damaged ??= slotsWithUnknownPages(store)
+        const flags =
+          (hasLostPower ? LastIdFlag.LOST_POWER : 0) | (store.isIncomplete(slot) ? LastIdFlag.INCOMPLETE : 0) | (damaged.has(slot) ? LastIdFlag.DAMAGED : 0)
         ids.push(slot, table.version[slot]!, store.lastHigh[slot]! | 0, store.lastLow[slot]! | 0, flags)
       }
       if (ids.length > 0) this.#port.send({ type: 'lastIds', disk: store.disk, ids: Int32Array.from(ids) })
@@ -739,4 +742,15 @@ export class DataPlane {
     this.#queue.cancelTimeout(this.#tickTag, 0)
     this.#port.send({ type: 'stopped' })
   }
+}
+
+/** Slots with pages whose ids went with the leaf of the page table that held them. */
+function slotsWithUnknownPages(store: ReplicaStore): ReadonlySet<number> {
+  const slots = new Set<number>()
+  const id = new Uint32Array(2)
+  for (const { block, page } of store.lostPages(Number.POSITIVE_INFINITY)) {
+    store.newestId(block, page, 1, id)
+    if (id[0] === 0 && id[1] === 0) slots.add(store.blockIdentity(block).slot)
+  }
+  return slots
 }

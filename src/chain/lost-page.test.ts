@@ -4,6 +4,7 @@ import { ChainCluster, pattern, TestClient } from '../../test/support/chain-clus
 import { Status } from '../base/status.ts'
 import { PAGE_BYTES } from '../base/units.ts'
 import { ReplicaState } from '../placement/chain.ts'
+import { View } from '../placement/view.ts'
 
 const BLOCK = 0
 const ROTTEN = 2
@@ -127,4 +128,41 @@ test('a lost page is repaired by itself when a copy with its id comes back', { t
   cluster.restart(2)
   await cluster.until('healed', () => [1, 3].every((node) => lostOn(cluster, node).length === 0), 60_000)
   for (const node of [1, 2, 3]) assert.deepEqual((await read(cluster, node, ROTTEN)).bytes, pattern(7))
+})
+
+test('of those that served last one whose page tables are whole serves again, and gives the others what they have lost', { timeout: 60_000 }, async () => {
+  const { cluster } = await cluster3()
+  // it would be the first of equals
+  cluster.node(1).store.loseLeaf(1, 0, BLOCK, 0)
+  for (const number of [1, 2, 3]) {
+    cluster.node(number).losePower()
+    cluster.views[number - 1] = View.DOWN
+  }
+  cluster.step()
+  assert.deepEqual(
+    cluster.chains[0]!.entries.map(({ node, state }) => [node, state]),
+    [1, 2, 3].map((node) => [node, ReplicaState.LASTSRV]),
+  )
+  for (const number of [1, 2, 3]) cluster.restart(number)
+  await cluster.until('resynced', () => cluster.allServing, 20_000)
+  for (const node of [1, 2, 3]) {
+    assert.deepEqual((await cluster.world.settle(new TestClient(cluster.node(node)).read(BLOCK, 0, 4), 5000)).bytes, pattern(1, 4 * PAGE_BYTES), `node ${node}`)
+    assert.deepEqual(lostOn(cluster, node), [])
+  }
+})
+
+test('a member that has not heard of the newest version yet may hold what is lost: it is asked again', { timeout: 60_000 }, async () => {
+  const { cluster } = await cluster3()
+  await cluster.kill(3)
+  cluster.node(2).store.loseLeaf(1, 0, BLOCK, 0)
+  cluster.cutOff.add(1)
+  cluster.restart(3)
+  await cluster.world.runFor(1000)
+  assert.equal(cluster.chains[0]!.entries.find(({ node }) => node === 3)!.state, ReplicaState.SYNCING)
+  assert.equal(cluster.node(3).plane.counters.pagesLost, 0)
+  cluster.cutOff.delete(1)
+  cluster.sendTable(cluster.node(1))
+  await cluster.until('resynced', () => cluster.allServing, 20_000)
+  for (const node of [2, 3])
+    assert.deepEqual((await read(cluster, node, ROTTEN)).bytes, pattern(1, 4 * PAGE_BYTES).slice(ROTTEN * PAGE_BYTES, (ROTTEN + 1) * PAGE_BYTES))
 })

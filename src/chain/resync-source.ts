@@ -34,6 +34,7 @@ const BLOCKS_PER_DIGESTS = 256
 /** A page that the source's disk cannot read counts as bad after so many tries. */
 const READ_TRIES = 5
 const RETRY_MS = 50
+const PAGES_NAMED = 16
 
 export class ResyncSource {
   readonly #io: AsyncIo
@@ -42,6 +43,8 @@ export class ResyncSource {
   readonly #badPages: BadPages
   readonly #counters: Counters
   readonly #log: ReactorLog
+  /** Chain version in which it was told last that a block of the slot cannot be read: it is asked for again and again. */
+  readonly #told = new Map<number, number>()
 
   constructor(options: {
     io: AsyncIo
@@ -160,7 +163,17 @@ export class ResyncSource {
       }
       if (status !== Status.SUCCESS) {
         arena.free(buffer)
-        this.#log('WARN', 'a resync source cannot read a block', { slot, volume, index, status, badPages: bad })
+        if (this.#told.get(slot) !== asked.version) {
+          this.#told.set(slot, asked.version)
+          this.#log('WARN', 'a resync source cannot read a block', {
+            slot,
+            volume,
+            index,
+            status,
+            badPages: bad.slice(0, PAGES_NAMED),
+            badPagesCount: bad.length,
+          })
+        }
         return answerOf(status)
       }
     }

@@ -153,6 +153,9 @@ const CASES: ReadonlyArray<readonly [string, ChainEvent, string | null, Transiti
   ['1l 2l', { ...views('1 2'), lastIds: [id(1, 8, { powerLost: true }), id(2, 7)] }, '1s 2w', 'recover'],
   ['1l 2l', { ...views('1 2'), lastIds: [id(1, 8, { incomplete: true }), id(2, 7)] }, '2s 1w', 'recover'],
   ['1l 2l', { ...views('1 2'), lastIds: [id(1, 8, { incomplete: true }), id(2, 0)] }, '2s 1w', 'recover'],
+  ['1l 2l', { ...views('1 2'), lastIds: [id(1, 8, { damaged: true }), id(2, 7)] }, '2s 1w', 'recover'],
+  ['1l 2l', { ...views('1 2'), lastIds: [id(1, 8, { damaged: true }), id(2, 7, { damaged: true })] }, '1s 2w', 'recover'],
+  ['1l 2l', { ...views('1 2'), lastIds: [id(1, 8, { damaged: true }), id(2, 7, { incomplete: true })] }, '1s 2w', 'recover'],
   ['1l 2l', { ...views('1 2?'), lastIds: [id(1, 9), id(2, 7)] }, null, null],
   ['1l 2l', { ...views('1 2'), lastIds: [id(1, 9)] }, null, null],
   ['1l 2l', { ...views('1 2*'), lastIds: [id(1, 9), id(2, 7)] }, null, null],
@@ -177,6 +180,7 @@ const CASES: ReadonlyArray<readonly [string, ChainEvent, string | null, Transiti
     'accept loss',
   ],
   ['1l 2w 3w', { ...views('1- 2 3'), acceptDataLoss: true, lastIds: [id(2, 0), id(3, 0, { incomplete: true })] }, '3s 2w 1o', 'accept loss'],
+  ['1l 2w 3w', { ...views('1- 2 3'), acceptDataLoss: true, lastIds: [id(2, 4), id(3, 5, { damaged: true })] }, '3s 2w 1o', 'accept loss'],
   // what another copy holds is known before one is taken
   ['1l 2w 3w', { ...views('1- 2 3'), acceptDataLoss: true }, null, null],
   ['1l 2w 3w', { ...views('1- 2 3'), acceptDataLoss: true, lastIds: [id(2, 4)] }, null, null],

@@ -81,10 +81,12 @@ export interface LastId {
   readonly powerLost?: boolean
   /** A resync of it began and did not end: the id says how far its source had come, and its blocks are of different times. Any other is preferred. */
   readonly incomplete?: boolean
+  /** Its disk has lost a part of a page table: which updates some pages have seen is known to other replicas only. Who served with it is preferred. */
+  readonly damaged?: boolean
 }
 
 /** How the bits of a LastId travel. Stored and sent: never renumber. */
-export const LastIdFlag = { LOST_POWER: 1, INCOMPLETE: 2 } as const
+export const LastIdFlag = { LOST_POWER: 1, INCOMPLETE: 2, DAMAGED: 4 } as const
 
 /** What the coordinator knows when it considers a step. Every fact but `views` may be absent. Facts that fit no row change nothing. */
 export interface ChainEvent {
@@ -173,13 +175,17 @@ function reachesSource(chain: Chain, entry: ChainEntry, { apart }: ChainEvent): 
   return source === undefined || apart === undefined || !apart.has(entry.node, source.node)
 }
 
-/** A copy of one time, however old; one of different times; none. Who served last is complete even when nothing was ever written. */
+/**
+ * A copy of one time, however old; one of different times; none. Who served last is complete even when nothing was ever written; and every one of them
+ * holds all that was acknowledged, so that of two the undamaged one loses least, whichever has the higher id.
+ */
 function worth(id: LastId, state: ReplicaState): number {
   if (id.incomplete === true) return 1
-  return id.hi !== 0 || id.lo !== 0 || state === LASTSRV ? 2 : 0
+  if (state === LASTSRV) return id.damaged === true ? 2 : 3
+  return id.hi !== 0 || id.lo !== 0 ? 2 : 0
 }
 
-/** Whether `a` is to be preferred to `b` as the one that serves again: the complete one, the higher id; of equals the one whose host kept its power. */
+/** Whether `a` is to be preferred to `b` as the one that serves again: the complete one, the undamaged one, the higher id; of equals the one whose host kept its power. */
 function isBetter(a: LastId, b: LastId, state: ReplicaState): boolean {
   const [worthOfA, worthOfB] = [worth(a, state), worth(b, state)]
   if (worthOfA !== worthOfB) return worthOfA > worthOfB
@@ -244,7 +250,7 @@ export const CONDITIONS = {
         isFailed(other, event) ||
         (other.state === WAITING && isUp(other, event) && lastIdOf(chain, other, event) !== undefined),
     ),
-  'online, the best of those (complete, then the highest id)': (chain, entry, event) => isBest(chain, entry, event),
+  'online, the best of those (complete, undamaged, then the highest id)': (chain, entry, event) => isBest(chain, entry, event),
   'the operator accepts data loss': (_, __, event) => event.acceptDataLoss === true,
   'all LASTSRV offline (or their disks failed)': (chain, _, event) =>
     chain.entries.every((other) => other.state !== LASTSRV || isOffline(other, event) || isFailed(other, event)),
@@ -311,7 +317,7 @@ export const TRANSITIONS = [
     when: [
       'no SERVING',
       'all LASTSRV online with known ids, or (recover.wait is over, or the operator says so) offline (or their disks failed)',
-      'online, the best of those (complete, then the highest id)',
+      'online, the best of those (complete, undamaged, then the highest id)',
     ],
     to: SERVING,
     others: { LASTSRV: WAITING },
@@ -324,7 +330,7 @@ export const TRANSITIONS = [
       'the operator accepts data loss',
       'all LASTSRV offline (or their disks failed)',
       'all others WAITING online with known ids, or offline (or their disks failed)',
-      'online, the best of those (complete, then the highest id)',
+      'online, the best of those (complete, undamaged, then the highest id)',
     ],
     to: SERVING,
     others: { LASTSRV: OFFLINE },

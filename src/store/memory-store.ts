@@ -230,6 +230,15 @@ export class MemoryStore implements ReplicaStore {
     of.pages[page] = { ...old, bytes }
   }
 
+  /** A leaf of the page table is gone, and with it what is known of its pages: now, and at the next mount. */
+  loseLeaf(volume: number, layer: number, index: number, leaf: number): void {
+    for (const state of [this.#live, this.#durable]) {
+      const { pages } = state.blocks.get(keyOf(volume, layer, index))!
+      const count = PAGES_PER_BLOCK / 4
+      pages.fill({ idHigh: 0, idLow: 0, crc: 0, flag: PageFlag.DATA | PAGE_LOST, bytes: null }, leaf * count, (leaf + 1) * count)
+    }
+  }
+
   /** From now on the disk fails. */
   fail(reason: string): void {
     if (this.failed || this.#dead) return
@@ -480,15 +489,18 @@ export class MemoryStore implements ReplicaStore {
     const { volume, layer, index } = this.#block(row)
     const key = keyOf(volume, layer, index)
     const old = this.#block(row).pages[page]
-    if (old === undefined || compareIds(old.idHigh, old.idLow, idHigh, idLow) !== 0 || old.crc !== crc || flag !== PageFlag.DATA) return false
-    const repaired = { idHigh, idLow, crc, flag, bytes: this.#copy(payloadPage) }
+    if (old === undefined) return false
+    const isUnknown = (old.flag & PAGE_LOST) !== 0 && old.idHigh === 0 && old.idLow === 0
+    const isSame = compareIds(old.idHigh, old.idLow, idHigh, idLow) === 0 && old.crc === crc && flag === PageFlag.DATA
+    if (!isUnknown && !isSame) return false
+    const repaired = flag === PageFlag.NEVER ? undefined : { idHigh, idLow, crc, flag, bytes: flag === PageFlag.DATA ? this.#copy(payloadPage) : null }
     const seq = this.#enter(
       true,
       (state) => {
         const block = state.blocks.get(key)
         if (block !== undefined) block.pages[page] = repaired
       },
-      () => this.#unchanged(repaired, payloadPage),
+      () => repaired !== undefined && this.#unchanged(repaired, payloadPage),
     )
     while (this.durableSeq < seq && !this.failed) await this.#async(0.5, () => {})
     return true

@@ -188,7 +188,10 @@ export class ChainCluster {
   volumes: readonly TableVolume[]
   /** Up-to-date reports are believed. */
   acceptReports = true
-  readonly #lastIds = new Map<number, Map<number, { hi: number; lo: number; version: number; incarnation: number; powerLost: boolean; incomplete: boolean }>>()
+  readonly #lastIds = new Map<
+    number,
+    Map<number, { hi: number; lo: number; version: number; incarnation: number; powerLost: boolean; incomplete: boolean; damaged: boolean }>
+  >()
 
   constructor(options: ChainClusterOptions) {
     this.options = options
@@ -286,8 +289,8 @@ export class ChainCluster {
     return [...this.#lastIds].flatMap(([disk, ids]) => {
       const id = ids.get(slot)
       if (id === undefined) return []
-      const { hi, lo, powerLost, incomplete } = id
-      return [{ disk: disk as DiskNumber, incarnation: id.incarnation as Incarnation, version: id.version as never, hi, lo, powerLost, incomplete }]
+      const { hi, lo, powerLost, incomplete, damaged } = id
+      return [{ disk: disk as DiskNumber, incarnation: id.incarnation as Incarnation, version: id.version as never, hi, lo, powerLost, incomplete, damaged }]
     })
   }
 
@@ -299,7 +302,8 @@ export class ChainCluster {
       this.#lastIds.set(message.disk, ids)
       for (let i = 0; i < message.ids.length; i += 5) {
         const [slot, version, hi, lo, flags] = message.ids.subarray(i, i + 5)
-        const about = { powerLost: (flags! & LastIdFlag.LOST_POWER) !== 0, incomplete: (flags! & LastIdFlag.INCOMPLETE) !== 0 }
+        const has = (flag: number) => (flags! & flag) !== 0
+        const about = { powerLost: has(LastIdFlag.LOST_POWER), incomplete: has(LastIdFlag.INCOMPLETE), damaged: has(LastIdFlag.DAMAGED) }
         ids.set(slot!, { version: version!, hi: hi! >>> 0, lo: lo! >>> 0, incarnation, ...about })
       }
       this.step()

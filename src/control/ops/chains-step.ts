@@ -174,6 +174,7 @@ function lastIdsOf(facts: SlotFacts | undefined): LastId[] | undefined {
       lo,
       powerLost: (flags & LastIdFlag.LOST_POWER) !== 0,
       incomplete: (flags & LastIdFlag.INCOMPLETE) !== 0,
+      damaged: (flags & LastIdFlag.DAMAGED) !== 0,
     }),
   )
 }
