@@ -615,7 +615,8 @@ export class Member {
     if (beats !== undefined) {
       counters['heartbeat.sent'] = beats.sent
       counters['heartbeat.received'] = beats.received
-      for (const [reason, count] of Object.entries(beats.refusals)) counters[`heartbeat.refused_${reason}`] = count
+      for (const [reason, count] of Object.entries(beats.refusals))
+        counters[`heartbeat.refused_${reason.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)}`] = count
     }
     return counters
   }

@@ -180,6 +180,7 @@ test('perf-stats and /metrics count what was done; /healthz and /readyz answer',
     'network_bytes_recv',
   ])
     for (const { counters, node_id } of nodes) assert.equal(typeof counters[counter], 'number', `${counter} of ${node_id}`)
+  for (const { counters } of nodes) for (const counter of Object.keys(counters)) assert.match(counter, /^[a-z0-9_.]+(\{[a-z]+=\d+\})?$/)
   assert.ok(sum('write_ops') >= 3)
   assert.ok(sum('network_bytes_sent') > 8192)
   for (const { admin } of cluster.nodes) {

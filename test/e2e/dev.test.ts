@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { chmodSync, existsSync, readFileSync } from 'node:fs'
+import { chmodSync, existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import test, { type TestContext } from 'node:test'
@@ -212,6 +212,23 @@ test('wrong use is refused with the next step, and starts nothing', { timeout: 1
   const busy = await refused('start', 'node-1')
   assert.equal(busy.code, 7, busy.stderr)
   assert.match(busy.stderr, /^error XSAN-005 BUSY: node-1: .* is taken by PID \d+/)
+})
+
+test('a damaged description is told, and the command it names wipes what is there', { timeout: 60_000 }, async (t) => {
+  const dir = playground(t)
+  const [node] = (await dev(dir, 'up', '--nodes', '1', '--disk-size', '256M')).nodes
+  for (const text of ['{', '{}', 'null']) {
+    writeFileSync(join(dir, 'dev.json'), text)
+    for (const verb of ['status', 'up', 'down']) {
+      const { code, stderr } = await xsan('dev', verb, '--dir', dir)
+      assert.equal(code, 1)
+      assert.match(stderr, /dev\.json is damaged: .* Try: xsan dev down --wipe --dir /)
+    }
+  }
+  const { code, stderr } = await xsan('dev', 'down', '--wipe', '--dir', dir)
+  assert.equal(code, 0, stderr)
+  assert.equal(isAlive(node!.pid), false)
+  assert.deepEqual(readdirSync(dir), [])
 })
 
 test('of another user: said so, whatever is asked', { timeout: 60_000, skip: process.getuid?.() === 0 ? false : 'needs root' }, async (t) => {

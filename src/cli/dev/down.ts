@@ -1,6 +1,7 @@
 import { Option } from 'commander'
+import { XsanError } from '../../base/errors.ts'
 import { command } from '../program.ts'
-import { readCluster, wipe } from './files.ts'
+import { type DevCluster, nodeDirectories, readCluster, socketPath, wipe } from './files.ts'
 import { dirOption } from './options.ts'
 import { endProcess, withDirLock } from './processes.ts'
 import { clusterOutput } from './view.ts'
@@ -15,12 +16,24 @@ export const devDown = command<{ dir: string; wipe?: boolean }>({
   options: [dirOption(), new Option('--wipe', 'also delete its files')],
   versioned: false,
   async run({ options }) {
-    const cluster = readCluster(options.dir)
-    return withDirLock(options.dir, LOCK_WAIT_MS, async () => {
-      await Promise.all(cluster.nodes.map((node) => endProcess(options.dir, node.id, GRACE_MS)))
-      const output = await clusterOutput(cluster)
-      if (options.wipe) wipe(cluster)
+    const { dir } = options
+    const cluster = known(dir, options.wipe)
+    return withDirLock(dir, LOCK_WAIT_MS, async () => {
+      const nodes = cluster?.nodes ?? nodeDirectories(dir).map((id) => ({ id, nbdSocket: socketPath(dir, id) }))
+      await Promise.all(nodes.map((node) => endProcess(dir, node.id, GRACE_MS)))
+      const output = cluster && (await clusterOutput(cluster))
+      if (options.wipe) wipe(dir, nodes)
       return output
     })
   },
 })
+
+/** undefined: its description is damaged. Then all that can be done is to wipe it. */
+function known(dir: string, wipes: boolean | undefined): DevCluster | undefined {
+  try {
+    return readCluster(dir)
+  } catch (error) {
+    if (wipes && error instanceof XsanError && error.status === 'INVALID_PARAM') return undefined
+    throw error
+  }
+}

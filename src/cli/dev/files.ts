@@ -8,7 +8,7 @@
  * No file is shared by two nodes but dev.json, so several `dev start` may run at once.
  */
 import { createHash } from 'node:crypto'
-import { accessSync, constants, existsSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { accessSync, constants, existsSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { messageOf, XsanError } from '../../base/errors.ts'
@@ -65,6 +65,7 @@ export function readCluster(dir: string): DevCluster {
   const path = resolve(dir)
   try {
     const cluster = JSON.parse(readFileSync(clusterPath(path), 'utf8')) as DevCluster
+    if (!Array.isArray(cluster?.nodes)) throw new Error('it names no nodes')
     const [first] = cluster.nodes
     if (first !== undefined && existsSync(nodeDir(path, first.id))) accessSync(nodeDir(path, first.id), constants.R_OK | constants.X_OK)
     return cluster
@@ -75,6 +76,11 @@ export function readCluster(dir: string): DevCluster {
       throw new XsanError('PERMISSION_DENIED', `this user may not read ${path}`, 'Do it as the user whose playground it is.', { cause: error })
     throw new XsanError('INVALID_PARAM', `${clusterPath(path)} is damaged: ${messageOf(error)}`, `xsan dev down --wipe --dir ${dir}`)
   }
+}
+
+/** Names of what looks like a node's directory, whether or not dev.json can be read. */
+export function nodeDirectories(dir: string): string[] {
+  return readdirSync(dir).filter((name) => /^node-\d+$/.test(name) && existsSync(configPath(dir, name)))
 }
 
 export function writeCluster(cluster: DevCluster): void {
@@ -112,12 +118,12 @@ export function logTail(dir: string, id: string, lines = 5): string {
   }
 }
 
-export function wipe(cluster: DevCluster): void {
-  for (const { id, nbdSocket } of cluster.nodes) {
-    rmSync(nodeDir(cluster.dir, id), { recursive: true, force: true })
+export function wipe(dir: string, nodes: ReadonlyArray<Pick<DevNode, 'id' | 'nbdSocket'>>): void {
+  for (const { id, nbdSocket } of nodes) {
+    rmSync(nodeDir(dir, id), { recursive: true, force: true })
     rmSync(nbdSocket, { force: true })
   }
-  rmSync(clusterPath(cluster.dir), { force: true })
+  rmSync(clusterPath(dir), { force: true })
 }
 
 export function writeJson(path: string, value: unknown): void {

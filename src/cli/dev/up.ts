@@ -112,7 +112,7 @@ async function clearUnformed(dir: string): Promise<void> {
   const cluster = readCluster(dir)
   if (cluster.formed) return
   await Promise.all(cluster.nodes.map((node) => endProcess(dir, node.id, END_MS)))
-  wipe(cluster)
+  wipe(dir, cluster.nodes)
 }
 
 /** The playground that is already there; the options must not ask for another one. */
