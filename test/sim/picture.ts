@@ -7,6 +7,8 @@ const WIDTH = 1800
 const LEFT = 110
 const LANE = 22
 const BINS = 600
+/** Of a letter of a label, at most. */
+const LETTER = 6.5
 /** Events of the trace that are drawn as densities. */
 const MESSAGES: ReadonlyArray<readonly [name: string, labels: RegExp]> = [
   ['data', /^(data|send)\b/],
@@ -63,7 +65,9 @@ export class Picture {
       const placed = own.map((fault) => {
         let row = ends.findIndex((end) => end <= fault.atMs)
         if (row < 0) row = ends.length
-        ends[row] = fault.atMs + fault.durationMs
+        // a label that is longer than its fault keeps its place too
+        const labelMs = (fault.kind.length * LETTER * endMs) / (WIDTH - LEFT - 10)
+        ends[row] = fault.atMs + Math.max(fault.durationMs, labelMs)
         return { fault, row }
       })
       const top = lane(`node ${node + 1}`, Math.max(1, ends.length) * 16 + 6)
@@ -86,8 +90,11 @@ export class Picture {
       parts.push(`<g>${tip(`at most ${most} per ${(endMs / BINS).toFixed(0)} ms`)}<polyline points="${points.join(' ')}" class="d"/></g>`)
     }
     const lanes = new Map<string, number>()
-    for (const op of this.#history?.operations() ?? []) {
-      const client = op.client.split('.')[0]!
+    const clientOf = (op: { readonly client: string }) => op.client.split('.')[0]!
+    const collator = new Intl.Collator('en', { numeric: true })
+    const operations = [...(this.#history?.operations() ?? [])].sort((a, b) => collator.compare(clientOf(a), clientOf(b)))
+    for (const op of operations) {
+      const client = clientOf(op)
       let top = lanes.get(client)
       if (top === undefined) {
         top = lane(client, 34)
@@ -99,7 +106,10 @@ export class Picture {
         `<rect x="${x(op.callMs)}" y="${top + 2 + (op.id % 6) * 5}" width="${width(op.callMs, op.returnMs)}" height="4" fill="${colour}">${tip(text)}</rect>`,
       )
     }
-    const ticks = Array.from({ length: 21 }, (_, i) => `<text x="${x((endMs * i) / 20)}" y="${y + 14}">${((endMs * i) / 20_000).toFixed(1)} s</text>`)
+    const ticks = Array.from(
+      { length: 21 },
+      (_, i) => `<text x="${x((endMs * i) / 20)}" y="${y + 14}" text-anchor="${i === 20 ? 'end' : 'middle'}">${((endMs * i) / 20_000).toFixed(1)} s</text>`,
+    )
     const violations = result.violations.map(({ promise, detail }) => `<h3>Violated: ${escaped(promise)}</h3><pre>${escaped(detail)}</pre>`)
     return `<!doctype html><meta charset="utf-8"><title>seed ${escaped(String(seed))}</title>
 <style>body{font:13px sans-serif}svg text{font-size:11px}.l{stroke:#ccc}.f{fill:#e8b4a8;stroke:#b5543c}.d{fill:none;stroke:#555}circle{fill:#7d3c98}</style>
