@@ -180,6 +180,13 @@ export const CANARIES: readonly Canary[] = [
     plant: () => replace(Reads.prototype, 'isCommitted', () => () => true),
   },
   {
+    name: 'removed-before-committed',
+    bug: 'a read shows a block as removed whose removal is staged and not committed',
+    seedsMax: 15,
+    plan: { focus: 'removals' },
+    plant: () => replace(Replicas.prototype, 'isBeingRemoved', () => () => false),
+  },
+  {
     name: 'merge-over-older',
     bug: 'a write of a part of a page is merged over what the page held when the merge began',
     seedsMax: 10,

@@ -61,6 +61,7 @@ export const FOCUS_NAMES = [
   'contention',
   'last-copies',
   'handovers',
+  'removals',
   'reports',
   'cancels',
   'abandoned',

@@ -46,6 +46,8 @@ export interface Mix {
   readonly largeShare?: number
   /** Share of operations on exactly one page: nothing of them has to be read and merged. */
   readonly wholeShare?: number
+  /** Share of the operations that zero which take a whole block. */
+  readonly removeShare?: number
   /** Mean time of a flush; each run draws one. */
   readonly flushMs: readonly number[]
   /** Operations that a client has under way at one time, at least and at most; 1 to 4 unless given. */
@@ -97,6 +99,17 @@ const FOCUSES: Readonly<Record<FocusName, Focus>> = {
     lasts: { 'slow-link': [200, 1500], 'disk-slow': [200, 1500] },
     unflushed: ['random'],
     mix: { volumes: 'safe', hotPages: 4, readShares: [0.3, 0.5], home: 0.6, flushMs: [0, 5, 15] },
+  },
+  /** Whole blocks are trimmed and written anew while chains change and disks are slow. */
+  removals: {
+    durationMs: 5000,
+    clients: [5, 7],
+    opsPerSecond: 140,
+    rates: { kill: 0.8, power: 0.1, 'slow-link': 2.5, 'disk-slow': 1 },
+    lastsMs: [10, 600],
+    lasts: { 'slow-link': [500, 2500], 'disk-slow': [300, 2000] },
+    unflushed: ['random'],
+    mix: { volumes: 'safe', hotPages: 2, readShares: [0.3, 0.8], home: 0.6, removeShare: 1, flushMs: [0, 5, 15] },
   },
   /** Many clients write the same two pages while heads die: what is asked for again meets what came after it. */
   contention: {
