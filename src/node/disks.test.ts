@@ -61,5 +61,5 @@ test('a file that its file system can never hold is warned of, one that it can i
     formatted: false,
   })
   assert.deepEqual(overcommitted([disk(4096)]), [])
-  assert.match(overcommitted([disk(2 ** 52)])[0]!, /may grow to 4096TiB, but its file system has .* left/)
+  assert.match(overcommitted([disk(2 ** 52)])[0]!, /may grow to 4PiB, but its file system has .* left/)
 })

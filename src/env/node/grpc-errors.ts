@@ -92,7 +92,7 @@ export function fromServiceError(error: ServiceError, call: { address: string; m
     case GrpcStatus.DEADLINE_EXCEEDED:
       return new XsanError(
         'NETWORK_TIMEOUT',
-        `${address} did not answer ${method} within ${call.timeoutMs} ms`,
+        `${address} did not answer ${method} within ${Math.round(call.timeoutMs)} ms`,
         'See whether that node runs and is not overloaded.',
       )
     case GrpcStatus.UNIMPLEMENTED:
