@@ -168,7 +168,7 @@ test('replicas that do not serve make room, and the last that serve are left alo
   assert.equal(next([[1, SERVING]], disks()), null)
 })
 
-test('a replica moves between disks of one node without being twice on it, unless nobody else serves', () => {
+test('a replica moves between disks of one node without being twice on it, and not while nobody else serves', () => {
   assert.deepEqual(
     next(
       [
@@ -189,7 +189,19 @@ test('a replica moves between disks of one node without being twice on it, unles
     ),
     { kind: 'remove', slot: 0, disk: 1 },
   )
-  assert.deepEqual(next([[1, SERVING]], disks(2)), { kind: 'add', slot: 0, disk: 2, node: 1 })
+  assert.equal(next([[1, SERVING]], disks(2)), null)
+  assert.equal(
+    next(
+      [
+        [1, SERVING],
+        [3, OFFLINE],
+      ],
+      disks(2, 3),
+    ),
+    null,
+    'it waits for the other copy',
+  )
+  assert.deepEqual(next([[1, SERVING]], disks(2, 3)), { kind: 'add', slot: 0, disk: 3, node: 2 }, 'another node first')
 })
 
 test('slots with the fewest serving replicas come first', () => {

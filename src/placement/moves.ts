@@ -3,7 +3,8 @@
  * desired replica serves does a surplus one drain and leave; last, a head that should not be one drains and comes back at the tail.
  *
  * Invariants: no step while a slot recovers or a step of it is under way; a step never takes the last serving replica; at most one replica
- * of a slot per node, except on the way from one disk to another of the only node that serves the slot.
+ * of a slot per node. So the only serving replica of a slot does not move to another disk of its own node: it would have to forward to itself
+ * there, which nobody does (and every write of the slot would wait for it).
  */
 import type { DiskNumber, NodeNumber, SlotIndex } from '../base/ids.ts'
 import { type Chain, type ChainEntry, isMember, ReplicaState } from './chain.ts'
@@ -44,13 +45,16 @@ function planSlot(chain: Chain, slot: SlotIndex, desired: readonly DiskNumber[],
   if (inTheWay !== undefined) return remove(inTheWay)
   if (entries.some(catchesUp)) return null
 
-  const missing = desired.find((disk) => entries.every((entry) => entry.disk !== disk))
-  if (missing !== undefined) {
-    const node = nodeOf(missing)
-    const sibling = entries.find((entry) => entry.node === node && !isDesired(entry))
-    if (sibling !== undefined && !isMember(sibling.state)) return remove(sibling)
-    if (sibling !== undefined && serving.length > 1) return { kind: 'drain', slot, disk: sibling.disk, leave: true }
-    return { kind: 'add', slot, disk: missing, node }
+  const missing = desired.filter((disk) => entries.every((entry) => entry.disk !== disk))
+  if (missing.length > 0) {
+    const siblingOf = (disk: DiskNumber) => entries.find((entry) => entry.node === nodeOf(disk) && !isDesired(entry))
+    // first what gives a copy more, or costs none
+    const alone = missing.find((disk) => siblingOf(disk) === undefined)
+    if (alone !== undefined) return { kind: 'add', slot, disk: alone, node: nodeOf(alone) }
+    const siblings = missing.map((disk) => siblingOf(disk)!)
+    const idle = siblings.find(({ state }) => !isMember(state))
+    if (idle !== undefined) return remove(idle)
+    return serving.length > 1 ? { kind: 'drain', slot, disk: siblings[0]!.disk, leave: true } : null
   }
 
   if (!serving.every(isDesired) || serving.length < desired.length || entries.length > desired.length) {
