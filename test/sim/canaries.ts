@@ -309,7 +309,7 @@ export const CANARIES: readonly Canary[] = [
     name: 'life-not-looked-at',
     bug: 'a head orders what waited there for longer than its life, over what its client wrote since by another node',
     seedsMax: 30,
-    plan: { focus: 'abandoned' },
+    plan: { focus: 'starved' },
     plant: () =>
       method<Writes, [number], void>(
         Writes.prototype,

@@ -65,6 +65,7 @@ export const FOCUS_NAMES = [
   'reports',
   'cancels',
   'abandoned',
+  'starved',
   'leases',
   'cuts',
   'rot',
@@ -302,7 +303,7 @@ export function describeFault(fault: Fault): string {
       return `reads take about ${Math.round(fault.amount)} ms more on the disk of ${node} ${span}`
     case 'late-stream':
     case 'last-copy': {
-      const late = fault.kind === 'last-copy' ? '' : ', its connections stand still in turn while it is SYNCING'
+      const late = fault.kind === 'last-copy' ? '' : ', forwards to it come late while it is SYNCING'
       const then = fault.unflushed === 'keep' ? '' : `, and then it loses power, unflushed data: ${fault.unflushed}`
       return `${node} is killed, back after ${fault.durationMs} ms${late}; when a copy on it serves again the nodes of the others are killed for ${fault.amount} ms${then}`
     }

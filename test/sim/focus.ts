@@ -173,15 +173,26 @@ const FOCUSES: Readonly<Record<FocusName, Focus>> = {
   /** Clients that give up and go on by another node: what they leave behind ends within its life, or never takes effect. */
   abandoned: {
     durationMs: 9000,
-    clients: [4, 5],
-    opsPerSecond: 70,
-    rates: { 'slow-reads': 0.5, cut: 0.3, freeze: 0.1, kill: 0.1 },
+    clients: [3, 4],
+    opsPerSecond: 40,
+    rates: { cut: 0.4, freeze: 0.1, kill: 0.1 },
     lastsMs: [500, 2000],
-    lasts: { 'slow-reads': [6000, 8000], cut: [5000, 8000] },
-    amounts: { 'slow-reads': [300, 600] },
+    lasts: { cut: [5000, 8000] },
     unflushed: ['random'],
     shape: { slotCount: 4 },
-    mix: { volumes: 'safe', hotPages: 1, readShares: [0.1, 0.3], home: 0.3, flushMs: [0], depth: [6, 12], wholeShare: 0.85, patienceMs: [150, 1200] },
+    mix: { volumes: 'safe', hotPages: 2, readShares: [0.1, 0.3], home: 0.3, flushMs: [0], depth: [2, 4], patienceMs: [150, 1200] },
+  },
+  /** The same where writes of a part of a page wait at the head: reads are slow, and newer writes of the page make them begin anew. */
+  starved: {
+    durationMs: 9000,
+    clients: [4, 5],
+    opsPerSecond: 80,
+    rates: { 'slow-reads': 1.2 },
+    lastsMs: [8000, 9000],
+    amounts: { 'slow-reads': [400, 650] },
+    unflushed: ['random'],
+    shape: { slotCount: 4 },
+    mix: { volumes: 'safe', hotPages: 1, readShares: [0.05, 0.1], home: 0.3, flushMs: [0], depth: [6, 12], wholeShare: 0.85, patienceMs: [100, 400] },
   },
   /** Nodes are cut off or stand still for longer than a lease, and clients on them read on. */
   leases: {

@@ -3,6 +3,7 @@ import { XsanError } from '../../src/base/errors.ts'
 import { BLOCK_BYTES, PAGES_PER_BLOCK } from '../../src/base/units.ts'
 import { ReplicaState } from '../../src/placement/chain.ts'
 import { slotOf } from '../../src/placement/ring.ts'
+import { Lane } from '../../src/wire/peer.ts'
 import type { SimCluster, SimNode, SimVolume } from './cluster.ts'
 import { describeFault, type Fault } from './faults.ts'
 import type { History } from './history.ts'
@@ -21,16 +22,10 @@ const WRITE_LIFE_MS = 4500
 /** Of the fault `last-copy`: how long, and how often, its moment is looked for. */
 const LAST_COPY_WAIT_MS = 5000
 const LAST_COPY_LOOK_MS = 1
-/** The three connections from each source stand still for 0, 1 and 2 of these while it is SYNCING: what comes by one is newer than what another still brings. */
-const STALL_MS = 300
-const STALL_ORDERS = [
-  [0, 1, 2],
-  [0, 2, 1],
-  [1, 0, 2],
-  [1, 2, 0],
-  [2, 0, 1],
-  [2, 1, 0],
-] as const
+/** The stream of forwards from each source stands still for so long while it is SYNCING: what comes by the other connections is newer. */
+const STALL_MS = 500
+/** Until there is a session. */
+const STALL_TRIES = 100
 
 /** Settings that may change at any time without breaking a promise: a value of the first list for a while, then the second. */
 const SETTINGS: ReadonlyArray<readonly [key: string, during: string, after: string]> = [
@@ -277,7 +272,7 @@ export function inject(stage: Stage, fault: Fault): void {
 
 /** The node returns; as soon as one of its copies serves, those it came from are gone, and then its own memory. */
 function lastCopy({ cluster }: Stage, fault: Fault, losePower: (lost: readonly SimNode[]) => void): void {
-  const { world, network } = cluster
+  const { world } = cluster
   const node = cluster.nodes[fault.node]!
   node.process?.kill()
   world.schedule(fault.durationMs, 'fault ends', () => node.restart())
@@ -304,12 +299,7 @@ function lastCopy({ cluster }: Stage, fault: Fault, losePower: (lost: readonly S
   }
   const isAnyLeft = (others: readonly SimNode[]) => others.length > 0
   const stall = (others: readonly SimNode[]) => {
-    for (const other of others) {
-      for (const [i, end] of network.endsBetween(other.host, node.host, network.flippedPorts).entries()) {
-        const order = STALL_ORDERS[fault.amount % STALL_ORDERS.length]!
-        end.stall(STALL_MS * order[i % order.length]!)
-      }
-    }
+    for (const other of others) stallForwards(other, node)
   }
   if (fault.kind === 'late-stream') when(ReplicaState.SYNCING, isAnyLeft, stall)
   when(ReplicaState.SERVING, isAnyLeft, (others) => {
@@ -325,6 +315,16 @@ function lastCopy({ cluster }: Stage, fault: Fault, losePower: (lost: readonly S
       () => losePower([node]),
     )
   })
+}
+
+/** A packet is lost on the connection that carries forwards: what is sent there comes late, and everything else in time. */
+function stallForwards(from: SimNode, to: SimNode, triesLeft = STALL_TRIES): void {
+  const { plane, queue, running } = from
+  const number = to.control?.member?.node
+  const peer = running && plane && number ? plane.peers.indexOf(number) : -1
+  const connection = peer < 0 ? undefined : plane!.peers.peers[peer]!.lanes[Lane.FORWARD]
+  if (connection !== undefined) queue!.endOf(connection.handle)?.stall(STALL_MS)
+  else if (triesLeft > 0) from.host.world.schedule(1, 'session?', () => stallForwards(from, to, triesLeft - 1))
 }
 
 /** Every node in turn: stopped, started with the next version, and given some time to catch up. */

@@ -388,6 +388,11 @@ export class SimIoQueue implements IoQueue {
   }
 
   // ---- sockets -------------------------------------------------------------------------------------------------------
+  /** The stream behind a socket, in its kernel; undefined while it connects. For faults that are aimed at one connection. */
+  endOf(socket: Handle): SimEnd | undefined {
+    return this.#entry(socket, 'socket').end
+  }
+
   listenTcp(options: { host: string; port: number; backlog?: number }): { handle: Handle; port: number } {
     const { host } = this.process
     const anyAddress = options.host === '0.0.0.0' || options.host === '::'

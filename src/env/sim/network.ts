@@ -132,11 +132,6 @@ export class SimNetwork {
     return this.#links.get(from.number * 65536 + to.number)?.flip ?? 0
   }
 
-  /** Ends of the connections that carry bytes from one host to another, to (or from) those ports, oldest first. */
-  endsBetween(from: SimHost, to: SimHost, ports: ReadonlySet<number>): SimEnd[] {
-    return [...this.ends].filter((end) => end.host === from && !end.closed && end.other?.host === to && ports.has(end.port))
-  }
-
   /** Bytes that waited for a link go on. */
   linksChanged(): void {
     for (const end of [...this.#holding]) end.flushHeld()
