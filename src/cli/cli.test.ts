@@ -2,6 +2,8 @@
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { createServer } from 'node:http'
+import { createServer as createTcpServer } from 'node:net'
 import test, { after, before } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { parse } from 'yaml'
@@ -250,4 +252,37 @@ test('xsan-debug has its four commands, under exactly these names', async () => 
   assert.deepEqual(stats.nodes[0]?.counters, { read_ops: 5, 'storage.aio_enqueue': 2 })
   for (const command of ['cluster-status', 'volume-info 7', 'block-location 7:0', 'perf-stats'])
     assert.equal((await run('xsan-debug', ...command.split(' '))).code, 0)
+})
+
+test('what answers and is no node, a name without an address, a wait without an end, an address that is none: each said as what it is', async () => {
+  const http = createServer((_, response) => response.end('hello'))
+  const deaf = createTcpServer((socket) => socket.destroy())
+  const listen = (of: ReturnType<typeof createTcpServer>) =>
+    new Promise<string>((resolve) => of.listen(0, '127.0.0.1', () => resolve(`127.0.0.1:${(of.address() as { port: number }).port}`)))
+  try {
+    for (const [code, pattern, ...args] of [
+      [2, /what answers at 127\.0\.0\.1:\d+ does not speak gRPC\. Try: Use the port of control/, '--server', await listen(http), 'volume', 'list'],
+      [
+        2,
+        /(what answers at 127\.0\.0\.1:\d+ does not speak gRPC|nothing answers at 127\.0\.0\.1:\d+ \(ECONNRESET\))\. Try: /,
+        '--server',
+        await listen(deaf),
+        'volume',
+        'list',
+      ],
+      [2, /the name in nosuch\.invalid:1 leads to no address/, '--server', 'nosuch.invalid:1', 'volume', 'list'],
+      [64, /"nohost" is not an address/, '--server', 'nohost', 'volume', 'list'],
+      [64, /"99999999999h" is too long a time/, 'volume', 'list', '--timeout', '99999999999h'],
+      [64, /unknown command 'nope'/, 'help', 'nope', 'create'],
+    ] as const) {
+      const ran = await run('xsan', ...args)
+      assert.equal(ran.code, code, ran.stderr)
+      assert.match(ran.stderr, pattern)
+      assert.equal(ran.stderr.trimEnd().split('\n').length, 1)
+    }
+    assert.match((await run('xsan', 'help', 'volume', 'create')).stdout, /Usage: xsan volume create /)
+  } finally {
+    http.close()
+    deaf.close()
+  }
 })

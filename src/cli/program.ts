@@ -51,7 +51,7 @@ export function command<O = Record<string, never>>(spec: CommandSpec<O>): Comman
         options: { ...made.opts(), ...(hasOwnTimeout && { timeout: callTimeoutMs(made) ?? made.getOptionValue('timeout') }) } as O,
         args: made.processedArgs.flat() as string[],
         get client() {
-          client ??= new AdminClient(given(made, 'server') ?? process.env['XSAN_SERVER'] ?? serverOfThisHost(), hasOwnTimeout ? undefined : callTimeoutMs(made))
+          client ??= connect(given(made, 'server') ?? (process.env['XSAN_SERVER'] || serverOfThisHost()), hasOwnTimeout ? undefined : callTimeoutMs(made))
           return client
         },
         progress: (line) => void process.stderr.write(`${line}\n`),
@@ -114,10 +114,16 @@ export function watchStreams(name: string, closed: ExitCode): void {
 export async function main(root: Command, argv: readonly string[] = process.argv): Promise<void> {
   watchStreams(root.name(), ExitCode.OK)
   try {
-    await root.parseAsync(argv)
+    await root.parseAsync(asHelpOption(argv))
   } catch (error) {
     process.exitCode = report(error, root.name())
   }
+}
+
+/** `xsan help volume create` as `xsan volume create --help`: commander's own `help` knows the first word only. */
+function asHelpOption(argv: readonly string[]): readonly string[] {
+  const [node, script, first, ...words] = argv
+  return first === 'help' && words.length > 0 ? [node!, script!, ...words, '--help'] : argv
 }
 
 /** Prints what went wrong and returns the exit code. */
@@ -164,11 +170,16 @@ export class UsageError extends XsanError {
   }
 }
 
+/** Timers count milliseconds in 31 bits. */
+const DURATION_MS_MAX = 500 * 3_600_000
+
 /** `500ms`, `60s`, `5m`, `2h`; a bare number is seconds. */
 export function parseDuration(text: string): number {
   const match = /^(\d+(?:\.\d+)?)(ms|s|m|h)?$/.exec(text.trim())
   if (!match) throw new UsageError(`"${text}" is not a duration`, 'Write 500ms, 60s, 5m or 2h.')
-  return Number(match[1]) * { ms: 1, s: 1000, m: 60_000, h: 3_600_000 }[(match[2] ?? 's') as 'ms' | 's' | 'm' | 'h']
+  const ms = Number(match[1]) * { ms: 1, s: 1000, m: 60_000, h: 3_600_000 }[(match[2] ?? 's') as 'ms' | 's' | 'm' | 'h']
+  if (ms > DURATION_MS_MAX) throw new UsageError(`"${text}" is too long a time`, 'Write at most 500h.')
+  return ms
 }
 
 /** As large as the 32 bits it travels in. */
@@ -223,6 +234,14 @@ function given(from: Command, name: string): string | undefined {
     if (typeof value === 'string') return value
   }
   return undefined
+}
+
+function connect(address: string, timeoutMs: number | undefined): AdminClient {
+  try {
+    return new AdminClient(address, timeoutMs)
+  } catch (error) {
+    throw error instanceof XsanError ? new UsageError(error.message, error.nextStep) : error
+  }
 }
 
 /** Of the --timeout nearest to the command. */

@@ -102,17 +102,27 @@ export function fromServiceError(error: ServiceError, call: { address: string; m
     case GrpcStatus.CANCELLED:
       return new XsanError('STOPPING', `${method} at ${address} was cut off: ${error.details}`, 'Try again.')
     case GrpcStatus.UNAVAILABLE:
-      return new XsanError(
-        'NODE_UNREACHABLE',
-        `nothing answers at ${address} (${reasonOf(error)})`,
-        'See whether xsand runs there, and whether address and port are right.',
-      )
+      return unreachable(address, error.details)
     default:
       return new XsanError('INTERNAL', `${method} at ${address}: ${error.details}`)
   }
 }
 
 /** grpc-js wraps the reason of a failed connection in several sentences; the errno name in it is what a person looks for. */
-function reasonOf(error: ServiceError): string {
-  return /\b(E[A-Z]{4,})\b/.exec(error.details)?.[1] ?? error.details
+function unreachable(address: string, details: string): XsanError {
+  const errno = /\b(E[A-Z]{4,})\b/.exec(details)?.[1]
+  if (errno === undefined && details.startsWith('Name resolution failed'))
+    return new XsanError('NODE_UNREACHABLE', `the name in ${address} leads to no address`, 'See whether it is spelled right, or use an IP address.')
+  const said = /Last error: (.*?)(?: \(\d{4}-.*)?$/.exec(details)?.[1] ?? ''
+  if (errno === undefined && /^(Protocol error|Failed to connect)/.test(said))
+    return new XsanError(
+      'NODE_UNREACHABLE',
+      `what answers at ${address} does not speak gRPC`,
+      'Use the port of control (cluster.bind_port), not one for data, clients or metrics.',
+    )
+  return new XsanError(
+    'NODE_UNREACHABLE',
+    `nothing answers at ${address} (${errno ?? details})`,
+    'See whether xsand runs there, and whether address and port are right.',
+  )
 }
