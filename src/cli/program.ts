@@ -114,16 +114,20 @@ export function watchStreams(name: string, closed: ExitCode): void {
 export async function main(root: Command, argv: readonly string[] = process.argv): Promise<void> {
   watchStreams(root.name(), ExitCode.OK)
   try {
-    await root.parseAsync(asHelpOption(argv))
+    if (argv[2] === 'help' && !argv[3]?.startsWith('-')) commandOf(root, argv.slice(3)).outputHelp()
+    else await root.parseAsync(argv)
   } catch (error) {
     process.exitCode = report(error, root.name())
   }
 }
 
-/** `xsan help volume create` as `xsan volume create --help`: commander's own `help` knows the first word only. */
-function asHelpOption(argv: readonly string[]): readonly string[] {
-  const [node, script, first, ...words] = argv
-  return first === 'help' && words.length > 0 ? [node!, script!, ...words, '--help'] : argv
+/** Of `help volume create`; commander's own `help` knows the first word only. */
+function commandOf(root: Command, words: readonly string[]): Command {
+  return words.reduce((above, word) => {
+    const found = above.commands.find((child) => child.name() === word)
+    if (found === undefined) throw new UsageError(`unknown command '${word}'`, `${wordsOf(above)} --help`)
+    return found
+  }, root)
 }
 
 /** Prints what went wrong and returns the exit code. */
