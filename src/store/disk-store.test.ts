@@ -623,6 +623,8 @@ test('a session takes ids as they come until it ends', async () => {
 })
 
 test('a slot whose resync began is incomplete until that has ended, whatever happens to the process, the power and the journal meanwhile', async () => {
+  // two records fill a batch
+  const PAGES = 100
   const bench = new Bench(31)
   await bench.format()
   let store = await bench.mount()
@@ -676,4 +678,33 @@ test('the end of a resync that did not become durable did not happen', async () 
   bench.powerLoss('lose')
   store = await bench.mount()
   assert.equal(store.isIncomplete(2), true)
+})
+
+test('an arena without any room: records wait until batches are written, and their memory goes back', async () => {
+  const bench = new Bench(31)
+  await bench.format()
+  const store = await bench.mount()
+  const { arena } = bench.queue
+  const usedBytes = () => arena.stats().usedBytes.reduce((a, b) => a + b, 0)
+  const idleBytes = usedBytes()
+  bench.disk.hang()
+  const others: number[] = []
+  let staged = 0
+  let status: number = Status.SUCCESS
+  for (let id = 1; id <= 20_000 && status === Status.SUCCESS; id++) {
+    Object.assign(record, { kind: RecordKind.EMPTY, slot: 1, idHigh: 1, idLow: id, volume: 0, layer: 0, index: 0, firstPage: 0, pageCount: 0 })
+    Object.assign(record, { durable: true, clientHigh: 256, clientLow: 1, channel: 3, seq: id })
+    status = store.admit(record, true)
+    if (status === Status.SUCCESS) staged = store.stage(record)
+    // eight batches wait; from here on there is no memory
+    if (id === 2000)
+      for (let bytes = 4 * MiB; bytes >= PAGE_BYTES; bytes /= 2) for (let at = arena.alloc(bytes); at !== -1; at = arena.alloc(bytes)) others.push(at)
+  }
+  assert.equal(status, Status.BUSY)
+  assert.ok(staged > 2000 && others.length > 0)
+  for (const at of others) arena.free(at as never)
+  bench.disk.resume()
+  await bench.until(() => bench.events.durable >= staged)
+  await bench.world.runFor(100)
+  assert.equal(usedBytes(), idleBytes)
 })

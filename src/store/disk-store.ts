@@ -391,7 +391,7 @@ export class DiskStore implements ReplicaStore {
   }
 
   completeSession(slot: number): number {
-    this.#assertRoom(1)
+    this.#assertRoom(1, 1)
     const [idHigh, idLow] = [this.lastHigh[slot]!, this.lastLow[slot]!]
     const at = this.journal.begin(RecordHeader.size, 0)
     this.#encodePart(at, { kind: JournalKind.COMPLETE, flags: 0, slot, volume: 0, layer: 0, index: 0, pageCount: 0, rowCount: 0, idHigh, idLow })
@@ -429,7 +429,8 @@ export class DiskStore implements ReplicaStore {
         throw new XsanError('BUSY', `disk ${this.disk} has no extent for the moment`, 'More are being allocated: try again.')
       throw new XsanError('INSUFFICIENT_SPACE', `disk ${this.disk} has no extent for a block of volume ${volume}`, 'Add disks, or delete volumes.')
     }
-    this.#assertRoom(dataPages + Math.ceil(given.rows.length / ROW_WORDS / 32) + 64)
+    const rowBatches = Math.ceil(given.rows.length / ROW_WORDS / INSTALL_ROWS_MAX)
+    this.#assertRoom(dataPages + Math.ceil(given.rows.length / ROW_WORDS / 32) + 64, Math.ceil(pages.length / INSTALL_PAGES_MAX) + rowBatches + 4)
     const rowsFirst = given.rows.slice()
     this.#rowsFit(rowsFirst)
 
@@ -574,10 +575,10 @@ export class DiskStore implements ReplicaStore {
     })
   }
 
-  #assertRoom(pages: number): void {
+  #assertRoom(pages: number, batches: number): void {
     const { journal } = this
     if (this.failed) throw new XsanError('WRITE_FAILED', `disk ${this.disk} has failed`)
-    if (journal.tooManyWaiting(false) || journal.freePages - pages - PAGES_KEPT < journal.totalPages * FORWARD_NEEDS_FREE)
+    if (journal.tooManyWaiting(false, batches) || journal.freePages - pages - PAGES_KEPT < journal.totalPages * FORWARD_NEEDS_FREE)
       throw new XsanError('BUSY', `the journal of disk ${this.disk} is full for the moment`, 'It empties by itself: try again.')
   }
 

@@ -40,12 +40,15 @@ const RUNS_RESERVED = 1100
 /** A client's write waits while so many batches wait for the disk. */
 const BATCHES_WAITING_MAX = 64
 const WRITE_TRIES_MAX = 1000
-const DESCRIPTORS_AT_START = 16
+/** Batches whose memory is kept while the disk has nothing to do. */
+const DESCRIPTORS_KEPT = 16
+/** A record may close one and begin another; those of the starts of sessions have not asked. */
+const BATCHES_PER_RECORD = 4
 const CHECKPOINT_BUFFERS = 2
 
 class Batch {
   kind: number = BatchKind.RECORDS
-  descriptorPage = 0
+  readonly descriptorPage: number
   /** Descriptor bytes filled so far, header included. */
   bytes = 0
   descriptorPages = 0
@@ -73,6 +76,10 @@ class Batch {
   readonly rangePages = new Int32Array(BATCH_RANGES_MAX)
   slotCount = 0
   rowCount = 0
+
+  constructor(descriptorPage: number) {
+    this.descriptorPage = descriptorPage
+  }
 }
 
 /** Rows of blocks that records of one segment changed. */
@@ -202,7 +209,7 @@ export class Journal {
     this.#writeTag = options.queue.register('journal write', (row, result) => this.#onWritten(row, result))
     this.#syncTag = options.queue.register('journal sync', (_row, result) => this.#onSynced(result))
     options.queue.onTurnEnd(() => this.#endTurn())
-    for (let i = 0; i < DESCRIPTORS_AT_START; i++) this.#pool.push(this.#newBatch())
+    for (let i = 0; i < DESCRIPTORS_KEPT; i++) this.#pool.push(new Batch(this.#alloc(DESCRIPTOR_PAGES)))
     for (let i = 0; i < CHECKPOINT_BUFFERS; i++) this.#checkpointBuffers.push(this.#alloc(this.#checkpointPages))
   }
 
@@ -221,9 +228,14 @@ export class Journal {
     return Math.max(0, this.#pagesPerSegment - this.#position - collecting) + whole * (this.#pagesPerSegment - checkpoint)
   }
 
-  /** Too much waits for the disk for a client's (`fromHead`) or another's record. */
-  tooManyWaiting(fromHead: boolean): boolean {
+  /** Too much waits for the disk for a client's (`fromHead`) or another's record, or there is no memory for so many batches. */
+  tooManyWaiting(fromHead: boolean, batches = BATCHES_PER_RECORD): boolean {
     if (this.#checkpointBuffers.length === 0) return true
+    while (this.#pool.length < batches) {
+      const page = this.#queue.arena.alloc(DESCRIPTOR_BYTES)
+      if (page === -1) return true
+      this.#pool.push(new Batch(page))
+    }
     const runs = this.#runNext - this.#runOldest
     if (runs >= RUNS_MAX - RUNS_RESERVED - (fromHead ? 1024 : 0)) return true
     return this.#closed - this.#first >= (fromHead ? BATCHES_WAITING_MAX : BATCHES_WAITING_MAX * 4)
@@ -326,7 +338,7 @@ export class Journal {
       this.#close()
     }
     if (this.#position + pagesOf(BatchHeader.size + bytes) + payloadPages > this.#pagesPerSegment) this.#rotate()
-    const batch = this.#pool.pop() ?? this.#newBatch()
+    const batch = this.#pool.pop() ?? new Batch(this.#alloc(DESCRIPTOR_PAGES))
     batch.kind = BatchKind.RECORDS
     batch.bytes = BatchHeader.size
     batch.payloadPages = 0
@@ -467,12 +479,6 @@ export class Journal {
 
   // ---- batches ---------------------------------------------------------------------------------------------------------------
 
-  #newBatch(): Batch {
-    const batch = new Batch()
-    batch.descriptorPage = this.#alloc(DESCRIPTOR_PAGES)
-    return batch
-  }
-
   #alloc(pages: number): number {
     const page = this.#queue.arena.alloc(pages * PAGE_BYTES)
     assert(page >= 0, `no room in the arena for ${pages} pages of the journal`)
@@ -501,9 +507,8 @@ export class Journal {
     const { rows, lastHigh, lastLow, incomplete } = this.#o
     const slots = lastHigh.length
     const slotWords = slots * 2 + Math.ceil(slots / 32)
-    const batch = new Batch()
+    const batch = new Batch(this.#checkpointBuffers.pop() ?? this.#alloc(this.#checkpointPages))
     batch.kind = BatchKind.SEGMENT_START
-    batch.descriptorPage = this.#checkpointBuffers.pop() ?? this.#alloc(this.#checkpointPages)
     batch.descriptorPages = checkpointPages(slots, rows.count)
     batch.bytes = BatchHeader.size + slotWords * 4 + rows.count * PACKED_ROW_BYTES
     batch.firstSeq = this.nextSeq
@@ -659,7 +664,8 @@ export class Journal {
     if (batch.kind === BatchKind.SEGMENT_START) {
       if (this.#checkpointBuffers.length < CHECKPOINT_BUFFERS) this.#checkpointBuffers.push(batch.descriptorPage)
       else this.#queue.arena.free(batch.descriptorPage as never)
-    } else this.#pool.push(batch)
+    } else if (this.#pool.length < DESCRIPTORS_KEPT) this.#pool.push(batch)
+    else this.#queue.arena.free(batch.descriptorPage as never)
   }
 
   // ---- durability ------------------------------------------------------------------------------------------------------------
