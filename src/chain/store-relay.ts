@@ -1,7 +1,9 @@
-/** Given to a store at mount, before the reactor that will use it exists: passes the store's events on once it does. */
+/** What is between a reactor and the mounting of its disks. */
 import { assert } from '../base/assert.ts'
+import { XsanError } from '../base/errors.ts'
 import type { JournalSeq, ReplicaStore, StoreEvents } from '../store/store.ts'
 
+/** Given to a store at mount, before the reactor that will use it exists: passes the store's events on once it does. */
 export class StoreRelay implements StoreEvents {
   #target: StoreEvents | undefined
   #failure: string | undefined
@@ -31,4 +33,31 @@ export class StoreRelay implements StoreEvents {
 export interface MountedStore {
   readonly store: ReplicaStore
   readonly relay: StoreRelay
+}
+
+/** What a mount fails with when it is the disk that is broken, not what it was asked for. */
+const BROKEN: ReadonlySet<string> = new Set(['DISK_CORRUPTED', 'READ_FAILED', 'WRITE_FAILED'])
+
+/**
+ * Mounts one disk after the other. A broken one is told to `onBroken`, and the others are used without it, as if it had failed later; throws
+ * when none is left, or for any other reason.
+ */
+export async function mountAll<D>(
+  disks: readonly D[],
+  mount: (disk: D) => Promise<MountedStore>,
+  onBroken: (disk: D, error: XsanError) => void,
+): Promise<MountedStore[]> {
+  const stores: MountedStore[] = []
+  let first: XsanError | undefined
+  for (const disk of disks) {
+    try {
+      stores.push(await mount(disk))
+    } catch (error) {
+      if (!(error instanceof XsanError) || !BROKEN.has(error.status) || disks.length === 1) throw error
+      first ??= error
+      onBroken(disk, error)
+    }
+  }
+  if (first !== undefined && stores.length === 0) throw first
+  return stores
 }

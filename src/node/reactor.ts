@@ -11,7 +11,7 @@ import { messageOf, XsanError } from '../base/errors.ts'
 import { FlightEvent, FlightRecorder } from '../base/flight.ts'
 import type { DiskNumber, Incarnation, NodeNumber } from '../base/ids.ts'
 import { DataPlane } from '../chain/data-plane.ts'
-import { type MountedStore, StoreRelay } from '../chain/store-relay.ts'
+import { type MountedStore, mountAll, StoreRelay } from '../chain/store-relay.ts'
 import { AsyncIo } from '../env/async-io.ts'
 import { LogLevel, type LogLevelName } from '../env/control.ts'
 import { IoError } from '../env/ioqueue.ts'
@@ -46,11 +46,10 @@ try {
 }
 
 async function run(): Promise<void> {
-  const stores: MountedStore[] = []
-  for (const disk of config.disks) {
-    stage = `mounting ${disk.path}`
-    stores.push(await mount(disk))
-  }
+  const stores = await mountAll(config.disks, mount, (disk, error) => {
+    log.log('ERROR', 'a disk cannot be used, this node goes on with its others', { disk: disk.path, error: error.message, next: error.nextStep })
+    port.send({ type: 'diskFailed', disk: disk.number as DiskNumber, reason: error.message })
+  })
   stage = 'starting the data plane'
   const dataPlane = new DataPlane({
     queue,
@@ -133,6 +132,7 @@ async function listening<T>(key: string, at: { readonly host: string; readonly p
 
 /** A blank disk is formatted first; anything else that is not ours is refused by the store, with its reason. */
 async function mount(disk: ReactorConfig['disks'][number]): Promise<MountedStore> {
+  stage = `mounting ${disk.path}`
   const relay = new StoreRelay()
   const identity = { clusterId: config.clusterUuid, nodeId: config.nodeId }
   if (!disk.formatted) {

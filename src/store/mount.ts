@@ -7,6 +7,7 @@
  */
 import { XsanError } from '../base/errors.ts'
 import { BLOCK_BYTES, formatSize, KiB, MiB, PAGE_BYTES } from '../base/units.ts'
+import type { PageNumber } from '../env/arena.ts'
 import type { AsyncIo } from '../env/async-io.ts'
 import { type Handle, IoError, type OpenedFile } from '../env/ioqueue.ts'
 import { BlockTable } from './block-table.ts'
@@ -252,8 +253,26 @@ async function mountOpened(options: MountOptions, file: OpenedFile): Promise<Dis
   superblock.clean = false
   superblock.bootId = options.bootId
   superblock.mountGeneration++
-  await writeSuperblock()
+  try {
+    await writeSuperblock()
+    return await load(options, file, superblock, superblockPage, writeSuperblock, { clean, lastMount })
+  } catch (error) {
+    arena.free(superblockPage)
+    throw error
+  }
+}
 
+/** The rest of a mount. The superblock's page stays the caller's if it throws. */
+async function load(
+  options: MountOptions,
+  file: OpenedFile,
+  superblock: SuperblockState,
+  superblockPage: PageNumber,
+  writeSuperblock: () => Promise<void>,
+  { clean, lastMount }: { readonly clean: boolean; readonly lastMount: number },
+): Promise<DiskStore> {
+  const { io, path } = options
+  const { arena } = io.queue
   const { geometry, slotCount } = superblock
   const table = new BlockTable(geometry.extentCount, slotCount)
   const tableCopy = new Uint8Array(tablePageCount(geometry))
@@ -291,8 +310,8 @@ async function mountOpened(options: MountOptions, file: OpenedFile): Promise<Dis
       writeSuperblock,
     })
   } catch (error) {
+    store.destage?.dispose()
     store.journal.dispose()
-    arena.free(superblockPage)
     throw error
   }
   return store

@@ -13,7 +13,7 @@ import { messageOf, XsanError } from '../../src/base/errors.ts'
 import type { DiskNumber, VolumeNumber } from '../../src/base/ids.ts'
 import { BLOCK_BYTES, KiB, MiB } from '../../src/base/units.ts'
 import { DataPlane, type DataPlaneLimits } from '../../src/chain/data-plane.ts'
-import { type MountedStore, StoreRelay } from '../../src/chain/store-relay.ts'
+import { type MountedStore, mountAll, StoreRelay } from '../../src/chain/store-relay.ts'
 import { votersWanted } from '../../src/control/members.ts'
 import type { ControlConfig, Registration } from '../../src/control/options.ts'
 import { ControlPlane } from '../../src/control/plane.ts'
@@ -346,8 +346,11 @@ export class SimNode {
   async #runReactor(process: SimProcess, queue: SimIoQueue, port: ReactorPort, registration: Registration): Promise<void> {
     const { options } = this.cluster
     const asyncIo = new AsyncIo(queue)
-    const stores: MountedStore[] = []
-    for (const [i, bay] of this.bays.entries()) stores.push(await this.#mount(asyncIo, bay, registration, registration.disks[i]!))
+    const stores = await mountAll(
+      this.bays.map((bay, i) => ({ bay, disk: registration.disks[i]! })),
+      ({ bay, disk }) => this.#mount(asyncIo, bay, registration, disk),
+      ({ disk }, error) => port.send({ type: 'diskFailed', disk, reason: error.message }),
+    )
     const plane = new DataPlane({
       queue,
       asyncIo,
