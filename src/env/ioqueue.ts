@@ -144,8 +144,11 @@ export interface IoQueue {
   /** Adds a range to the list that the next `sendSegments` or `writeSegments` takes (at most SEGMENTS_MAX). */
   segment(page: number, deltaBytes: number, lengthBytes: number): void
   send(socket: Handle, page: number, deltaBytes: number, lengthBytes: number, tag: Tag, row: number): void
-  /** One gathered send of the segments listed since the last gathered operation. */
-  sendSegments(socket: Handle, tag: Tag, row: number): void
+  /**
+   * One gathered send of the segments listed since the last gathered operation. `lazy`: nothing waits for its success, which may then come only when
+   * something else completes or a turn has waited in vain: one turn less per send.
+   */
+  sendSegments(socket: Handle, tag: Tag, row: number, lazy?: boolean): void
 
   // ---- files ---------------------------------------------------------------------------------------------------------
   /** Synchronous; off the hot path. O_DIRECT where the file system really has it, else buffered. */

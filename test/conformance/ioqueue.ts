@@ -375,6 +375,31 @@ export function ioQueueConformance(name: string, create: () => Promise<IoQueueFi
     b.close(client, server, listener)
   })
 
+  scenario('a lazy send arrives; its success comes with what completes next, at the latest when a turn has waited', (b, { host }) => {
+    const { client, server, listener } = b.pair(host)
+    const page = b.alloc(200)
+    b.fill(page, 100, 4)
+    for (let row = 1; row <= 20; row++) {
+      const hasReceiver = row % 2 === 0
+      if (hasReceiver) b.queue.recv(server, page, 100, 100, true, b.tag, 100 + row)
+      b.queue.segment(page, 0, 50)
+      b.queue.segment(page, 50, 50)
+      b.queue.sendSegments(client, b.tag, row, true)
+      assert.throws(() => b.queue.send(client, page, 0, 10, b.tag, 2), 'a second one')
+      assert.equal(b.result(row), 100)
+      if (!hasReceiver) b.queue.recv(server, page, 100, 100, true, b.tag, 100 + row)
+      assert.equal(b.result(100 + row), 100)
+    }
+    b.close(server)
+    let last = 300
+    do {
+      b.queue.segment(page, 0, 100)
+      b.queue.sendSegments(client, b.tag, ++last, true)
+      assert.ok(last < 400, 'sends to nobody succeed')
+    } while (b.result(last) >= 0)
+    b.close(client, listener)
+  })
+
   scenario('a second send while one is in flight is refused, after its completion accepted', (b, { host }) => {
     const { client, server, listener } = b.pair(host)
     const page = b.alloc(100)

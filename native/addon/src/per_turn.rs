@@ -51,12 +51,20 @@ impl<const N: usize> Arguments<N> {
     }
 }
 
+enum Number {
+    /// Costs nothing where a double of the same value would be an object.
+    Int32(i32),
+    Double(f64),
+}
+
 /// What the call returns: a number, or an exception is pending (and whatever is returned is ignored).
-fn give_back(env: sys::napi_env, result: Result<f64, Fault>) -> sys::napi_value {
+fn give_back(env: sys::napi_env, result: Result<Number, Fault>) -> sys::napi_value {
     let mut value = null_mut();
     match result {
         // SAFETY: the scope of the callback is open; `value` is written by the call.
-        Ok(number) => unsafe { sys::napi_create_double(env, number, &mut value) },
+        Ok(Number::Int32(number)) => unsafe { sys::napi_create_int32(env, number, &mut value) },
+        // SAFETY: as above.
+        Ok(Number::Double(number)) => unsafe { sys::napi_create_double(env, number, &mut value) },
         Err(fault) => {
             let code = std::ffi::CString::new(fault.code).unwrap_or_default();
             let message = std::ffi::CString::new(fault.message).unwrap_or_default();
@@ -75,7 +83,7 @@ unsafe extern "C" fn queue_turn(env: sys::napi_env, info: sys::napi_callback_inf
         let (descriptors, timeout_ms) = (given.u32(1)?, given.i32(2)?);
         on_engine(given.u32(0)?, |engine| engine.turn(descriptors as usize, timeout_ms))
     };
-    give_back(env, turn().map(|count| count as f64))
+    give_back(env, turn().map(|count| Number::Int32(count as i32)))
 }
 
 /// (id, descriptors): takes descriptors without waiting.
@@ -86,17 +94,17 @@ unsafe extern "C" fn queue_flush(env: sys::napi_env, info: sys::napi_callback_in
         let descriptors = given.u32(1)?;
         on_engine(given.u32(0)?, |engine| engine.flush(descriptors as usize))
     };
-    give_back(env, flush().map(|()| 0.0))
+    give_back(env, flush().map(|()| Number::Int32(0)))
 }
 
 /// (id): the boot-time clock in ms, which is stored for the caller as well.
 unsafe extern "C" fn queue_sample_clock(env: sys::napi_env, info: sys::napi_callback_info) -> sys::napi_value {
     // SAFETY: handed on as they came.
     let given = unsafe { Arguments::<1>::new(env, info) };
-    give_back(env, given.u32(0).and_then(|id| on_engine(id, |engine| Ok(engine.sample_clock()))))
+    give_back(env, given.u32(0).and_then(|id| on_engine(id, |engine| Ok(Number::Double(engine.sample_clock())))))
 }
 
-/// (id, page, delta_bytes, length_bytes): CRC-32C of a range of the arena.
+/// (id, page, delta_bytes, length_bytes): CRC-32C of a range of the arena, as a signed number.
 unsafe extern "C" fn queue_crc32c(env: sys::napi_env, info: sys::napi_callback_info) -> sys::napi_value {
     // SAFETY: handed on as they came.
     let given = unsafe { Arguments::<4>::new(env, info) };
@@ -107,7 +115,7 @@ unsafe extern "C" fn queue_crc32c(env: sys::napi_env, info: sys::napi_callback_i
             None => Err(Fault::misuse(format!("page {page} + {delta_bytes} + {length_bytes} bytes is outside the arena"))),
         })
     };
-    give_back(env, crc().map(f64::from))
+    give_back(env, crc().map(|crc| Number::Int32(crc as i32)))
 }
 
 #[napi(module_exports)]

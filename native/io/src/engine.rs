@@ -109,6 +109,8 @@ pub struct Engine {
     timers: Timers,
     ready: VecDeque<Ready>,
     held: Vec<Ready>,
+    /// Sends that succeeded at once and whose callers are in no hurry ([`FLAG_LAZY`]): they become ready when a turn delivers.
+    lazy: Vec<Ready>,
     /// Gather lists of descriptors not yet seen by the kernel; emptied only when the submission ring is empty.
     iovecs: Vec<libc::iovec>,
     messages: Vec<libc::msghdr>,
@@ -159,6 +161,7 @@ impl Engine {
             timers: Timers::new(),
             ready: VecDeque::with_capacity(2 * READY_MAX + DESCRIPTORS_MAX),
             held: Vec::with_capacity(READY_MAX),
+            lazy: Vec::with_capacity(DESCRIPTORS_MAX),
             iovecs: Vec::with_capacity(SEGMENTS_POOL),
             messages: Vec::with_capacity(DESCRIPTORS_MAX),
             waker,
@@ -276,6 +279,9 @@ impl Engine {
             self.look(timeout_ms)?;
         } else {
             self.turns_without_enter += 1;
+        }
+        while let Some(ready) = self.lazy.pop() {
+            self.ready.push_front(ready);
         }
         self.reap(READY_MAX);
         // After the reaping: everything that this turn delivers had happened by then.
@@ -688,7 +694,12 @@ impl Engine {
         if sent >= 0 && (sent as u32) < length {
             return Some(sent as u32);
         }
-        self.ready.push_back(Ready { tag: d[TAG], row: d[ROW], result: sent, extra: 0, slot, effect: Effect::SendDone });
+        let ready = Ready { tag: d[TAG], row: d[ROW], result: sent, extra: 0, slot, effect: Effect::SendDone };
+        if sent >= 0 && d[FLAGS] & FLAG_LAZY != 0 {
+            self.lazy.push(ready);
+        } else {
+            self.ready.push_back(ready);
+        }
         None
     }
 

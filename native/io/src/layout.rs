@@ -42,6 +42,8 @@ pub const SEGMENT_COUNT: usize = 12;
 pub const FLAG_WAIT_ALL: i32 = 1;
 /// WRITE_SEGMENTS: on stable storage when it completes (RWF_DSYNC).
 pub const FLAG_SYNC: i32 = 2;
+/// SEND, SEND_SEGMENTS: a success at once is told together with whatever completes next, and ends no wait.
+pub const FLAG_LAZY: i32 = 4;
 
 pub mod op {
     pub const RECV: i32 = 1;

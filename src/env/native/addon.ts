@@ -63,6 +63,7 @@ export interface NativeAddon {
   queueFlush(id: number, descriptors: number): void
   queueSampleClock(id: number): number
   queueSilentMs(id: number, handle: number): number
+  /** As a signed number. */
   queueCrc32c(id: number, page: number, deltaBytes: number, lengthBytes: number): number
   /** Boot-time clock in ms. */
   bootTimeMs(): number

@@ -45,7 +45,7 @@ export class NativeArena implements Arena {
     if (lengthBytes <= IN_JAVASCRIPT_BYTES && lengthBytes >= 0 && page >= 0 && deltaBytes >= 0 && start + lengthBytes <= this.bytes.length) {
       return crc32c(this.bytes, start, start + lengthBytes)
     }
-    return this.#addon.queueCrc32c(this.#queueId, page, deltaBytes, lengthBytes)
+    return this.#addon.queueCrc32c(this.#queueId, page, deltaBytes, lengthBytes) >>> 0
   }
 
   stats(): ArenaStats {

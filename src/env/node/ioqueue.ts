@@ -51,6 +51,7 @@ const SEGMENT_COUNT = 12
 
 const FLAG_WAIT_ALL = 1
 const FLAG_SYNC = 2
+const FLAG_LAZY = 4
 
 const OP_RECV = 1
 const OP_RECV_MULTISHOT = 2
@@ -287,14 +288,18 @@ export class NativeIoQueue implements IoQueue {
     this.#check(socket, KIND_SOCKET)
     this.#checkRange(page, deltaBytes, lengthBytes)
     this.#checkSender(socket)
-    this.#range(this.#descriptor(OP_SEND, socket, tag, row), page, deltaBytes, lengthBytes)
+    const d = this.#descriptor(OP_SEND, socket, tag, row)
+    this.#descriptors[d + FLAGS] = 0
+    this.#range(d, page, deltaBytes, lengthBytes)
   }
 
-  sendSegments(socket: Handle, tag: Tag, row: number): void {
+  sendSegments(socket: Handle, tag: Tag, row: number, lazy = false): void {
     this.#check(socket, KIND_SOCKET)
     this.#checkGathered()
     this.#checkSender(socket)
-    this.#gathered(this.#descriptor(OP_SEND_SEGMENTS, socket, tag, row))
+    const d = this.#descriptor(OP_SEND_SEGMENTS, socket, tag, row)
+    this.#descriptors[d + FLAGS] = lazy ? FLAG_LAZY : 0
+    this.#gathered(d)
   }
 
   // ---- files ---------------------------------------------------------------------------------------------------------

@@ -179,8 +179,9 @@ export class NbdServer {
       goodbyeMs: f64,
       replyFirst: i32,
       replyLast: i32,
-      /** Replies in the send under way: a list through `next`. */
+      /** Replies in the send under way: a list through `next`. Those of a lazy one are counted as taken at once. */
       sentFirst: i32,
+      sentLazily: i32,
     })
     this.#requests = columns('nbd request', options.volumes.requestsMax, {
       connection: i32,
@@ -669,7 +670,8 @@ export class NbdServer {
     let r = t.replyFirst[c]!
     let last = NONE
     let bytes = 0
-    for (let n = 0; r !== NONE && n < REPLIES_PER_SEND_MAX && used + NbdErrorChunk.size <= REPLY_BYTES && bytes < SEND_BYTES_MAX; n++) {
+    let n = 0
+    for (; r !== NONE && n < REPLIES_PER_SEND_MAX && used + NbdErrorChunk.size <= REPLY_BYTES && bytes < SEND_BYTES_MAX; n++) {
       if (q.type[r] === Command.READ && q.status[r] === Status.SUCCESS) {
         if (used > runStart) queue.segment(replyPage, runStart, used - runStart)
         runStart = used
@@ -687,7 +689,11 @@ export class NbdServer {
     t.replyFirst[c] = r
     if (r === NONE) t.replyLast[c] = NONE
     t.sending[c] = 1
-    queue.sendSegments(this.#socket(c), this.#sendTag, c)
+    // with nothing left to send, its end only frees rows and buffers: it may come with the next request, unless somebody waits for those
+    const lazy = r === NONE && !this.#stopping && t.ending[c] === 0 && this.#blocked.length === 0
+    t.sentLazily[c] = lazy ? 1 : 0
+    if (lazy) queue.waits.reply.leave(queue.nowMs, n)
+    queue.sendSegments(this.#socket(c), this.#sendTag, c, lazy)
   }
 
   /** Writes the header of a read's reply so that it ends at `dataAt`; returns its length. */
@@ -743,7 +749,7 @@ export class NbdServer {
   #onSent(c: number, result: number): void {
     const t = this.#connections
     t.sending[c] = 0
-    this.#freeList(t.sentFirst[c]!)
+    this.#freeList(t.sentFirst[c]!, t.sentLazily[c] === 0)
     t.sentFirst[c] = NONE
     if (result < 0 || t.state[c] !== State.RUNNING) {
       this.#drop(c, '')
@@ -754,10 +760,10 @@ export class NbdServer {
   }
 
   // ---- end -------------------------------------------------------------------------------------------------------------
-  #freeList(first: number): void {
+  #freeList(first: number, waited: boolean): void {
     for (let r = first; r !== NONE; ) {
       const next = this.#requests.next[r]!
-      this.#queue.waits.reply.leave(this.#queue.nowMs)
+      if (waited) this.#queue.waits.reply.leave(this.#queue.nowMs)
       this.#freeRequest(r)
       r = next
     }
@@ -825,7 +831,7 @@ export class NbdServer {
       t.blocked[c] = 0
       const waiting = t.replyFirst[c]!
       t.replyFirst[c] = t.replyLast[c] = NONE
-      this.#freeList(waiting)
+      this.#freeList(waiting, true)
       if (wasRunning && t.discarding[c] !== NONE) this.#freeRequest(t.discarding[c]!)
       if (wasRunning) {
         this.#orphanWrites(c, lostMs)
