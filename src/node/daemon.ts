@@ -30,6 +30,7 @@ import { makeDirectory } from './directories.ts'
 import { type FoundDisk, findDisks, overcommitted, rememberFormatted } from './disks.ts'
 import { FlightRecorders } from './flight-file.ts'
 import { createHmacSha256 } from './hmac.ts'
+import { tooFewFiles } from './limits.ts'
 import { metricsText } from './metrics.ts'
 import { type ReactorHost, startReactor } from './reactor-host.ts'
 import { ServiceManager } from './service-manager.ts'
@@ -61,6 +62,8 @@ export async function startNode({ loaded, onFatal }: StartOptions): Promise<Runn
   const stage = stages(log)
   const dataDir = config.cluster.data_dir
 
+  const tooFew = tooFewFiles(config.network.max_connections)
+  if (tooFew !== undefined) log.log('WARN', tooFew, { next: 'Raise the limit (ulimit -n, LimitNOFILE of the unit), or lower network.max_connections.' })
   await stage('directory', () => prepareDirectories(config))
   const addon = await stage('native engine', () => loadEngine())
   const flight = new FlightRecorders({ version: VERSION, node: config.cluster.node_id, directory: dataDir, bootMs: () => addon.bootTimeMs() })
