@@ -820,6 +820,7 @@ export class DiskStore implements ReplicaStore {
     while (this.#watching) await this.#io.sleep(0.2)
     if (!this.failed) {
       this.#parts.superblock.clean = true
+      this.#parts.superblock.durableSeq = this.durableSeq
       await this.#parts.writeSuperblock()
     }
     await this.#io.close(this.#parts.file)

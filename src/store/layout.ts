@@ -74,7 +74,8 @@ export const Superblock = struct(
     tablesMount: note(u32, 'generation of the last completed round of the destage'),
     tablesRound: u32,
     tablesDigest: note(u32, 'over the generations of all pages of the extent table as that round left them'),
-    reserved: zero(144),
+    durableSeq: note(u53, 'journal position that was durable when this was written: a journal that ends before it has lost something'),
+    reserved: zero(136),
   },
 )
 

@@ -118,6 +118,7 @@ export async function formatStore(io: AsyncIo, options: FormatOptions): Promise<
         lostPower: false,
         tables: { mount: 0, round: 0 },
         tablesDigest: 0,
+        durableSeq: 0,
       }
       for (state.generation = 1; state.generation <= 2; state.generation++) {
         encodeSuperblock(io.queue.arena, page, state)
@@ -345,6 +346,7 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
     geometry,
     journalUuid: superblock.journalUuid,
     tailSegment: superblock.tailSegment,
+    durableSeq: superblock.durableSeq,
     clean: loaded.clean && loaded.newestMount <= loaded.lastMount,
     lastMount: Math.max(loaded.lastMount, loaded.newestMount),
     table,
@@ -394,6 +396,7 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
     bufferPages: Math.min(bufferPages, pagesPerSegment * Math.max(1, Math.floor(geometry.segmentCount / DESTAGE_ROUNDS))),
     setTail: async (segment, round) => {
       superblock.tailSegment = segment
+      superblock.durableSeq = journal.durableSeq
       superblock.tables = round
       superblock.tablesDigest = digestOf(table)
       await writeSuperblock()

@@ -3,8 +3,8 @@
  *
  * Which batches count: from the start of the tail segment on, each valid by itself (checksum, journal uuid, its segment's generation), numbered
  * one after the other, each naming the CRC of the one before. A later generation's first segment says where the generation before it
- * ended. Batches not known to be durable are checked with their payload; the first one that fails ends the journal. If something *later* says
- * that the missing part was durable, the disk has lost data it had promised to keep: DISK_CORRUPTED, and the replica is rebuilt from its peers.
+ * ended. Batches not known to be durable are checked with their payload; the first one that fails ends the journal. If something *later*, or
+ * the superblock, says that the missing part was durable, the disk has lost data it had promised to keep: DISK_CORRUPTED, and the replica is rebuilt from its peers.
  * After a clean stop all that is there was durable: a page that is not what its record says has rotted, and is told as that page by who reads it.
  *
  * Applying from any earlier point gives the same result: records are complete in themselves, and the tables never hold what the journal
@@ -49,6 +49,8 @@ export interface ReplayOptions {
   readonly geometry: Geometry
   readonly journalUuid: Uint8Array
   readonly tailSegment: number
+  /** Position up to which the superblock knows that everything was durable. */
+  readonly durableSeq: number
   /** The store was closed: nothing was under way. */
   readonly clean: boolean
   /** Generation of the last mount, as far as superblock and tables tell. */
@@ -144,7 +146,7 @@ class Replay {
     const oldest = starts.get(tailSegment)
     if (oldest === undefined) {
       const durable = [...starts.values()].some((other) => other.durableSeq > 0)
-      if (tailSegment > 1 || durable || (await this.#showsDurable(tailSegment, 0, BUFFER_PAGES, 0, 1)))
+      if (tailSegment > 1 || durable || this.#o.durableSeq > 0 || (await this.#showsDurable(tailSegment, 0, BUFFER_PAGES, 0, 1)))
         throw corrupted(path, `the journal's oldest segment ${tailSegment} is gone`)
       return { generation: this.#generation, lastBatch: 0, lastCrc: 0, headSegment: tailSegment - 1, lastSeq: 0, batches: 0, records: 0, torn: false }
     }
@@ -196,6 +198,7 @@ class Replay {
       batches.length = cut
       nextSeq = bad.firstSeq
     }
+    if (nextSeq <= this.#o.durableSeq) throw corrupted(path, `the journal ends at record ${nextSeq - 1}, and ${this.#o.durableSeq} was durable`)
     for (const batch of batches) await this.#apply(batch)
     const torn = cut >= 0
     return {

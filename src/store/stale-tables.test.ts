@@ -179,3 +179,21 @@ test('a loss of power is known until it is said to be of no matter any more, wha
   assert.equal(store.lostPower, false)
   assert.equal(store.slotCount, SLOTS)
 })
+
+test('the end of the journal is gone from a disk that was closed: it is refused, as what it had promised is missing', async () => {
+  const bench = new Bench(5)
+  await bench.format()
+  const store = await bench.mount()
+  await write(bench, store, 0, 0, 8)
+  const before = new Map([...bench.file.pages].map(([page, content]) => [page, content.slice()]))
+  await write(bench, store, 0, 0, 1)
+  const [journal, end] = [GEOMETRY.journalOffset / PAGE_BYTES, GEOMETRY.extentTableOffset / PAGE_BYTES]
+  const changed = [...bench.file.pages].filter(
+    ([page, content]) => page >= journal && page < end && Buffer.compare(content, before.get(page) ?? new Uint8Array(PAGE_BYTES)) !== 0,
+  )
+  assert.equal(changed.length, 2)
+  await bench.settle(store.close())
+  bench.kill()
+  for (const [page] of changed) put(bench, page * PAGE_BYTES, new Uint8Array(PAGE_BYTES))
+  await corrupted(bench.mount(), /journal/)
+})

@@ -35,6 +35,8 @@ export interface SuperblockState {
   /** Generation of the last completed round of the destage, and the digest of the extent table as it left it (tables.ts). */
   tables: Generation
   tablesDigest: number
+  /** Journal position known durable. */
+  durableSeq: number
 }
 
 export function encodeSuperblock(arena: Arena, bufferPage: number, s: SuperblockState): void {
@@ -72,6 +74,7 @@ export function encodeSuperblock(arena: Arena, bufferPage: number, s: Superblock
     tablesMount: s.tables.mount,
     tablesRound: s.tables.round,
     tablesDigest: s.tablesDigest,
+    durableSeq: s.durableSeq,
   })
   Superblock.set.crc(arena.view, at, arena.crc32c(bufferPage, 0, PAGE_BYTES))
 }
@@ -122,6 +125,7 @@ export function decodeSuperblock(arena: Pick<Arena, 'bytes' | 'view' | 'crc32c'>
     tailSegment: s.tailSegment,
     tables: { mount: s.tablesMount, round: s.tablesRound },
     tablesDigest: s.tablesDigest,
+    durableSeq: s.durableSeq,
   }
 }
 
