@@ -33,6 +33,10 @@ export interface Canary {
   plant(): () => void
 }
 
+/** Arguments of a BLOCK call before the ids of the pages that the asker holds; one of the words says whether these follow. */
+const BLOCK_ARGS_WORDS = 10
+const HAS_IDS_WORD = 7
+
 type Method = (...args: never[]) => unknown
 
 /** Replaces a method (or getter) of a prototype until undone. */
@@ -327,6 +331,24 @@ export const CANARIES: readonly Canary[] = [
     seedsMax: 15,
     plan: { focus: 'abandoned' },
     plant: () => replace(Client.prototype, 'orphan', () => () => undefined),
+  },
+  {
+    name: 'resync-sends-everything',
+    bug: 'a returning replica asks for whole blocks, whatever it holds of them',
+    seedsMax: 5,
+    plan: { focus: 'churn' },
+    plant: () =>
+      method<Calls, [number, number, Uint8Array, number, number], Promise<{ status: number; lengthBytes: number }>>(
+        Calls.prototype,
+        'call',
+        (original) =>
+          function (peer, kind, args, page, capacityBytes) {
+            if (kind !== CallKind.BLOCK || args.length === BLOCK_ARGS_WORDS * 4) return original.call(this, peer, kind, args, page, capacityBytes)
+            const without = new Uint32Array(args.slice(0, BLOCK_ARGS_WORDS * 4).buffer)
+            without[HAS_IDS_WORD] = 0
+            return original.call(this, peer, kind, new Uint8Array(without.buffer), page, capacityBytes)
+          },
+      ),
   },
   {
     name: 'connections-of-the-dropped-kept',

@@ -2,11 +2,12 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
 import { BLOCK_BYTES, PAGE_BYTES } from '../../src/base/units.ts'
+import { DEFAULT_LIMITS } from '../../src/chain/data-plane.ts'
 import { ChainTable } from '../../src/chain/table.ts'
 import { ChannelRows } from '../../src/store/channel-rows.ts'
-import type { ReplicaStore } from '../../src/store/store.ts'
+import { PageFlag, type ReplicaStore } from '../../src/store/store.ts'
 import { canaryOf } from './canaries.ts'
-import { contentOf, differingBytes, leftovers, RESYNC_OVERHEAD, Watch, watchRows } from './checkers.ts'
+import { contentOf, differingBytes, leftovers, queueBounds, RESYNC_OVERHEAD, Watch, watchInstalls, watchQueues, watchRows } from './checkers.ts'
 import { Scenario, scenario } from './scenario.ts'
 
 async function healthy(): Promise<Scenario> {
@@ -87,6 +88,63 @@ test('a channel row that comes as held with the resync of another slot is found'
     undo()
   }
   assert.deepEqual(found, ['with slot 0 came a row as held for record 9 of slot 1, of which disk 1 has 0'])
+})
+
+test('a resync that sends what is held already is found, one that sends what was written over meanwhile is not', () => {
+  const held = new Map<number, number>()
+  const store = {
+    disk: 1,
+    startSession: () => 0,
+    findBlock: () => 0,
+    newestId: (_block: number, page: number, _count: number, id: Uint32Array) => {
+      id[0] = 1
+      id[1] = held.get(page) ?? 0
+    },
+    install: ({ pages, idLow }: { pages: Uint16Array; idLow: Uint32Array }) => {
+      for (const [i, page] of pages.entries()) held.set(page, idLow[i]!)
+      return 1
+    },
+  }
+  const found: string[] = []
+  watchInstalls(store as unknown as ReplicaStore, (detail) => found.push(detail))
+  const install = (pages: number[], sv: number) =>
+    (store.install as unknown as ReplicaStore['install'])({
+      slot: 0,
+      volume: 1,
+      layer: 0,
+      index: 0,
+      pages: Uint16Array.from(pages),
+      idHigh: new Uint32Array(pages.length).fill(1),
+      idLow: new Uint32Array(pages.length).fill(sv),
+      crc: new Uint32Array(pages.length),
+      flags: new Uint8Array(pages.length).fill(PageFlag.DATA),
+      payloadPage: 0,
+      remove: false,
+      rows: new Uint32Array(0),
+      lastHigh: 0,
+      lastLow: 0,
+    })
+  store.startSession()
+  install([1, 2, 3, 4], 7)
+  install([1, 2], 8)
+  assert.deepEqual(found, [])
+  install([1], 8)
+  assert.deepEqual(found, ['slot 0 of disk 1 lacked 6 pages and was sent 7'])
+})
+
+test('a queue that is longer than its bound is found, and every queue has one', async () => {
+  const t = await healthy()
+  const found: string[] = []
+  const { plane } = t.node(1)
+  const limits = { ...DEFAULT_LIMITS, clientOpsMax: -256 }
+  watchQueues(plane!, limits, (detail) => found.push(detail))
+  plane!.settle()
+  assert.deepEqual(found, [])
+  const { volume } = await t.createVolume('db', { sizeBytes: BLOCK_BYTES })
+  plane!.client.zero(volume, 0, 0, 1, 0, () => undefined, 0)
+  plane!.settle()
+  assert.deepEqual(found.slice(0, 1), ['clientOperations: 1, at most 0'])
+  assert.deepEqual(Object.keys(queueBounds(plane!, limits)), Object.keys(plane!.resources))
 })
 
 test('a replica of the replicated state that differs is found', async () => {

@@ -3,15 +3,19 @@
  * has come to rest (`leftovers`). Every checker has a test that shows that it can fail.
  */
 import type { DiskNumber, NodeNumber } from '../../src/base/ids.ts'
-import type { DataPlane } from '../../src/chain/data-plane.ts'
+import { HOPS } from '../../src/chain/credits.ts'
+import type { DataPlane, DataPlaneLimits } from '../../src/chain/data-plane.ts'
 import { svOf } from '../../src/chain/records.ts'
 import { CHAIN_ENTRIES_MAX, ReplicaState } from '../../src/placement/chain.ts'
-import { ChannelRows, ROW_WORDS } from '../../src/store/channel-rows.ts'
-import { PageFlag, type ReplicaStore } from '../../src/store/store.ts'
+import { CHANNELS_PER_CLIENT, ChannelRows, ROW_WORDS } from '../../src/store/channel-rows.ts'
+import { type BlockRow, PageFlag, type ReplicaStore } from '../../src/store/store.ts'
 import type { SimCluster, SimNode } from './cluster.ts'
 import type { Violation } from './history.ts'
 
 const SAMPLE_MS = 100
+/** As src/chain/write.ts and calls.ts have them. */
+const MERGES_MAX = 128
+const CALLS_MAX = 256
 const STATES_KEPT = 2000
 /** A session with a node that was dropped may last for so many samples in which its peer runs. */
 const SESSION_END_SAMPLES = 5
@@ -29,7 +33,8 @@ export class Watch {
   readonly #cluster: SimCluster
   readonly #contents = new Map<number, { readonly node: string; readonly text: string }>()
   readonly #seen = new Map<string, number>()
-  readonly #tables = new Map<SimNode, KnownTable>()
+  /** Replicated states that tell of whom they drop. */
+  readonly #watched = new WeakSet<ReplicatedState>()
   #toEnd: Array<{ readonly node: SimNode; readonly plane: DataPlane; readonly dropped: number; readonly session: number; samplesLeft: number }> = []
   samples = 0
   #stopped = false
@@ -60,27 +65,13 @@ export class Watch {
 
   #connections(): void {
     for (const node of this.#cluster.nodes) {
+      const state = node.control?.member?.state
+      if (state && !this.#watched.has(state)) this.#watchDropped(node, state)
       const { plane, process } = node
       if (!plane || process?.state !== 'running' || process.localNowMs > this.#cluster.world.nowMs) continue
-      const known = this.#tables.get(node)
-      const sessions = new Map<number, number>()
-      for (const number of plane.table.nodes.keys()) {
-        const peer = plane.peers.indexOf(number)
-        if (peer >= 0) sessions.set(number, plane.peers.sessionOf(peer))
-      }
-      const isNews = known?.plane !== plane || known.revision !== plane.table.revision
-      const serving = isNews ? servingByDisk(plane) : known.serving
-      if (known?.plane === plane && isNews) {
-        for (const dropped of this.#droppedSince(known.serving, plane)) {
-          const session = known.sessions.get(dropped)
-          if (session !== undefined && session === sessions.get(dropped)) {
-            this.#toEnd.push({ node, plane, dropped, session, samplesLeft: SESSION_END_SAMPLES })
-          }
-        }
-      }
-      this.#tables.set(node, { plane, revision: plane.table.revision, serving, sessions })
       for (const waiting of this.#toEnd) {
-        if (waiting.node !== node || --waiting.samplesLeft > 0 || waiting.plane !== plane || sessions.get(waiting.dropped) !== waiting.session) continue
+        if (waiting.node !== node || --waiting.samplesLeft > 0 || waiting.plane !== plane) continue
+        if (sessionWith(plane, waiting.dropped)?.session !== waiting.session) continue
         this.#found(
           'nobody keeps connections of a node that is DOWN',
           `${node.id} has the same session with node ${waiting.dropped} as before that was dropped, at ${this.#cluster.world.nowMs.toFixed(0)} ms`,
@@ -90,15 +81,18 @@ export class Watch {
     }
   }
 
-  /** Nodes whose copies served before, and are OFFLINE in this table; not because their disk failed, or they are leaving. */
-  #droppedSince(before: ReadonlyMap<string, number>, { table }: DataPlane): Set<number> {
-    const { disks, nodes } = this.#cluster.state ?? {}
-    const dropped = new Set<number>()
-    forEachEntry(table, (key, state, node, disk) => {
-      if (state !== ReplicaState.OFFLINE || before.get(key) !== node) return
-      if (disks?.get(disk as DiskNumber)?.state === 'ok' && nodes?.get(node as NodeNumber)?.state === 'member') dropped.add(node)
-    })
-    return dropped
+  /** A session of the process that is dropped has to end; one with a newer process of that node is none of it. */
+  #watchDropped(node: SimNode, state: ReplicatedState): void {
+    this.#watched.add(state)
+    const { noteDropped } = state
+    state.noteDropped = (dropped, incarnation) => {
+      noteDropped.call(state, dropped, incarnation)
+      const { plane } = node
+      const known = plane && sessionWith(plane, dropped)
+      if (plane && known && known.incarnation <= incarnation) {
+        this.#toEnd.push({ node, plane, dropped, session: known.session, samplesLeft: SESSION_END_SAMPLES })
+      }
+    }
   }
 
   #leases(): void {
@@ -147,29 +141,9 @@ export class Watch {
   }
 }
 
-interface KnownTable {
-  readonly plane: DataPlane
-  readonly revision: number
-  /** Node of each copy that serves, by slot and disk. */
-  readonly serving: ReadonlyMap<string, number>
-  /** Those that are up, by node. */
-  readonly sessions: ReadonlyMap<number, number>
-}
-
-function forEachEntry(table: DataPlane['table'], visit: (key: string, state: number, node: number, disk: number) => void): void {
-  for (let slot = 0; slot < table.slotCount; slot++) {
-    for (let e = slot * CHAIN_ENTRIES_MAX; e < slot * CHAIN_ENTRIES_MAX + table.entryCount[slot]!; e++) {
-      visit(`${slot} ${table.entryDisk[e]}`, table.entryState[e]!, table.entryNode[e]!, table.entryDisk[e]!)
-    }
-  }
-}
-
-function servingByDisk({ table }: DataPlane): Map<string, number> {
-  const serving = new Map<string, number>()
-  forEachEntry(table, (key, state, node) => {
-    if (state === ReplicaState.SERVING) serving.set(key, node)
-  })
-  return serving
+function sessionWith({ peers }: DataPlane, node: number): { readonly session: number; readonly incarnation: number } | undefined {
+  const peer = peers.indexOf(node)
+  return peer < 0 ? undefined : peers.peers[peer]
 }
 
 function firstDifference(a: string, b: string): string {
@@ -210,6 +184,74 @@ export function watchRows(store: ReplicaStore, found: (detail: string) => void):
       if (of === slot || rows.held[row] === 0 || heldBefore.get(row) === rows.seq[row]) continue
       const [sv, lastSv] = [svOf(rows.idHigh[row]!, rows.idLow[row]!), svOf(store.lastHigh[of]!, store.lastLow[of]!)]
       if (sv > lastSv) found(`with slot ${slot} came a row as held for record ${sv} of slot ${of}, of which disk ${store.disk} has ${lastSv}`)
+    }
+  }
+}
+
+/**
+ * From now on it is counted what resync brings to the store: a page version that was held already, with the same id, is waste, and of that there is at
+ * most a tenth of what was lacking, in every session of a slot. That bound is exact: what is lacking is what the source had and this store had not when
+ * the session began, and what was written over meanwhile (which has another id); and nothing comes twice, for what has come is held.
+ */
+export function watchInstalls(store: ReplicaStore, found: (detail: string) => void): void {
+  const { install, startSession } = store
+  const sessions = new Map<number, { lacking: number; held: number }>()
+  const id = new Uint32Array(2)
+  store.startSession = (slot) => {
+    sessions.delete(slot)
+    return startSession.call(store, slot)
+  }
+  store.install = (given) => {
+    const { slot, volume, layer, index, pages, flags, idHigh, idLow } = given
+    const own = given.remove ? -1 : store.findBlock(volume, layer, index)
+    let held = 0
+    let lacking = 0
+    pages.forEach((page, i) => {
+      if (flags[i] !== PageFlag.DATA) return
+      if (own >= 0) store.newestId(own as BlockRow, page, 1, id)
+      if (own >= 0 && id[0] === idHigh[i] && id[1] === idLow[i]) held++
+      else lacking++
+    })
+    const journalSeq = install.call(store, given)
+    const moved = sessions.get(slot) ?? { lacking: 0, held: 0 }
+    moved.held += held
+    moved.lacking += lacking
+    sessions.set(slot, moved)
+    if (moved.lacking + moved.held > moved.lacking * RESYNC_OVERHEAD) {
+      found(`slot ${slot} of disk ${store.disk} lacked ${moved.lacking} pages and was sent ${moved.lacking + moved.held}`)
+    }
+    return journalSeq
+  }
+}
+
+/** What a data plane may have under way at one time; looked at when each of its turns ends. docs/ARCHITECTURE.md lists them. */
+export function queueBounds(plane: DataPlane, limits: DataPlaneLimits): Readonly<Record<string, number>> {
+  const peers = Math.max(1, plane.table.nodes.size - 1)
+  return {
+    // rows of tables, which are refused or wait when there is none
+    records: limits.recordsMax,
+    updates: limits.updatesMax,
+    merges: MERGES_MAX,
+    reads: limits.readsMax,
+    // cancels that nobody waits for have rows of their own
+    clientOperations: limits.clientOpsMax + CHANNELS_PER_CLIENT,
+    calls: CALLS_MAX,
+    // what peers may send unasked: granted before, at most so much to each and for each place in a chain (of sessions that are over, too)
+    creditsHeld: Math.min(limits.recordsMax + limits.updatesMax, 2 * peers * HOPS * limits.creditRows),
+    resyncSessions: plane.table.slotCount,
+  }
+}
+
+/** From now on each end of a turn of the data plane is looked at. */
+export function watchQueues(plane: DataPlane, limits: DataPlaneLimits, found: (detail: string) => void): void {
+  const { settle } = plane
+  plane.settle = () => {
+    settle.call(plane)
+    const bounds = queueBounds(plane, limits)
+    for (const [what, length] of Object.entries(plane.resources)) {
+      const bound = bounds[what]
+      if (bound === undefined) found(`no bound is stated for ${what}`)
+      else if (length > bound) found(`${what}: ${length}, at most ${bound}`)
     }
   }
 }

@@ -12,7 +12,7 @@ import { assert } from '../../src/base/assert.ts'
 import { messageOf, XsanError } from '../../src/base/errors.ts'
 import type { DiskNumber, VolumeNumber } from '../../src/base/ids.ts'
 import { BLOCK_BYTES, KiB, MiB } from '../../src/base/units.ts'
-import { DataPlane, type DataPlaneLimits } from '../../src/chain/data-plane.ts'
+import { DataPlane, type DataPlaneLimits, DEFAULT_LIMITS } from '../../src/chain/data-plane.ts'
 import { type MountedStore, mountAll, StoreRelay } from '../../src/chain/store-relay.ts'
 import { votersWanted } from '../../src/control/members.ts'
 import type { ControlConfig, Registration } from '../../src/control/options.ts'
@@ -37,7 +37,7 @@ import { formatStore, mountStore } from '../../src/store/mount.ts'
 import type { ReplicaStore } from '../../src/store/store.ts'
 import { VolumeLayer } from '../../src/volume/volume.ts'
 import { Bay } from './bay.ts'
-import { leftovers, watchRows } from './checkers.ts'
+import { leftovers, watchInstalls, watchQueues, watchRows } from './checkers.ts'
 import { protoCodec } from './codec.ts'
 import { simulatedMac } from './mac.ts'
 import { NBD_PORT } from './nbd-client.ts'
@@ -365,6 +365,9 @@ export class SimNode {
       limits: { ...LIMITS, ...options.limits },
       settings: { retryTotalMs: options.retryTotalMs ?? 20_000, writeLifeMs: options.writeLifeMs ?? 4000 },
     })
+    watchQueues(plane, { ...DEFAULT_LIMITS, ...LIMITS, ...options.limits }, (detail) =>
+      this.cluster.onBroken?.('every queue is bounded', `${this.id}: ${detail}`),
+    )
     await plane.start()
     if (!process.alive) return
     this.stores = stores.map(({ store }) => store)
@@ -411,6 +414,7 @@ export class SimNode {
       onNote: (message, fields) => this.env!.log.log('INFO', message, fields ?? {}),
     })
     watchRows(store, (detail) => cluster.onBroken?.('a channel row counts as held only where its record is', `${this.id}: ${detail}`))
+    watchInstalls(store, (detail) => cluster.onBroken?.('resync moves what differs, and at most a tenth more', `${this.id}: ${detail}`))
     return { store, relay }
   }
 

@@ -37,7 +37,7 @@ export const FAULT_KINDS = [
   'setting',
 ] as const
 /** Kinds of aimed runs alone: they wait for the moment that matters. */
-export const AIMED_KINDS = ['last-copy', 'late-stream', 'slow-reads'] as const
+export const AIMED_KINDS = ['last-copy', 'late-stream', 'slow-reads', 'remove-syncing', 'remove-draining'] as const
 export type FaultKind = (typeof FAULT_KINDS)[number] | (typeof AIMED_KINDS)[number]
 
 export interface Fault {
@@ -70,6 +70,9 @@ export const FOCUS_NAMES = [
   'cuts',
   'rot',
   'members',
+  'leavers',
+  'operators',
+  'disks',
 ] as const
 export type FocusName = (typeof FOCUS_NAMES)[number]
 
@@ -125,7 +128,7 @@ const RATES: Readonly<Record<(typeof FAULT_KINDS)[number], readonly [calm: numbe
 /** A run without any of these needs no rebuilding; a swarm has them in few of its runs, for they cost the most. */
 const DEAR: ReadonlySet<FaultKind> = new Set(['disk-eio', 'disk-gone', 'node-add', 'node-remove', 'upgrade'])
 /** What destroys copies for good. */
-const DESTRUCTIVE: ReadonlySet<FaultKind> = new Set(['bit-rot', 'misdirect', 'disk-eio', 'disk-gone'])
+export const DESTRUCTIVE: ReadonlySet<FaultKind> = new Set(['bit-rot', 'misdirect', 'disk-eio', 'disk-gone'])
 
 /** Kinds a profile leaves out unless the cluster under test promises to stand them. */
 export interface ScheduleOptions {
@@ -232,6 +235,7 @@ export function amountOf(random: Prng, kind: FaultKind): number {
       return random.below(1000)
     case 'last-copy':
     case 'late-stream':
+    case 'remove-draining':
       return random.between(50, 600)
     case 'slow-reads':
       return random.between(100, 400)
@@ -301,6 +305,10 @@ export function describeFault(fault: Fault): string {
       return `a setting of the cluster is changed ${span}`
     case 'slow-reads':
       return `reads take about ${Math.round(fault.amount)} ms more on the disk of ${node} ${span}`
+    case 'remove-syncing':
+      return 'a node is added, and removed when a copy on it is SYNCING'
+    case 'remove-draining':
+      return `${node} is removed; when a copy on it is DRAINING the nodes of the others are killed for ${fault.amount} ms`
     case 'late-stream':
     case 'last-copy': {
       const late = fault.kind === 'last-copy' ? '' : ', forwards to it come late while it is SYNCING'

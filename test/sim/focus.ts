@@ -4,7 +4,7 @@
  */
 import type { Prng } from '../../src/base/prng.ts'
 import type { Seed } from '../../src/env/sim/world.ts'
-import { AIMED_KINDS, amountOf, FAULT_KINDS, type Fault, type FaultKind, type FocusName, SCHEDULE_FORMAT, type Schedule } from './faults.ts'
+import { AIMED_KINDS, amountOf, DESTRUCTIVE, FAULT_KINDS, type Fault, type FaultKind, type FocusName, SCHEDULE_FORMAT, type Schedule } from './faults.ts'
 import type { Shape } from './shape.ts'
 
 interface Focus {
@@ -225,6 +225,41 @@ const FOCUSES: Readonly<Record<FocusName, Focus>> = {
     unflushed: ['random'],
     mix: { volumes: 'safe', hotPages: 8, readShares: [0.3, 0.9], home: 0.9, largeShare: 0.3, flushMs: [0] },
   },
+  /** Nodes are removed in the middle of something. */
+  leavers: {
+    nodes: 4,
+    durationMs: 9000,
+    clients: [1, 3],
+    opsPerSecond: 30,
+    rates: { 'remove-syncing': 0.25, 'remove-draining': 0.15, 'node-add': 0.2 },
+    lastsMs: [50, 1500],
+    unflushed: ['random'],
+    shape: { slotCount: 4 },
+    mix: { volumes: 'safe', hotPages: 6, readShares: [0.3], home: 0.5, flushMs: [0, 5] },
+  },
+  /** People change settings, make, grow and delete volumes, and stop nodes. */
+  operators: {
+    durationMs: 7000,
+    clients: [2, 3],
+    opsPerSecond: 30,
+    rates: { setting: 1.5, 'volume-churn': 0.5, 'volume-grow': 0.2, stop: 0.3 },
+    lastsMs: [200, 1500],
+    unflushed: ['random', 'keep'],
+    shape: { slotCount: 4 },
+    mix: { volumes: 'any', hotPages: 6, readShares: [0.3, 0.6], home: 0.5, flushMs: [0, 5] },
+  },
+  /** Disks fail, fill up and are replaced, while new blocks are written. */
+  disks: {
+    durationMs: 6000,
+    clients: [2, 4],
+    opsPerSecond: 30,
+    rates: { 'disk-full': 1, 'disk-gone': 0.2, 'disk-eio': 0.4, 'disk-hang': 0.1 },
+    lastsMs: [300, 2500],
+    unflushed: ['random'],
+    volumeBlocks: 10,
+    shape: { slotCount: 4 },
+    mix: { volumes: 'safe', hotPages: 30, readShares: [0.2, 0.5], home: 0.5, flushMs: [0, 5] },
+  },
   /** Nodes join, leave, and are away meanwhile. */
   members: {
     nodes: 4,
@@ -257,7 +292,7 @@ export function focusedSchedule(random: Prng, options: { seed: Seed; focus: Focu
     while (rate > 0) {
       atMs += (1000 / rate) * (0.2 + 1.6 * random.unit())
       if (atMs >= durationMs) break
-      const node = kind === 'bit-rot' ? victim : random.below(nodes)
+      const node = DESTRUCTIVE.has(kind) ? victim : random.below(nodes)
       faults.push({
         kind,
         atMs: Math.round(atMs),

@@ -19,11 +19,13 @@ const VOLUME_BLOCKS_MAX = 6
 const UPGRADE_STEP_MS = 10_000
 const CHURN_CLIENT = { opsMax: 60, depth: 2, readShare: 0.4, thinkMs: 20 }
 const WRITE_LIFE_MS = 4500
-/** Of the fault `last-copy`: how long, and how often, its moment is looked for. */
-const LAST_COPY_WAIT_MS = 5000
-const LAST_COPY_LOOK_MS = 1
+/** How long, and how often, the moment of an aimed fault is looked for. */
+const AIMED_WAIT_MS = 5000
+const AIMED_LOOK_MS = 1
 /** The stream of forwards from each source stands still for so long while it is SYNCING: what comes by the other connections is newer. */
 const STALL_MS = 500
+/** Each answer of a source takes so much longer; a lease can still be renewed. */
+const SLOW_RESYNC_MS = 1200
 /** Until there is a session. */
 const STALL_TRIES = 100
 
@@ -91,6 +93,20 @@ export function inject(stage: Stage, fault: Fault): void {
     case 'last-copy':
     case 'late-stream':
       lastCopy(stage, fault, losePower)
+      return
+    case 'remove-syncing': {
+      if (cluster.members().length > NODES_MAX) return
+      const added = cluster.addNode()
+      // Its resync takes seconds, so that the placement without it is known before that ends
+      slowTo(added, SLOW_RESYNC_MS)
+      world.schedule(4 * AIMED_WAIT_MS, 'fault ends', () => slowTo(added, 0))
+      cluster.operate(`add ${added.id}`, () => cluster.join(added))
+      when(cluster, { node: added, state: ReplicaState.SYNCING, withinMs: 4 * AIMED_WAIT_MS }, () => removeNode(cluster, added))
+      return
+    }
+    case 'remove-draining':
+      removeNode(cluster, node)
+      when(cluster, { node, state: ReplicaState.DRAINING, withinMs: fault.durationMs + AIMED_WAIT_MS }, (others) => killFor(others, fault.amount))
       return
     case 'kill':
       node.process?.kill()
@@ -249,7 +265,7 @@ export function inject(stage: Stage, fault: Fault): void {
       return
     }
     case 'node-remove':
-      cluster.operate(`remove ${node.id}`, () => cluster.insist('xsan.v1.Cluster/RemoveNode', { nodeId: node.id }))
+      removeNode(cluster, node)
       return
     case 'volume-churn':
       cluster.operate('volume comes and goes', () => churn(stage, fault))
@@ -270,51 +286,63 @@ export function inject(stage: Stage, fault: Fault): void {
   }
 }
 
+/**
+ * Calls `act` once, with the other nodes that serve a chain in which the node's present process has a copy of that state, when they are as wished;
+ * not at all when that does not come in time.
+ */
+function when(
+  cluster: SimCluster,
+  options: { readonly node: SimNode; readonly state: ReplicaState; readonly withinMs: number; readonly isDue?: (others: readonly SimNode[]) => boolean },
+  act: (others: readonly SimNode[]) => void,
+): void {
+  const { world } = cluster
+  const { node, isDue = (others) => others.length > 0 } = options
+  const untilMs = world.nowMs + options.withinMs
+  let revision = -1
+  const look = () => {
+    const own = node.running ? node.control?.member : undefined
+    const state = own === undefined ? undefined : cluster.state
+    const isNews = state !== undefined && state.revision !== revision
+    if (isNews) ({ revision } = state)
+    for (const { entries } of isNews ? state.chains : []) {
+      if (!entries.some((entry) => entry.state === options.state && entry.node === own!.node && entry.incarnation === own!.incarnation)) continue
+      const serving = entries.filter((entry) => entry.state === ReplicaState.SERVING)
+      const others = cluster.nodes.filter((other) => other !== node && serving.some((entry) => entry.node === other.control?.member?.node))
+      if (!isDue(others)) continue
+      act(others)
+      return
+    }
+    if (world.nowMs < untilMs) world.schedule(AIMED_LOOK_MS, 'is it time?', look)
+  }
+  look()
+}
+
 /** The node returns; as soon as one of its copies serves, those it came from are gone, and then its own memory. */
 function lastCopy({ cluster }: Stage, fault: Fault, losePower: (lost: readonly SimNode[]) => void): void {
   const { world } = cluster
   const node = cluster.nodes[fault.node]!
   node.process?.kill()
   world.schedule(fault.durationMs, 'fault ends', () => node.restart())
-  const untilMs = world.nowMs + fault.durationMs + LAST_COPY_WAIT_MS
-  /** Calls `act` once, with the other nodes that serve a chain in which the node's new process has a copy of that state, when they are as wished. */
-  const when = (wanted: ReplicaState, isDue: (others: readonly SimNode[]) => boolean, act: (others: readonly SimNode[]) => void) => {
-    let revision = -1
-    const look = () => {
-      const own = node.running ? node.control?.member : undefined
-      const state = own === undefined ? undefined : cluster.state
-      const isNews = state !== undefined && state.revision !== revision
-      if (isNews) ({ revision } = state)
-      for (const { entries } of isNews ? state.chains : []) {
-        if (!entries.some((entry) => entry.state === wanted && entry.node === own!.node && entry.incarnation === own!.incarnation)) continue
-        const serving = entries.filter((entry) => entry.state === ReplicaState.SERVING)
-        const others = cluster.nodes.filter((other) => other !== node && serving.some((entry) => entry.node === other.control?.member?.node))
-        if (!isDue(others)) continue
-        act(others)
-        return
-      }
-      if (world.nowMs < untilMs) world.schedule(LAST_COPY_LOOK_MS, 'last copy?', look)
-    }
-    look()
+  const withinMs = fault.durationMs + AIMED_WAIT_MS
+  if (fault.kind === 'late-stream') {
+    when(cluster, { node, state: ReplicaState.SYNCING, withinMs }, (others) => {
+      for (const other of others) stallForwards(other, node)
+    })
   }
-  const isAnyLeft = (others: readonly SimNode[]) => others.length > 0
-  const stall = (others: readonly SimNode[]) => {
-    for (const other of others) stallForwards(other, node)
-  }
-  if (fault.kind === 'late-stream') when(ReplicaState.SYNCING, isAnyLeft, stall)
-  when(ReplicaState.SERVING, isAnyLeft, (others) => {
-    world.note('fault', () => `a copy on ${node.id} serves again: ${others.map(({ id }) => id).join(', ')} killed`)
-    for (const other of others) {
-      other.process?.kill()
-      world.schedule(fault.amount, 'fault ends', () => other.restart())
-    }
+  when(cluster, { node, state: ReplicaState.SERVING, withinMs }, (others) => {
+    killFor(others, fault.amount)
     if (fault.unflushed === 'keep') return
-    when(
-      ReplicaState.SERVING,
-      (left) => left.length === 0,
-      () => losePower([node]),
-    )
+    when(cluster, { node, state: ReplicaState.SERVING, withinMs: AIMED_WAIT_MS, isDue: (left) => left.length === 0 }, () => losePower([node]))
   })
+}
+
+function killFor(nodes: readonly SimNode[], ms: number): void {
+  for (const node of nodes) {
+    const { world } = node.cluster
+    world.note('fault', () => `${node.id} is killed for ${ms} ms`)
+    node.process?.kill()
+    world.schedule(ms, 'fault ends', () => node.restart())
+  }
 }
 
 /** A packet is lost on the connection that carries forwards: what is sent there comes late, and everything else in time. */
@@ -325,6 +353,15 @@ function stallForwards(from: SimNode, to: SimNode, triesLeft = STALL_TRIES): voi
   const connection = peer < 0 ? undefined : plane!.peers.peers[peer]!.lanes[Lane.FORWARD]
   if (connection !== undefined) queue!.endOf(connection.handle)?.stall(STALL_MS)
   else if (triesLeft > 0) from.host.world.schedule(1, 'session?', () => stallForwards(from, to, triesLeft - 1))
+}
+
+function slowTo(node: SimNode, extraDelayMs: number): void {
+  const { network, nodes } = node.cluster
+  for (const other of nodes) if (other !== node) network.link(other.host, node.host).extraDelayMs = extraDelayMs
+}
+
+function removeNode(cluster: SimCluster, { id }: SimNode): void {
+  cluster.operate(`remove ${id}`, () => cluster.insist('xsan.v1.Cluster/RemoveNode', { nodeId: id }))
 }
 
 /** Every node in turn: stopped, started with the next version, and given some time to catch up. */
