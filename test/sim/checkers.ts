@@ -2,11 +2,10 @@
  * What must hold of a whole cluster beside what its clients see: looked at again and again while it runs (`Watch`), and once when everything
  * has come to rest (`leftovers`). Every checker has a test that shows that it can fail.
  */
-import type { DiskNumber, NodeNumber } from '../../src/base/ids.ts'
 import { HOPS } from '../../src/chain/credits.ts'
 import type { DataPlane, DataPlaneLimits } from '../../src/chain/data-plane.ts'
 import { svOf } from '../../src/chain/records.ts'
-import { CHAIN_ENTRIES_MAX, ReplicaState } from '../../src/placement/chain.ts'
+import { ReplicaState } from '../../src/placement/chain.ts'
 import { CHANNELS_PER_CLIENT, ChannelRows, ROW_WORDS } from '../../src/store/channel-rows.ts'
 import { type BlockRow, PageFlag, type ReplicaStore } from '../../src/store/store.ts'
 import type { SimCluster, SimNode } from './cluster.ts'
