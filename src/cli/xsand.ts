@@ -50,8 +50,8 @@ async function run(file: string): Promise<void> {
   process.on('SIGQUIT', () => {
     if (node !== undefined) dump(node, 'SIGQUIT')
   })
-  process.on('SIGTERM', stop)
-  process.on('SIGINT', stop)
+  // SIGHUP: the terminal it was started in is gone
+  for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.on(signal, stop)
   node = await startNode({ loaded: loadConfig(file), onFatal: die })
 }
 

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { chmodSync, existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { chmodSync, existsSync, readdirSync, readFileSync, renameSync, symlinkSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import test, { type TestContext } from 'node:test'
@@ -222,13 +222,21 @@ test('a damaged description is told, and the command it names wipes what is ther
     for (const verb of ['status', 'up', 'down']) {
       const { code, stderr } = await xsan('dev', verb, '--dir', dir)
       assert.equal(code, 1)
-      assert.match(stderr, /dev\.json is damaged: .* Try: xsan dev down --wipe --dir /)
+      assert.match(stderr, /dev\.json is of no use: .* Try: xsan dev down --wipe --dir /)
     }
   }
   const { code, stderr } = await xsan('dev', 'down', '--wipe', '--dir', dir)
   assert.equal(code, 0, stderr)
   assert.equal(isAlive(node!.pid), false)
   assert.deepEqual(readdirSync(dir), [])
+  // one that was moved is no better; a symbolic link to it is
+  await dev(dir, 'up', '--nodes', '1', '--disk-size', '256M')
+  symlinkSync(dir, `${dir}-link`)
+  assert.equal((await dev(`${dir}-link`, 'down')).nodes[0]!.state, 'dead')
+  renameSync(dir, `${dir}-moved`)
+  assert.match((await xsan('dev', 'up', '--dir', `${dir}-moved`)).stderr, /it was made for .* Try: xsan dev down --wipe/)
+  assert.equal((await xsan('dev', 'down', '--wipe', '--dir', `${dir}-moved`)).code, 0)
+  assert.deepEqual(readdirSync(`${dir}-moved`), [])
 })
 
 test('of another user: said so, whatever is asked', { timeout: 60_000, skip: process.getuid?.() === 0 ? false : 'needs root' }, async (t) => {

@@ -219,7 +219,7 @@ test('the data directory of another node, or of another cluster, is refused by n
   const first = new Node(t)
   first.start()
   await first.init()
-  await first.end('SIGTERM')
+  assert.equal(await first.end('SIGHUP'), 0, first.stderr)
   for (const [key, value] of [
     ['node_id', 'node-9'],
     ['cluster_id', 'c9'],

@@ -8,7 +8,7 @@
  * No file is shared by two nodes but dev.json, so several `dev start` may run at once.
  */
 import { createHash } from 'node:crypto'
-import { accessSync, constants, existsSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { accessSync, constants, existsSync, readdirSync, readFileSync, realpathSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { messageOf, XsanError } from '../../base/errors.ts'
@@ -68,13 +68,23 @@ export function readCluster(dir: string): DevCluster {
     if (!Array.isArray(cluster?.nodes)) throw new Error('it names no nodes')
     const [first] = cluster.nodes
     if (first !== undefined && existsSync(nodeDir(path, first.id))) accessSync(nodeDir(path, first.id), constants.R_OK | constants.X_OK)
+    if (!isSame(cluster.dir, path)) throw new Error(`it was made for ${cluster.dir}, as the configurations of its nodes were`)
     return cluster
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException
     if (code === 'ENOENT' || code === 'ENOTDIR') throw new XsanError('NOT_FOUND', `there is no playground in ${path}`, `xsan dev up --nodes 3 --dir ${path}`)
     if (code === 'EACCES')
       throw new XsanError('PERMISSION_DENIED', `this user may not read ${path}`, 'Do it as the user whose playground it is.', { cause: error })
-    throw new XsanError('INVALID_PARAM', `${clusterPath(path)} is damaged: ${messageOf(error)}`, `xsan dev down --wipe --dir ${dir}`)
+    throw new XsanError('INVALID_PARAM', `${clusterPath(path)} is of no use: ${messageOf(error)}`, `xsan dev down --wipe --dir ${path}`)
+  }
+}
+
+/** By whatever names. */
+function isSame(a: string, b: string): boolean {
+  try {
+    return realpathSync(a) === realpathSync(b)
+  } catch {
+    return false
   }
 }
 
