@@ -37,7 +37,7 @@ export const FAULT_KINDS = [
   'setting',
 ] as const
 /** Kinds of aimed runs alone: they wait for the moment that matters. */
-export const AIMED_KINDS = ['last-copy', 'late-stream', 'slow-reads', 'remove-syncing', 'remove-draining'] as const
+export const AIMED_KINDS = ['last-copy', 'late-stream', 'slow-reads', 'remove-syncing', 'remove-draining', 'clock-fast', 'straggler'] as const
 export type FaultKind = (typeof FAULT_KINDS)[number] | (typeof AIMED_KINDS)[number]
 
 export interface Fault {
@@ -60,6 +60,8 @@ export const FOCUS_NAMES = [
   'churn',
   'contention',
   'last-copies',
+  'recoveries',
+  'clocks',
   'handovers',
   'removals',
   'reports',
@@ -239,6 +241,11 @@ export function amountOf(random: Prng, kind: FaultKind): number {
       return random.between(50, 600)
     case 'slow-reads':
       return random.between(100, 400)
+    case 'straggler':
+      return random.between(1500, 4000)
+    case 'clock-fast':
+      // Too fast: as a leader it takes the leases of others for over before they are
+      return 0.05 + random.unit() * 0.5
     default:
       return 0
   }
@@ -305,6 +312,10 @@ export function describeFault(fault: Fault): string {
       return `a setting of the cluster is changed ${span}`
     case 'slow-reads':
       return `reads take about ${Math.round(fault.amount)} ms more on the disk of ${node} ${span}`
+    case 'straggler':
+      return `all nodes lose power ${span}, and ${node} for ${fault.amount} ms more, unflushed data: ${fault.unflushed}`
+    case 'clock-fast':
+      return `the clock of ${node} runs ${(fault.amount * 100).toFixed(1)} % too fast ${span}`
     case 'remove-syncing':
       return 'a node is added, and removed when a copy on it is SYNCING'
     case 'remove-draining':

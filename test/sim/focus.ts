@@ -27,6 +27,8 @@ interface Focus {
   readonly volumeBlocks?: number
   /** What differs from the plain shape. */
   readonly shape?: Partial<Shape>
+  /** Settings of the cluster, by key, as JSON. */
+  readonly settings?: Readonly<Record<string, string>>
   /** Time for an operation in all, as forward.retry_total_time. */
   readonly retryTotalMs?: number
   readonly mix: Mix
@@ -131,6 +133,29 @@ const FOCUSES: Readonly<Record<FocusName, Focus>> = {
     lastsMs: [20, 500],
     unflushed: ['lose', 'lose', 'random'],
     mix: { volumes: 'safe', hotPages: 4, readShares: [0.3], home: 0.5, flushMs: [30, 100] },
+  },
+  /** All go down together, again and again, and those that are back first do not wait for the others for long. */
+  recoveries: {
+    durationMs: 11_000,
+    clients: [2, 3],
+    opsPerSecond: 40,
+    rates: { straggler: 0.22, pauses: 0.1 },
+    lastsMs: [50, 400],
+    unflushed: ['lose', 'random'],
+    settings: { 'failover.recover_wait': '300' },
+    shape: { slotCount: 8 },
+    mix: { volumes: 'safe', hotPages: 5, readShares: [0.3, 0.5], home: 0.5, flushMs: [0, 10] },
+  },
+  /** Clocks that are off by more than the bound, either way: what is answered meanwhile may be stale, and nothing else may break. */
+  clocks: {
+    durationMs: 12_000,
+    clients: [2, 4],
+    opsPerSecond: 30,
+    rates: { 'clock-fast': 0.12, 'drift-beyond': 0.12, isolate: 0.3, kill: 0.2, freeze: 0.1 },
+    lastsMs: [300, 3000],
+    unflushed: ['random'],
+    shape: { slotCount: 8 },
+    mix: { volumes: 'safe', hotPages: 4, readShares: [0.4, 0.9], home: 0.8, flushMs: [0, 5] },
   },
   /** A copy has just returned, and is the only one: what it took and reported while it was SYNCING is all there is. */
   handovers: {

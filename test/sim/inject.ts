@@ -80,14 +80,15 @@ export function inject(stage: Stage, fault: Fault): void {
   const { disk } = bay
   world.note('fault', () => describeFault(fault))
   const later = (fn: () => void) => world.schedule(fault.durationMs, 'fault ends', fn)
-  const losePower = (lost: readonly SimNode[]) => {
+  const losePower = (lost: readonly SimNode[], straggler?: SimNode) => {
     const served = servedElsewhere(cluster, lost) ?? []
     const isLost = (volume: number, page: number) => served[slotOf(volume, Math.floor(page / PAGES_PER_BLOCK), served.length)] !== true
     history.allPowerLost(world.nowMs, served.length === 0 ? undefined : isLost)
     for (const each of lost) each.host.losePower(fault.unflushed)
     later(() => {
-      for (const each of lost) each.restart()
+      for (const each of lost) if (each !== straggler) each.restart()
     })
+    if (straggler) world.schedule(fault.durationMs + fault.amount, 'fault ends', () => straggler.restart())
   }
   switch (fault.kind) {
     case 'last-copy':
@@ -123,6 +124,9 @@ export function inject(stage: Stage, fault: Fault): void {
       return
     case 'power-all':
       losePower(cluster.nodes)
+      return
+    case 'straggler':
+      losePower(cluster.nodes, node)
       return
     case 'isolate':
       node.isolate()
@@ -245,7 +249,13 @@ export function inject(stage: Stage, fault: Fault): void {
     }
     case 'drift-beyond':
       node.host.setDrift(fault.amount)
-      node.untrustedUntilMs = world.nowMs + fault.durationMs + UNTRUSTED_MS
+      node.untrustedUntilMs = Math.max(node.untrustedUntilMs, world.nowMs + fault.durationMs + UNTRUSTED_MS)
+      later(() => node.host.setDrift(0))
+      return
+    case 'clock-fast':
+      node.host.setDrift(fault.amount)
+      // Led by it, any node may still hold a lease that is counted as over: what they answer meanwhile is no promise. All else is.
+      for (const each of cluster.nodes) each.untrustedUntilMs = Math.max(each.untrustedUntilMs, world.nowMs + fault.durationMs + UNTRUSTED_MS)
       later(() => node.host.setDrift(0))
       return
     case 'stop': {

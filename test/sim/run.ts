@@ -120,6 +120,8 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
     const sizeBytes = ((schedule.focus && focusOf(schedule.focus).volumeBlocks) ?? VOLUME_BLOCKS) * BLOCK_BYTES
     const volumes = [await cluster.createVolume('safe', { sizeBytes }), await cluster.createVolume('relaxed', { sizeBytes, syncWhenWrite: false })]
     history.relaxedVolumes.add(volumes[1]!.volume)
+    const { settings = {} } = schedule.focus === undefined ? {} : focusOf(schedule.focus)
+    for (const [key, valueJson] of Object.entries(settings)) await cluster.settle(cluster.insist('xsan.v1.Config/Set', { key, valueJson }))
     const flushMs = world.random('disks').pick(mixOf(schedule)?.flushMs ?? FLUSH_MS)
     for (const node of cluster.nodes) {
       for (const { disk } of node.bays) disk.faults.flushMs = flushMs
