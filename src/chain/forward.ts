@@ -30,6 +30,8 @@ const HEAD_BYTES = FRAME_BYTES + Forward.size
 interface Stall {
   retryAtMs: number
   waitMs: number
+  /** The slot's newest record when the refusal came: what was refused is not above it. Older ones may still be acknowledged. */
+  untilSv: number
 }
 
 export interface ForwardSettings {
@@ -453,8 +455,9 @@ export class Forwarding {
       if (Ack.get.chainVersion(view, entry) !== table.version[slot] || table.successorNode[slot] !== node) continue
       if (table.ownState[slot]! > ReplicaState.DRAINING) continue
       this.#counters.acks++
-      this.#stalls.delete(slot)
-      this.#replicas.acknowledged(slot, Ack.get.sv(view, entry))
+      const sv = Ack.get.sv(view, entry)
+      if (this.#stalls.size > 0 && sv >= (this.#stalls.get(slot)?.untilSv ?? 0)) this.#stalls.delete(slot)
+      this.#replicas.acknowledged(slot, sv)
     }
     return null
   }
@@ -484,7 +487,9 @@ export class Forwarding {
       if (version < table.version[slot]! || table.successorNode[slot] !== this.#peers.nodeOf(peer)) continue
       const stall = this.#stalls.get(slot)
       const waitMs = stall === undefined ? this.#settings.retryFirstMs : Math.min(stall.waitMs * 2, this.#settings.retryMaxMs)
-      if (stall === undefined || stall.retryAtMs <= this.#queue.nowMs) this.#stalls.set(slot, { retryAtMs: this.#queue.nowMs + waitMs, waitMs })
+      const untilSv = this.#replicas.lastSv(slot)
+      if (stall === undefined || stall.retryAtMs <= this.#queue.nowMs) this.#stalls.set(slot, { retryAtMs: this.#queue.nowMs + waitMs, waitMs, untilSv })
+      else stall.untilSv = untilSv
     }
     return null
   }

@@ -170,6 +170,7 @@ export class Replicas {
     if (storeIndex === NO_STORE || table.ownDisks[storeIndex] !== records.disk[row] || state > SYNCING) return Status.REQUEST_REFUSED
     if (!this.#hooks.isPredecessor(records.peer[row]!, slot)) return Status.REQUEST_REFUSED
     if (this.storeFailed[storeIndex]) return Status.WRITE_FAILED
+    if (state === SYNCING && !this.sessions.has(slot)) return Status.REQUEST_REFUSED
     const store = this.stores[storeIndex]!
     records.store[row] = storeIndex
     const sv = records.sv[row]!
@@ -582,9 +583,19 @@ export class Replicas {
     this.ready[slot] = 0
     const store = this.storeOf(slot)
     if (store === undefined) return
+    try {
+      store.startSession(slot)
+    } catch (error) {
+      if (!(error instanceof XsanError) || error.status !== 'BUSY') throw error
+      // forwards are refused until then, and come again
+      store.onRoom(() => {
+        const { ownState, ownSince } = this.table
+        if (ownState[slot] === SYNCING && ownSince[slot] === since && !this.sessions.has(slot)) this.#startSession(slot, since)
+      })
+      return
+    }
     const session = new SyncSession(slot, since)
     this.sessions.set(slot, session)
-    store.startSession(slot)
     this.#hooks.sessionStarted(session)
   }
 

@@ -41,3 +41,51 @@ test('a disk that is full is told once per slot, however often what comes to it 
   await cluster.until('both serve', () => cluster.allServing)
   cluster.assertEqual()
 })
+
+test('a disk that has no room for the beginning of a session begins it later, and what is written meanwhile comes again', async () => {
+  const cluster = new Cluster({ nodes: 2, slots: 1, seed: 2, chainOf: () => [1, 2] })
+  await cluster.start()
+  await cluster.fill(1, 10)
+  await cluster.kill(2)
+  await cluster.fill(1, 20)
+  cluster.restart(2)
+  const { store } = cluster.node(2)
+  const { startSession, onRoom } = { startSession: store.startSession.bind(store), onRoom: store.onRoom.bind(store) }
+  const waiting: Array<() => void> = []
+  store.startSession = () => {
+    throw new XsanError('BUSY', 'full for the moment', 'Try again.')
+  }
+  store.onRoom = (fn) => void waiting.push(fn)
+  await cluster.world.runFor(100)
+  const client = new TestClient(cluster.node(1))
+  const write = client.write(0, 0, pattern(30, 8192))
+  await cluster.world.runFor(300)
+  assert.deepEqual([client.pending, cluster.node(2).plane.replicas.sessions.size, store.isIncomplete(0)], [1, 0, false])
+  Object.assign(store, { startSession, onRoom })
+  cluster.node(2).process.schedule(0, 'room', () => {
+    for (const fn of waiting.splice(0)) fn()
+  })
+  assert.equal(await cluster.world.settle(write, 10_000), Status.SUCCESS)
+  await cluster.until('both serve', () => cluster.allServing)
+  await cluster.until('quiet', () => cluster.quiet)
+  cluster.assertEqual()
+})
+
+test('a forward that was refused comes again although an older one is acknowledged after the refusal', async () => {
+  const cluster = new Cluster({ nodes: 2, slots: 1, seed: 3, chainOf: () => [1, 2] })
+  await cluster.start()
+  const client = new TestClient(cluster.node(1))
+  const { store } = cluster.node(2)
+  const admit = store.admit.bind(store)
+  let isFull = false
+  store.admit = (record, fromHead) => (isFull && record.firstPage === 1 ? Status.INSUFFICIENT_SPACE : admit(record, fromHead))
+  isFull = true
+  const writes = [0, 1].map((page) => client.write(0, page * 4096, pattern(page + 1)))
+  assert.equal(await cluster.world.settle(writes[0]!, 5000), Status.SUCCESS)
+  await cluster.world.runFor(300)
+  assert.equal(client.pending, 1)
+  isFull = false
+  assert.equal(await cluster.world.settle(writes[1]!, 5000), Status.SUCCESS)
+  await cluster.until('quiet', () => cluster.quiet)
+  cluster.assertEqual()
+})

@@ -623,8 +623,6 @@ test('a session takes ids as they come until it ends', async () => {
 })
 
 test('a slot whose resync began is incomplete until that has ended, whatever happens to the process, the power and the journal meanwhile', async () => {
-  // two records fill a batch
-  const PAGES = 100
   const bench = new Bench(31)
   await bench.format()
   let store = await bench.mount()

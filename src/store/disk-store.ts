@@ -375,6 +375,8 @@ export class DiskStore implements ReplicaStore {
   // ---- sessions and installs -------------------------------------------------------------------------------------------------------
 
   startSession(slot: number): number {
+    // many begin at once when a node returns, whatever else the disk has to do
+    if (this.journal.tooManyWaiting(false) || this.journal.freePages < PAGES_KEPT) throw this.#journalFull()
     this.#session[slot] = 1
     const at = this.journal.begin(RecordHeader.size, 0)
     this.#encodePart(at, { kind: JournalKind.SESSION, flags: 0, slot, volume: 0, layer: 0, index: 0, pageCount: 0, rowCount: 0, idHigh: 0, idLow: 0 })
@@ -578,8 +580,11 @@ export class DiskStore implements ReplicaStore {
   #assertRoom(pages: number, batches: number): void {
     const { journal } = this
     if (this.failed) throw new XsanError('WRITE_FAILED', `disk ${this.disk} has failed`)
-    if (journal.tooManyWaiting(false, batches) || journal.freePages - pages - PAGES_KEPT < journal.totalPages * FORWARD_NEEDS_FREE)
-      throw new XsanError('BUSY', `the journal of disk ${this.disk} is full for the moment`, 'It empties by itself: try again.')
+    if (journal.tooManyWaiting(false, batches) || journal.freePages - pages - PAGES_KEPT < journal.totalPages * FORWARD_NEEDS_FREE) throw this.#journalFull()
+  }
+
+  #journalFull(): XsanError {
+    return new XsanError('BUSY', `the journal of disk ${this.disk} is full for the moment`, 'It empties by itself: try again.')
   }
 
   #rowsFit(packed: Uint32Array): void {

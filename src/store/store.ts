@@ -165,7 +165,7 @@ export interface ReplicaStore {
   // ---- resync, sweeping, introspection (async, off the hot path) --------------------------------------------------------
   /**
    * Starts a session of a slot (protocol 21, 7): `last` = none, the slot's channel rows become not held, the slot is incomplete; journaled in stage
-   * order.
+   * order. Throws XsanError BUSY (no journal space now: `onRoom` will call).
    */
   startSession(slot: number): JournalSeq
   /**
