@@ -151,10 +151,27 @@ export function report(error: unknown, name: string): ExitCode {
     process.stderr.write(`${formatError(error)}\n`)
     return EXIT_CODES[error.status]
   }
+  const ofTheWorld = systemError(error)
+  if (ofTheWorld !== undefined) {
+    process.stderr.write(`${formatError(ofTheWorld)}\n`)
+    return EXIT_CODES[ofTheWorld.status]
+  }
   process.stderr.write(
     `${formatError(new XsanError('INTERNAL', messageOf(error), `Report this, with: ${error instanceof Error ? (error.stack ?? '') : ''}`))}\n`,
   )
   return ExitCode.FAULT
+}
+
+/** What the system says of a file or a process: no bug of ours, mostly. */
+function systemError(error: unknown): XsanError | undefined {
+  const { code, syscall } = error as NodeJS.ErrnoException
+  if (!(error instanceof Error) || code === undefined || syscall === undefined) return undefined
+  if (code === 'ENOSPC' || code === 'EDQUOT') return new XsanError('INSUFFICIENT_SPACE', error.message, 'Free some space there.', { cause: error })
+  if (code === 'EACCES' || code === 'EPERM' || code === 'EROFS')
+    return new XsanError('PERMISSION_DENIED', error.message, 'Do it as a user who may, or elsewhere.', { cause: error })
+  if (code === 'EMFILE' || code === 'ENFILE' || code === 'ENOMEM' || code === 'EAGAIN')
+    return new XsanError('NOMEM', error.message, 'Raise the limits of this user (ulimit -a), or end something else.', { cause: error })
+  return undefined
 }
 
 /** What commander finds wrong, with the words of the command it was given to. */

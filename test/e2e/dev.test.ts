@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { chmodSync, existsSync, readdirSync, readFileSync, renameSync, symlinkSync, writeFileSync } from 'node:fs'
+import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmdirSync, symlinkSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import test, { type TestContext } from 'node:test'
@@ -171,6 +171,14 @@ test('wrong use is refused with the next step, and starts nothing', { timeout: 1
   assert.ok(!existsSync(dir), 'nothing is left of what was refused')
   for (const place of ['/proc/xsan', '/dev/null/x'])
     assert.match((await xsan('dev', 'up', '--nodes', '1', '--dir', place)).stderr, /the directory of the playground, \/.*, cannot be used/)
+
+  // what is somebody's own is left alone
+  mkdirSync(join(dir, 'node-2'), { recursive: true })
+  const own = await refused('up', '--nodes', '2')
+  assert.equal(own.code, 3, own.stderr)
+  assert.match(own.stderr, /node-2 is there already, and of no playground/)
+  assert.deepEqual(readdirSync(dir), ['node-2'])
+  rmdirSync(join(dir, 'node-2'))
 
   // two at once: one makes it, the other finds it
   const [one, other] = await Promise.all([dev(dir, 'up', '--nodes', '1', '--disk-size', '512M'), dev(dir, 'up', '--nodes', '1', '--disk-size', '512M')])

@@ -60,7 +60,9 @@ export const devUp = command<Options>({
     const made = makeDirectory(options.dir, 'the directory of the playground')
     return withDirLock(options.dir, options.timeout, async () => {
       if (clusterExists(options.dir)) await clearUnformed(options.dir)
-      const cluster = clusterExists(options.dir) ? resume(options, progress) : await lay(options).catch((error: unknown) => throwUnmade(made, error))
+      const cluster = clusterExists(options.dir)
+        ? resume(options, progress)
+        : await lay(options).catch((error: unknown) => throwUnmade(options.dir, made, error))
       return endedWhenInterrupted(cluster, progress, async () => {
         if (cluster.formed) await startNodes(cluster, cluster.nodes, options.timeout)
         else await form(cluster, options, progress)
@@ -71,8 +73,9 @@ export const devUp = command<Options>({
   },
 })
 
-/** Nothing came of it: what was made for it and is empty goes. */
-function throwUnmade(made: readonly string[], error: unknown): never {
+/** Nothing came of it: what was made for it goes. */
+function throwUnmade(dir: string, made: readonly string[], error: unknown): never {
+  if (clusterExists(dir)) wipe(dir, readCluster(dir).nodes)
   for (const path of made.toReversed()) {
     try {
       rmdirSync(path)
@@ -219,12 +222,16 @@ async function lay(options: Options): Promise<DevCluster> {
   // Wrong --set: say so before anything is written or starts
   const resolved = nodes.map(({ id }, index) => resolveConfig([{ file: configPath(dir, id), json: configs[index] }, ...set], nodeDir(dir, id)).config)
   const cluster = { clusterId: resolved[0]!.cluster.cluster_id, dir, formed: false, nodes }
+  const foreign = nodes.find(({ id }) => existsSync(nodeDir(dir, id)))
+  if (foreign !== undefined)
+    throw new XsanError('ALREADY_EXISTS', `${nodeDir(dir, foreign.id)} is there already, and of no playground`, 'Move it away, or choose another --dir.')
+  // first of all: whatever happens from here on, it is known what to wipe
+  writeCluster(cluster)
   for (const [index, node] of nodes.entries()) {
     makeDirectory(node.dataDir, 'the directory of the playground')
     writeJson(configPath(dir, node.id), configs[index])
     if (options.set.length > 0) writeSet(dir, node.id, options.set)
   }
-  writeCluster(cluster)
   return cluster
 }
 
