@@ -100,6 +100,10 @@ test('a head refuses an older request of a channel, a process that is fenced, vo
     writes.stopping = true
     assert.equal(await ask(9, incarnation, peer), Status.STOPPING)
     writes.stopping = false
+    const { storeFailed } = plane!.replicas
+    storeFailed.fill(true)
+    assert.equal(await ask(9, incarnation), Status.REQUEST_REFUSED)
+    storeFailed.fill(false)
     assert.equal(await ask(8, incarnation), Status.SUCCESS, 'the same once more is answered, and not ordered again')
   } finally {
     queue!.flight.record = record

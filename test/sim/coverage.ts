@@ -26,6 +26,7 @@ export const NOT_ALWAYS: Readonly<Record<string, string>> = {
   'answer READ_ONLY': 'coverage.test.ts',
   'answer VOLUME_NOT_FOUND': 'coverage.test.ts',
   'answer STOPPING': 'coverage.test.ts',
+  'answer REQUEST_REFUSED': 'coverage.test.ts',
   'answer BLOCK_CORRUPTED': 'lost-pages.test.ts',
   'answer READ_FAILED': 'lost-pages.test.ts',
 }

@@ -37,7 +37,16 @@ export const FAULT_KINDS = [
   'setting',
 ] as const
 /** Kinds of aimed runs alone: they wait for the moment that matters. */
-export const AIMED_KINDS = ['last-copy', 'late-stream', 'slow-reads', 'remove-syncing', 'remove-draining', 'clock-fast', 'straggler'] as const
+export const AIMED_KINDS = [
+  'last-copy',
+  'late-stream',
+  'slow-reads',
+  'remove-syncing',
+  'remove-returning',
+  'remove-draining',
+  'clock-fast',
+  'straggler',
+] as const
 export type FaultKind = (typeof FAULT_KINDS)[number] | (typeof AIMED_KINDS)[number]
 
 export interface Fault {
@@ -318,6 +327,8 @@ export function describeFault(fault: Fault): string {
       return `the clock of ${node} runs ${(fault.amount * 100).toFixed(1)} % too fast ${span}`
     case 'remove-syncing':
       return 'a node is added, and removed when a copy on it is SYNCING'
+    case 'remove-returning':
+      return `${node} is killed, back after ${fault.durationMs} ms over slow links, and removed when a copy on it is SYNCING`
     case 'remove-draining':
       return `${node} is removed; when a copy on it is DRAINING the nodes of the others are killed for ${fault.amount} ms`
     case 'late-stream':

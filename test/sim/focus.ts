@@ -256,7 +256,7 @@ const FOCUSES: Readonly<Record<FocusName, Focus>> = {
     durationMs: 9000,
     clients: [1, 3],
     opsPerSecond: 30,
-    rates: { 'remove-syncing': 0.25, 'remove-draining': 0.15, 'node-add': 0.2 },
+    rates: { 'remove-syncing': 0.2, 'remove-returning': 0.2, 'remove-draining': 0.12, 'node-add': 0.2 },
     lastsMs: [50, 1500],
     unflushed: ['random'],
     shape: { slotCount: 4 },

@@ -105,6 +105,13 @@ export function inject(stage: Stage, fault: Fault): void {
       when(cluster, { node: added, state: ReplicaState.SYNCING, withinMs: 4 * AIMED_WAIT_MS }, () => removeNode(cluster, added))
       return
     }
+    case 'remove-returning':
+      node.process?.kill()
+      later(() => node.restart())
+      slowTo(node, SLOW_RESYNC_MS)
+      world.schedule(fault.durationMs + 2 * AIMED_WAIT_MS, 'fault ends', () => slowTo(node, 0))
+      when(cluster, { node, state: ReplicaState.SYNCING, withinMs: fault.durationMs + AIMED_WAIT_MS }, () => removeNode(cluster, node))
+      return
     case 'remove-draining':
       removeNode(cluster, node)
       when(cluster, { node, state: ReplicaState.DRAINING, withinMs: fault.durationMs + AIMED_WAIT_MS }, (others) => killFor(others, fault.amount))
