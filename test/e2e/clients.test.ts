@@ -58,9 +58,9 @@ test('what is discarded gives its space back, on every disk', { timeout: TEST_MS
   await cluster.createVolume('thin', '64M')
   const used = async () =>
     (await xsanJson<{ disks: Array<{ used_bytes: number }> }>('--server', cluster.nodes[0]!.grpc, 'disk', 'list')).disks.map((disk) => disk.used_bytes)
+  const before = await used()
   const isUsed = (bytes: number) => async () => (await used()).every((now, i) => now - before[i]! === bytes)
   const io = (command: string) => must('qemu-io', ['-f', 'raw', '-c', command, '-c', 'flush', cluster.uri('node-1', 'thin')])
-  const before = await used()
   await io('write -P 7 0 40M')
   await until('written', 10_000, isUsed(40 * MiB))
   await io('discard 2M 30M')
