@@ -244,13 +244,19 @@ export function queueBounds(plane: DataPlane, limits: DataPlaneLimits): Readonly
 /** From now on each end of a turn of the data plane is looked at. */
 export function watchQueues(plane: DataPlane, limits: DataPlaneLimits, found: (detail: string) => void): void {
   const { settle } = plane
+  let revision = -1
+  let bounds: Readonly<Record<string, number>> = {}
   plane.settle = () => {
     settle.call(plane)
-    const bounds = queueBounds(plane, limits)
-    for (const [what, length] of Object.entries(plane.resources)) {
+    if (plane.table.revision !== revision) {
+      revision = plane.table.revision
+      bounds = queueBounds(plane, limits)
+    }
+    const { resources } = plane
+    for (const what in resources) {
       const bound = bounds[what]
       if (bound === undefined) found(`no bound is stated for ${what}`)
-      else if (length > bound) found(`${what}: ${length}, at most ${bound}`)
+      else if (resources[what]! > bound) found(`${what}: ${resources[what]}, at most ${bound}`)
     }
   }
 }
