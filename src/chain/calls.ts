@@ -13,7 +13,7 @@ import { Owner, PEERS_MAX, type Peers, Place, type Placement } from './peers.ts'
 import { NONE } from './records.ts'
 
 /** Calls of this reactor under way. */
-const CALLS_MAX = 256
+export const CALLS_MAX = 256
 /** Calls of one peer being answered here. */
 const SERVED_MAX = 64
 /** A peer that has not answered a call for so long is stuck: its session is closed, as the buffer of the answer can be had back in no other way. */

@@ -16,7 +16,6 @@
  * From relaxed to sync. A volume that acknowledged from memory is flushed like before until one flush has succeeded that began with the
  * table which says that it no longer does; heads that know this table order all its updates as durable ones, whatever their sender knew.
  */
-
 import type { VolumeNumber } from '../base/ids.ts'
 import { Status } from '../base/status.ts'
 import { BLOCK_BYTES } from '../base/units.ts'

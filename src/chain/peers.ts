@@ -16,7 +16,6 @@
  * Invariants: a session's end is told (`down`) only when none of its operations can touch memory any more, and before a new one is
  * told (`up`); every length was checked before it is believed; a peer that sends nonsense loses its connection, with one line in the log.
  */
-
 import { assert } from '../base/assert.ts'
 import { FlightEvent } from '../base/flight.ts'
 import type { Incarnation, NodeNumber } from '../base/ids.ts'

@@ -11,7 +11,6 @@
  * Invariants: eligible, ready and committed are slot sequence numbers (sv) and only fall when the replica leaves the write path or starts a
  * new term; records leave the list at its head only; nothing is acknowledged that is not committed.
  */
-
 import { assert } from '../base/assert.ts'
 import { XsanError } from '../base/errors.ts'
 import { Status } from '../base/status.ts'

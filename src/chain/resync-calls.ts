@@ -48,7 +48,9 @@ export function servingStore(table: ChainTable, replicas: Replicas, slot: number
   return store === undefined || (disk !== 0 && store.disk !== disk) ? null : store
 }
 
-const BLOCK_ARGS_WORDS = 10
+/** Words of BLOCK and PAGE before the ids of the pages that the asker holds; one of them says whether these follow. */
+export const BLOCK_ARGS_WORDS = 10
+export const HAS_IDS_WORD = 7
 /** Both halves of an id that no update has. */
 const NO_ID = 0xffff_ffff
 
@@ -73,7 +75,7 @@ export function pageArgs(
 export function blockArgs(slot: number, version: number, block: BlockIdentity, store: ReplicaStore, own: BlockRow, disk: number): Uint32Array {
   const hasIds = own !== NO_BLOCK
   const words = pageArgs(slot, version, block, 0, 0, new Uint32Array(BLOCK_ARGS_WORDS + (hasIds ? PAGES_PER_BLOCK * 2 : 0)))
-  words[7] = hasIds ? 1 : 0
+  words[HAS_IDS_WORD] = hasIds ? 1 : 0
   words[8] = disk
   if (hasIds) {
     const capture = store.capture(own)
@@ -91,7 +93,7 @@ export function parseBlockArgs(args: Uint8Array) {
   if (args.length < BLOCK_ARGS_WORDS * 4) return null
   const view = new DataView(args.buffer, args.byteOffset, args.length)
   const word = (i: number) => view.getUint32(i * 4, true)
-  const hasIds = word(7) === 1
+  const hasIds = word(HAS_IDS_WORD) === 1
   const volume = view.getFloat64(8, true)
   if (args.length !== (BLOCK_ARGS_WORDS + (hasIds ? PAGES_PER_BLOCK * 2 : 0)) * 4 || !Number.isSafeInteger(volume) || word(6) >= PAGES_PER_BLOCK) return null
   const idHigh = new Uint32Array(PAGES_PER_BLOCK)

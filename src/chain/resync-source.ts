@@ -2,7 +2,6 @@
  * The source's side of a resync (protocol 23): every answer is one instant, content, `last` and committed id, and the channel rows of its disk.
  * Bytes: resync-calls.ts.
  */
-
 import { Status } from '../base/status.ts'
 import { PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
 import type { AsyncIo } from '../env/async-io.ts'

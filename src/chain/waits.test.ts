@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
-import { ChainCluster, pattern, TestClient } from '../../test/support/chain-cluster.ts'
-import { WriteFlag } from '../base/request.ts'
+import { ChainCluster, type ChainNode, pattern, TestClient } from '../../test/support/chain-cluster.ts'
+import { type Done, WriteFlag } from '../base/request.ts'
 import { Status } from '../base/status.ts'
 import { CallKind } from '../wire/peer.ts'
 
@@ -13,6 +13,18 @@ async function twoAndClient(options: Partial<ConstructorParameters<typeof ChainC
   assert.equal(await cluster.world.settle(client.write(0, 0, pattern(1)), 5000), Status.SUCCESS)
   await cluster.until('quiet', () => cluster.quiet)
   return { cluster, client }
+}
+
+/** What becomes of a call of the node's client; status -1 until it ends. */
+function called(node: ChainNode, call: (done: Done) => void): { status: number } {
+  const outcome = { status: -1 }
+  node.process.schedule(0, 'a call', () => {
+    call((_row, status) => {
+      outcome.status = status
+    })
+    node.plane.settle()
+  })
+  return outcome
 }
 
 /** Node 3 knows a newer version of the chain than nodes 1 and 2, which hear nothing. */
@@ -177,29 +189,14 @@ test('the head is here and cut off with its record: the client is told that nobo
   const page = node.queue.arena.alloc(4096)
   const { arena } = node.queue
   arena.bytes.set(pattern(2), page * 4096)
-  let status = -1
   cluster.cutOff.add(1)
   for (const other of [2, 3]) {
     cluster.network.cut(node.host, cluster.node(other).host)
     cluster.network.cut(cluster.node(other).host, node.host)
   }
-  node.process.schedule(0, 'a write', () => {
-    node.client.write(
-      1 as never,
-      0,
-      0,
-      4096,
-      page,
-      0,
-      (_row, result) => {
-        status = result
-      },
-      7,
-    )
-    node.plane.settle()
-  })
-  await cluster.until('an answer', () => status >= 0, 5000)
-  assert.equal(status, Status.NETWORK_TIMEOUT)
+  const write = called(node, (done) => node.client.write(1 as never, 0, 0, 4096, page, 0, done, 7))
+  await cluster.until('an answer', () => write.status >= 0, 5000)
+  assert.equal(write.status, Status.NETWORK_TIMEOUT)
   arena.bytes.fill(0xee, page * 4096, (page + 1) * 4096)
   assert.equal(node.plane.replicas.records.inUse, 1, 'still to be forwarded')
   cluster.network.healAll()
@@ -213,24 +210,7 @@ test('a block that is being removed is read as removed only when that is committ
   const { cluster } = await twoAndClient()
   for (const node of cluster.nodes) node.send({ type: 'lease', untilMs: node.host.bootMs() + 3_600_000, revision: 0 as never })
   const [head, tail] = [cluster.node(1), cluster.node(2)]
-  const remove = (flags: number) => {
-    const outcome = { status: -1 }
-    head.process.schedule(0, 'a removal', () => {
-      head.client.zero(
-        1 as never,
-        0,
-        0,
-        1024,
-        flags,
-        (_row, status) => {
-          outcome.status = status
-        },
-        7,
-      )
-      head.plane.settle()
-    })
-    return outcome
-  }
+  const remove = (flags: number) => called(head, (done) => head.client.zero(1 as never, 0, 0, 1024, flags, done, 7))
   tail.process.freeze()
   const removal = remove(WriteFlag.NONE)
   await cluster.world.runFor(10)

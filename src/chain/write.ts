@@ -23,7 +23,7 @@ import type { Replicas } from './replica.ts'
 import type { ChainTable } from './table.ts'
 
 /** Sub-page writes being merged at one time. */
-const MERGES_MAX = 128
+export const MERGES_MAX = 128
 /** New blocks under way from one head: every other disk of the chain must have an extent for them, whatever it says meanwhile (space.ts). */
 const CREATING_MAX = 16
 const MERGE_PAGES = 2

@@ -216,14 +216,17 @@ export function parsePositive(text: string): number {
   return count
 }
 
-/** As {@link parseSize}, of an argument of the command line. */
-export function parseSizeArgument(text: string): number {
+/** What a library refuses of the command line is a usage error. */
+export function usage<T>(body: () => T): T {
   try {
-    return parseSize(text)
+    return body()
   } catch (error) {
     throw error instanceof XsanError ? new UsageError(error.message, error.nextStep) : error
   }
 }
+
+/** As {@link parseSize}, of an argument of the command line. */
+export const parseSizeArgument = (text: string): number => usage(() => parseSize(text))
 
 export const sleep = (delayMs: number) => new Promise<void>((resolve) => setTimeout(resolve, delayMs))
 
@@ -238,6 +241,10 @@ function configure(made: Command): Command {
 /** `xsan volume create`. */
 function wordsOf(made: Command): string {
   return made.parent === null ? made.name() : `${wordsOf(made.parent)} ${made.name()}`
+}
+
+function connect(address: string, timeoutMs: number | undefined): AdminClient {
+  return usage(() => new AdminClient(address, timeoutMs))
 }
 
 function commonOptions(): Option[] {
@@ -255,14 +262,6 @@ function given(from: Command, name: string): string | undefined {
     if (typeof value === 'string') return value
   }
   return undefined
-}
-
-function connect(address: string, timeoutMs: number | undefined): AdminClient {
-  try {
-    return new AdminClient(address, timeoutMs)
-  } catch (error) {
-    throw error instanceof XsanError ? new UsageError(error.message, error.nextStep) : error
-  }
 }
 
 /** Of the --timeout nearest to the command. */

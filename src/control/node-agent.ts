@@ -88,7 +88,6 @@ export class NodeAgent {
   /** Nodes without a session of the data plane. */
   #unreachable: readonly NodeNumber[] = []
   readonly #upToDate = new Map<SlotIndex, { since: ChainVersion; incarnation: Incarnation }>()
-  /** The last: its host lost power since the replica served. */
   /** By disk and slot: chain version, id high, id low, LastIdFlag. */
   readonly #lastIds = new Map<DiskNumber, Map<SlotIndex, readonly [ChainVersion, number, number, number]>>()
   readonly #diskFailures = new Map<DiskNumber, string>()

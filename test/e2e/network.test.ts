@@ -32,9 +32,16 @@ const socketOf = (host: number) => join(dir, `nbd-${host}.sock`)
 const logOf = (host: number) => join(dir, `log-${host}`)
 const hostOf = (nodeId: string) => Number(nodeId.slice('node-'.length))
 
-async function xsan(host: number, ...args: string[]): Promise<Ran> {
+/** The command line of a program that runs on that host. */
+function on(host: number, program: string, ...args: string[]): [command: string, args: string[]] {
   const [command, ...words] = lan!.on(host)
-  return must(command!, [...words, bin('xsan'), '--server', `${lan!.address(host)}:8080`, ...args], { timeoutMs: 90_000 })
+  return [command!, [...words, bin(program), ...args]]
+}
+
+const asking = (host: number, ...args: string[]) => on(host, 'xsan', '--server', `${lan!.address(host)}:8080`, ...args)
+
+function xsan(host: number, ...args: string[]): Promise<Ran> {
+  return must(...asking(host, ...args), { timeoutMs: 90_000 })
 }
 
 async function status(host: number): Promise<Status> {
@@ -50,16 +57,15 @@ function startDaemon(host: number): void {
   }
   const path = join(dir, `node-${host}.json`)
   writeFileSync(path, JSON.stringify(config))
-  const [command, ...words] = lan!.on(host)
-  daemons.push(spawn(command!, [...words, bin('xsand'), '--config', path], { stdio: ['ignore', 'ignore', openSync(logOf(host), 'a')] }))
+  daemons.push(spawn(...on(host, 'xsand', '--config', path), { stdio: ['ignore', 'ignore', openSync(logOf(host), 'a')] }))
 }
 
 async function answers(host: number): Promise<void> {
-  const [command, ...words] = lan!.on(host)
-  const asked = () => run(command!, [...words, bin('xsan'), '--server', `${lan!.address(host)}:8080`, 'node', 'list'])
-  await until(`node ${host} answers`, 30_000, async () => (await asked()).stderr.includes('cluster init')).catch((error: Error) => {
-    throw new Error(`${error.message}\n${readFileSync(logOf(host), 'utf8').slice(-2000)}`)
-  })
+  await until(`node ${host} answers`, 30_000, async () => (await run(...asking(host, 'node', 'list'))).stderr.includes('cluster init')).catch(
+    (error: Error) => {
+      throw new Error(`${error.message}\n${readFileSync(logOf(host), 'utf8').slice(-2000)}`)
+    },
+  )
 }
 
 before(

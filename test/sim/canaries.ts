@@ -10,6 +10,7 @@ import { Peers } from '../../src/chain/peers.ts'
 import { Reads } from '../../src/chain/read.ts'
 import { NONE } from '../../src/chain/records.ts'
 import { Replicas } from '../../src/chain/replica.ts'
+import { BLOCK_ARGS_WORDS, HAS_IDS_WORD } from '../../src/chain/resync-calls.ts'
 import { SyncSession } from '../../src/chain/session.ts'
 import { ChainTable } from '../../src/chain/table.ts'
 import { Writes } from '../../src/chain/write.ts'
@@ -32,10 +33,6 @@ export interface Canary {
   /** Plants it; returns what removes it. */
   plant(): () => void
 }
-
-/** Arguments of a BLOCK call before the ids of the pages that the asker holds; one of the words says whether these follow. */
-const BLOCK_ARGS_WORDS = 10
-const HAS_IDS_WORD = 7
 
 type Method = (...args: never[]) => unknown
 
@@ -65,6 +62,19 @@ export function method<T extends object, A extends unknown[], R>(
   make: (original: (this: T, ...args: A) => R) => (this: T, ...args: A) => R,
 ): () => void {
   return replace(target, key, make as unknown as (original: Method) => Method)
+}
+
+/** Does something more at the beginning of a method. */
+function before<T extends object, A extends unknown[]>(target: T, key: keyof T, more: (this: T, ...args: A) => void): () => void {
+  return method<T, A, unknown>(
+    target,
+    key,
+    (original) =>
+      function (...args) {
+        more.apply(this, args)
+        return original.apply(this, args)
+      },
+  )
 }
 
 export const CANARIES: readonly Canary[] = [
@@ -131,23 +141,10 @@ export const CANARIES: readonly Canary[] = [
     plan: { focus: 'blackouts' },
     plant: () =>
       all(
-        method<Replicas, [number], void>(
-          Replicas.prototype,
-          'receive',
-          (original) =>
-            function (row) {
-              this.records.durable[row] = 0
-              original.call(this, row)
-            },
-        ),
-        method<Replicas, [number], number>(
-          Replicas.prototype,
-          'admitUpdate',
-          (original) =>
-            function (row) {
-              this.records.durable[row] = 0
-              return original.call(this, row)
-            },
+        ...(['receive', 'admitUpdate'] as const).map((key) =>
+          before<Replicas, [number]>(Replicas.prototype, key, function (row) {
+            this.records.durable[row] = 0
+          }),
         ),
       ),
   },
@@ -250,15 +247,9 @@ export const CANARIES: readonly Canary[] = [
     seedsMax: 30,
     plan: { focus: 'handovers' },
     plant: () =>
-      method<Replicas, [number], void>(
-        Replicas.prototype,
-        'receive',
-        (original) =>
-          function (row) {
-            if (this.table.ownState[this.records.slot[row]!] === ReplicaState.SYNCING) this.records.durable[row] = 0
-            original.call(this, row)
-          },
-      ),
+      before<Replicas, [number]>(Replicas.prototype, 'receive', function (row) {
+        if (this.table.ownState[this.records.slot[row]!] === ReplicaState.SYNCING) this.records.durable[row] = 0
+      }),
   },
   {
     name: 'report-before-the-stream',
@@ -284,15 +275,9 @@ export const CANARIES: readonly Canary[] = [
     plant: () => {
       const ordered: Array<{ readonly replicas: Replicas; readonly row: number }> = []
       return all(
-        method<Replicas, [number], void>(
-          Replicas.prototype,
-          'stage',
-          (original) =>
-            function (row) {
-              if (this.records.hop[row] === 0 && this.records.kind[row] === RecordKind.EMPTY) ordered.push({ replicas: this, row })
-              original.call(this, row)
-            },
-        ),
+        before<Replicas, [number]>(Replicas.prototype, 'stage', function (row) {
+          if (this.records.hop[row] === 0 && this.records.kind[row] === RecordKind.EMPTY) ordered.push({ replicas: this, row })
+        }),
         method<Writes, [number], void>(
           Writes.prototype,
           'submit',
@@ -315,15 +300,9 @@ export const CANARIES: readonly Canary[] = [
     seedsMax: 30,
     plan: { focus: 'starved' },
     plant: () =>
-      method<Writes, [number], void>(
-        Writes.prototype,
-        'submit',
-        (original) =>
-          function (u) {
-            this.updates.deadlineMs[u] = Number.POSITIVE_INFINITY
-            original.call(this, u)
-          },
-      ),
+      before<Writes, [number]>(Writes.prototype, 'submit', function (u) {
+        this.updates.deadlineMs[u] = Number.POSITIVE_INFINITY
+      }),
   },
   {
     name: 'gone-clients-not-told',

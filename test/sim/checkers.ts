@@ -2,9 +2,11 @@
  * What must hold of a whole cluster beside what its clients see: looked at again and again while it runs (`Watch`), and once when everything
  * has come to rest (`leftovers`). Every checker has a test that shows that it can fail.
  */
+import { CALLS_MAX } from '../../src/chain/calls.ts'
 import { HOPS } from '../../src/chain/credits.ts'
 import type { DataPlane, DataPlaneLimits } from '../../src/chain/data-plane.ts'
 import { svOf } from '../../src/chain/records.ts'
+import { MERGES_MAX } from '../../src/chain/write.ts'
 import { ReplicaState } from '../../src/placement/chain.ts'
 import { CHANNELS_PER_CLIENT, ChannelRows, ROW_WORDS } from '../../src/store/channel-rows.ts'
 import { type BlockRow, PageFlag, type ReplicaStore } from '../../src/store/store.ts'
@@ -12,9 +14,6 @@ import type { SimCluster, SimNode } from './cluster.ts'
 import type { Violation } from './history.ts'
 
 const SAMPLE_MS = 100
-/** As src/chain/write.ts and calls.ts have them. */
-const MERGES_MAX = 128
-const CALLS_MAX = 256
 const STATES_KEPT = 2000
 /** A session with a node that was dropped may last for so many samples in which its peer runs. */
 const SESSION_END_SAMPLES = 5

@@ -6,7 +6,7 @@ import { formatSize, GiB } from '../../base/units.ts'
 import { AdminClient } from '../../node/admin-client.ts'
 import { assignment, loadConfig, resolveConfig } from '../../node/config.ts'
 import { makeDirectory } from '../../node/directories.ts'
-import { command, parseCount, parsePositive, parseSizeArgument, sleep, UsageError } from '../program.ts'
+import { command, parseCount, parsePositive, parseSizeArgument, sleep, UsageError, usage } from '../program.ts'
 import { clusterExists, configPath, type DevCluster, type DevNode, nodeDir, readCluster, socketPath, wipe, writeCluster, writeJson } from './files.ts'
 import { dirOption, timeoutOption } from './options.ts'
 import { freePorts, PORTS_PER_NODE, requireFree } from './ports.ts'
@@ -180,12 +180,7 @@ const OWN_KEYS: Readonly<Record<string, string>> = {
 }
 
 function parseSet(text: string): void {
-  let json: unknown
-  try {
-    json = assignment(text).json
-  } catch (error) {
-    throw error instanceof XsanError ? new UsageError(error.message, error.nextStep) : error
-  }
+  const { json } = usage(() => assignment(text))
   for (const [key, why] of Object.entries(OWN_KEYS)) {
     const value = key
       .split('.')

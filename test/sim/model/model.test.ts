@@ -32,19 +32,7 @@ const BUGS: readonly Bug[] = [
   { name: 'an answer that came too late is installed', mix: RESYNC, plant: () => replace(SyncSession.prototype, 'skipOf', () => () => 0) },
   { name: 'what an installed block holds is staged again', mix: RESYNC, plant: () => replace(SyncSession.prototype, 'covers', () => () => false) },
   { name: 'a session keeps its own rows as held', mix: EVERY_FAULT, plant: () => replace(ChannelRows.prototype, 'clearHeld', () => () => undefined) },
-  {
-    name: 'rows of other slots come as held',
-    mix: TWO_SLOTS,
-    plant: () =>
-      method<ChannelRows, [number, Uint32Array], void>(
-        ChannelRows.prototype,
-        'merge',
-        (original) =>
-          function (_slot, packed) {
-            original.call(this, -1, packed)
-          },
-      ),
-  },
+  { name: 'rows of other slots come as held', mix: TWO_SLOTS, plant: canaryOf('rows-of-other-slots-held')!.plant },
   {
     name: 'a record is acknowledged when it is staged',
     mix: POWER,
