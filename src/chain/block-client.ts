@@ -30,6 +30,8 @@ export interface BlockClient {
   zero(volume: VolumeNumber, index: number, firstPage: number, pageCount: number, flags: number, done: Done, row: number): void
   /** Every write of the volume acknowledged before this call, on any connection of any node, is durable. At once when the volume is `syncWhenWrite`. */
   flush(volume: VolumeNumber, done: Done, row: number): void
+  /** How often, as far as this node knows, writes of the volume that were acknowledged and not flushed may have been lost (flush.ts); only grows. */
+  lossCount(volume: VolumeNumber): number
   /**
    * The client that waits for (done, row) has gone (connection lost): the write is retried until `writeLifeMs` after `lostMs` at most, then cancelled; `done` still follows.
    * `lostMs`: since when it may have been gone, on the queue's clock; default: now. A process that stood still learns of it late.

@@ -219,6 +219,10 @@ export class Client implements BlockClient {
     this.#start(OpKind.FLUSH, volume, 0, 0, 0, NONE, 0, done, row)
   }
 
+  lossCount(volume: VolumeNumber): number {
+    return this.#table.volumes.get(volume)?.losses ?? 0
+  }
+
   orphan(done: Done, row: number, lostMs = this.#queue.nowMs): void {
     this.#orphans.push({ done, row, lostMs })
   }

@@ -12,6 +12,7 @@
  * same table as the members that a flush asks: a flush cannot succeed by members of which its exporter does not know how they came to serve.
  * Which writes were lost is not known: a client that had flushed everything is told too. A process that starts after the recovery tells nobody:
  * its clients' connections are new ones.
+ * A write of several blocks that was under way across such a loss fails (volume.ts): a flush may have told of it before the write's end.
  *
  * From relaxed to sync. A volume that acknowledged from memory is flushed like before until one flush has succeeded that began with the
  * table which says that it no longer does; heads that know this table order all its updates as durable ones, whatever their sender knew.

@@ -3,6 +3,7 @@ import test from 'node:test'
 import { MemoryBlockClient } from '../../test/support/memory-block-client.ts'
 import type { VolumeNumber } from '../base/ids.ts'
 import { Prng } from '../base/prng.ts'
+import { WriteFlag } from '../base/request.ts'
 import { Status } from '../base/status.ts'
 import { BLOCK_BYTES, MiB, PAGE_BYTES, SECTOR_BYTES } from '../base/units.ts'
 import type { PageNumber } from '../env/arena.ts'
@@ -100,6 +101,18 @@ test('the first failure of a piece is the failure of the request, and it waits f
   assert.equal(await operate(1025, (page, done) => layer.write(volume, BLOCK_BYTES - PAGE_BYTES, BLOCK_BYTES, page, 0, done, 77)), Status.INSUFFICIENT_SPACE)
   client.failing.clear()
   assert.equal(await operate(1, (page, done) => layer.read(9 as VolumeNumber, 0, 512, page, done, 77)), Status.VOLUME_NOT_FOUND)
+})
+
+test('a write of several blocks fails that spans a loss of what was acknowledged from memory: a flush that tells of it may have been before its end', async () => {
+  const { layer, volume, client, operate } = make()
+  const spanning = (flags: number) =>
+    operate(3, (page, done) => {
+      layer.write(volume, BLOCK_BYTES - PAGE_BYTES, 2 * PAGE_BYTES, page, flags, done, 77)
+      client.losses++
+    })
+  assert.equal(await spanning(WriteFlag.NONE), Status.WRITE_FAILED)
+  assert.equal(await spanning(WriteFlag.FUA), Status.SUCCESS, 'each piece was durable before it was acknowledged')
+  assert.equal(await operate(3, (page, done) => layer.write(volume, BLOCK_BYTES - PAGE_BYTES, 2 * PAGE_BYTES, page, 0, done, 77)), Status.SUCCESS)
 })
 
 test('requests of thousands of pieces never ask the block client for more than it takes at one time, and all of them end', async () => {

@@ -11,7 +11,7 @@
 import { assert } from '../base/assert.ts'
 import { columns, f64, i32 } from '../base/columns.ts'
 import type { VolumeNumber } from '../base/ids.ts'
-import type { Done } from '../base/request.ts'
+import { type Done, WriteFlag } from '../base/request.ts'
 import { Status } from '../base/status.ts'
 import { BLOCK_BYTES, CHAIN_OP_BYTES_MAX, PAGE_BYTES, SECTOR_BYTES } from '../base/units.ts'
 import type { BlockClient } from '../chain/block-client.ts'
@@ -60,6 +60,7 @@ export class VolumeLayer {
       flags: i32,
       pieces: i32,
       status: i32,
+      lossCount: i32,
       callerRow: i32,
     })
     this.#callers = new Array(this.requestsMax)
@@ -170,6 +171,7 @@ export class VolumeLayer {
     t.flags[request] = flags
     t.pieces[request] = 0
     t.status[request] = Status.SUCCESS
+    t.lossCount[request] = this.#client.lossCount(volume)
     t.callerRow[request] = row
     this.#callers[request] = done
     this.#startPieces(request)
@@ -218,6 +220,16 @@ export class VolumeLayer {
     }
   }
 
+  /**
+   * A piece that was acknowledged from memory may have been lost while others were under way. Of that loss a flush tells once, perhaps before this
+   * request ends: were it a success then, the next flush would say that all of it is durable.
+   */
+  #mayBeLost(request: number): boolean {
+    const t = this.#requests
+    if (t.kind[request] === Kind.READ || t.status[request] !== Status.SUCCESS || t.flags[request]! & WriteFlag.FUA) return false
+    return this.#client.lossCount(t.volume[request] as VolumeNumber) !== t.lossCount[request]
+  }
+
   #zeroEdge(volume: VolumeNumber, block: number, offsetInBlock: number, lengthBytes: number, page: number, flags: number, request: number): void {
     const from = page * PAGE_BYTES + (offsetInBlock % PAGE_BYTES)
     this.#arena.bytes.fill(0, from, from + lengthBytes)
@@ -233,7 +245,7 @@ export class VolumeLayer {
     if (t.pieces[request]! > 0) return
     const done = this.#callers[request]!
     const row = t.callerRow[request]!
-    const outcome = t.status[request]!
+    const outcome = this.#mayBeLost(request) ? Status.WRITE_FAILED : t.status[request]!
     this.#callers[request] = undefined
     t.free(request)
     done(row, outcome)

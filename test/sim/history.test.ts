@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
 import { Prng } from '../../src/base/prng.ts'
+import { PAGE_BYTES } from '../../src/base/units.ts'
 import { History, type OpenOp, writeStamps } from './history.ts'
 
 const SECTOR = 512
@@ -161,6 +162,21 @@ test('with unflushed writes, a loss of all power goes back to some content since
   back.s.read('c2', 100, 101, back.a)
   back.s.read('c2', 110, 111, back.b)
   assert.ok(!back.s.valid, 'it comes back after having been gone')
+})
+
+test('a write that was under way when all power was lost may be gone, whenever it is acknowledged; one that is durable then may not', () => {
+  const make = (durable: boolean) => {
+    const s = new Script()
+    const a = s.write('c1', 0, 10)
+    const open = s.history.beginWrite({ client: 'c1', volume: 1, offsetBytes: 0, lengthBytes: PAGE_BYTES, nowMs: 20 })
+    s.history.allPowerLost(30)
+    s.history.endWrite(open, 'ok', 40, durable)
+    s.history.flushed(1, 50)
+    s.read('c2', 60, 61, a)
+    return s.valid
+  }
+  assert.ok(make(false))
+  assert.ok(!make(true))
 })
 
 test('a loss of the power of other slots is none: what is read from memory then may be lost later', () => {

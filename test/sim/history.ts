@@ -39,6 +39,8 @@ interface PageOp {
   readonly stamps: Int32Array
   /** write: nothing can undo it (acknowledged as durable, or flushed; not acknowledged: its volume is durable before anybody sees it). */
   durable: boolean
+  /** write: called before a loss of power that may have taken it; a flush after that says nothing of it. */
+  maybeLost?: boolean
   /** write of a client that died, and may have waited for its chain: the end of its life. It goes before every write that was called later. */
   readonly deadlineMs?: number
 }
@@ -114,7 +116,7 @@ export class History {
       page.returnMs = nowMs
       page.outcome = outcome
       if (outcome === 'ok') page.durable = durable
-      if (outcome === 'ok' && !durable) {
+      if (outcome === 'ok' && !durable && !page.maybeLost) {
         const list = this.#unflushed.get(op.volume)
         if (list) list.push(page)
         else this.#unflushed.set(op.volume, [page])
@@ -185,12 +187,12 @@ export class History {
   /** Every replica lost its power at once: of all pages, or of those in slots that nobody else serves. */
   allPowerLost(nowMs: number, isLost: (volume: number, page: number) => boolean = () => true): void {
     const lost = [...this.#pages].filter(([key]) => isLost(...(key.split(':').map(Number) as [number, number]))).map(([, list]) => list)
-    // A flush from now on says nothing of what was lost before
-    const gone = new Set(lost.flat())
+    // Also of writes under way: a piece may be acknowledged within the cluster, and lost, before the whole of it is
+    for (const op of lost.flat()) op.maybeLost = true
     for (const [volume, list] of this.#unflushed)
       this.#unflushed.set(
         volume,
-        list.filter((op) => !gone.has(op)),
+        list.filter((op) => !op.maybeLost),
       )
     for (const list of lost) {
       list.push({

@@ -18,6 +18,7 @@ export class MemoryBlockClient implements BlockClient {
   /** Status of the next operations on a block index, for tests of failures. */
   readonly failing = new Map<number, number>()
   readonly calls: string[] = []
+  losses = 0
   readonly ready = true
   /** While set, no operation ends. */
   #holding = false
@@ -74,6 +75,10 @@ export class MemoryBlockClient implements BlockClient {
   flush(volume: VolumeNumber, done: Done, row: number): void {
     this.calls.push('flush')
     this.#finish(volume, -1, done, row, () => {})
+  }
+
+  lossCount(): number {
+    return this.losses
   }
 
   orphan(_done: Done, row: number): void {
