@@ -213,12 +213,12 @@ export function inject(stage: Stage, fault: Fault): void {
     }
     case 'bit-rot':
       // A page whose only copy rots is lost
-      if (servedElsewhere(cluster, [node])) node.rot(fault.amount, bay)
+      if (allServedElsewhere(cluster, node)) node.rot(fault.amount, bay)
       return
     case 'misdirect':
       disk.faults.misdirect = fault.amount
       // what no other node has would be lost
-      disk.misdirectWithin = () => (servedElsewhere(cluster, [node]) ? node.extents : undefined)
+      disk.misdirectWithin = () => (allServedElsewhere(cluster, node) ? node.extents : undefined)
       later(() => {
         disk.faults.misdirect = 0
       })
