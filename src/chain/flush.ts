@@ -176,10 +176,18 @@ export class Flushes {
 
   async #flushOwn(revision: number): Promise<number> {
     if (this.#table.revision !== revision) return Status.ROUTING_STALE
-    const statuses = await Promise.all(this.#replicas.stores.map((store) => flushStore(this.#io, store)))
+    const stores = this.#replicas.stores.filter((store, index) => !store.failed || this.#isMember(index))
+    const statuses = await Promise.all(stores.map((store) => flushStore(this.#io, store)))
     const failure = statuses.find((status) => status !== Status.SUCCESS)
     if (failure !== undefined) return failure
     return this.#table.revision === revision ? Status.SUCCESS : Status.ROUTING_STALE
+  }
+
+  /** A failed disk that no chain counts on any more has nothing that only it holds. */
+  #isMember(storeIndex: number): boolean {
+    const { ownStore, ownState, slotCount } = this.#table
+    for (let slot = 0; slot < slotCount; slot++) if (ownStore[slot] === storeIndex && inWritePath(ownState[slot] as ReplicaState)) return true
+    return false
   }
 
   async #serve(args: Uint8Array): Promise<CallAnswer> {

@@ -30,3 +30,18 @@ scenario(
   },
   { disksPerNode: 2 },
 )
+
+scenario(
+  'one of two disks of a node fails under a volume that acknowledges from memory: flushes go on without it',
+  async (t, volume) => {
+    const node = t.node(3)
+    node.bays[1]!.disk.faults.writeEio = 1
+    t.load(volume, { on: [1, 2, 3], ops: 300 })
+    await t.until('the disk has failed', () => [...t.state!.disks.values()].some(({ state }) => state === 'failed'), 20_000)
+    await t.clientsDone()
+    t.assertNoErrors()
+    assert.ok(t.longestStallMs < 20_000, `no operation took ${t.longestStallMs} ms`)
+    await t.allIsWell()
+  },
+  { disksPerNode: 2, syncWhenWrite: false },
+)
