@@ -578,6 +578,8 @@ export class Replicas {
   }
 
   #startSession(slot: number, since: number): void {
+    // also of an earlier session whose end this node has not heard: what it had installed lacks what was written since
+    this.sessions.delete(slot)
     this.#leaveWritePath(slot)
     this.ready[slot] = 0
     const store = this.storeOf(slot)

@@ -89,3 +89,44 @@ test('a forward that was refused comes again although an older one is acknowledg
   await cluster.until('quiet', () => cluster.quiet)
   cluster.assertEqual()
 })
+
+test('a session that follows another at once, for which the disk has no room yet, does not go on as the one before', async () => {
+  const cluster = new Cluster({ nodes: 2, slots: 1, seed: 3, chainOf: () => [1, 2] })
+  await cluster.start()
+  await cluster.fill(1, 10)
+  await cluster.kill(2)
+  await cluster.fill(1, 20)
+  cluster.acceptReports = false
+  cluster.restart(2)
+  const returned = cluster.node(2)
+  const { sessions } = returned.plane.replicas
+  await cluster.until('its resync is at its end', () => sessions.get(0)?.reported === true)
+  const { since } = sessions.get(0)!
+  // it hears nothing while it is dropped, misses writes, and is taken back
+  cluster.cutOff.add(2)
+  cluster.views[1] = 0
+  cluster.step()
+  await cluster.fill(1, 30)
+  cluster.views[1] = 2
+  cluster.step()
+  cluster.acceptReports = true
+  const { store } = returned
+  const { startSession, onRoom } = { startSession: store.startSession.bind(store), onRoom: store.onRoom.bind(store) }
+  const waiting: Array<() => void> = []
+  store.startSession = () => {
+    throw new XsanError('BUSY', 'full for the moment', 'Try again.')
+  }
+  store.onRoom = (fn) => void waiting.push(fn)
+  cluster.cutOff.delete(2)
+  cluster.sendTable(returned)
+  cluster.grant(returned)
+  await cluster.world.runFor(50)
+  assert.equal(waiting.length, 1, 'the premise: a session waits for room')
+  assert.notEqual(sessions.get(0)?.since, since)
+  Object.assign(store, { startSession, onRoom })
+  for (const fn of waiting) fn()
+  await cluster.until('both serve', () => cluster.allServing)
+  await cluster.fill(1, 40)
+  await cluster.until('quiet', () => cluster.quiet)
+  cluster.assertEqual()
+})

@@ -467,14 +467,15 @@ export class Resync {
       done.push({ session, store })
     }
     if (done.length === 0) return false
-    for (const store of new Set(done.map((each) => each.store))) await flushStore(this.#io, store)
+    const durable = new Set<ReplicaStore>()
+    for (const store of new Set(done.map((each) => each.store))) if ((await flushStore(this.#io, store)) === Status.SUCCESS) durable.add(store)
     for (const { session, store } of done) {
-      if (!this.#isPresent(session) || !session.allInstalled || store.failed) continue
+      if (!this.#isPresent(session) || !session.allInstalled || !durable.has(store)) continue
       session.reported = true
       this.#counters.resyncSlotsDone++
       this.#report(session.slot, session.since)
     }
-    return true
+    return durable.size > 0
   }
 
   /** One call with its memory. Null: no memory, no answer, or not SUCCESS. */
