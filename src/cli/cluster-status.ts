@@ -69,9 +69,15 @@ export class Eta {
   }
 }
 
+/** Also without a leader: what is known then is printed, and the exit code says that it is not all (CLUSTER_NOT_READY). */
 export function clusterStatusOutput(status: Message): Output {
+  const isCurrent = status['leaderless'] !== true
+  const [why = 'no leader answers'] = status['reasons'] as string[]
   return {
     data: status,
+    ...(isCurrent
+      ? {}
+      : { problem: new XsanError('CLUSTER_NOT_READY', why, 'Look at the nodes it names: xsan node local --server HOST:PORT, and their logs.') }),
     table() {
       const nodes = status['nodes'] as Message[]
       const resync = (status['resync'] ?? {}) as Message
@@ -84,13 +90,16 @@ export function clusterStatusOutput(status: Message): Output {
         ['Leader', String(status['leader'])],
         [
           'Chains',
-          `${chains['full'] ?? 0} of ${chains['total'] ?? 0} complete, ${chains['degraded'] ?? 0} with fewer copies, ${chains['unavailable'] ?? 0} unavailable`,
+          isCurrent
+            ? `${chains['full'] ?? 0} of ${chains['total'] ?? 0} complete, ${chains['degraded'] ?? 0} with fewer copies, ${chains['unavailable'] ?? 0} unavailable`
+            : 'not known without a leader',
         ],
         ['Resync', `${resync['blocksLeft'] ?? 0} blocks left; ${sizeCell(resync['bytesMoved'])} moved, ${sizeCell(resync['bytesNeeded'])} needed`],
-        ['Space', `${sizeCell(status['usedBytes'])} of ${sizeCell(status['capacityBytes'])}`],
+        ['Space', `${isCurrent ? '' : 'at least '}${sizeCell(status['usedBytes'])} of ${sizeCell(status['capacityBytes'])}`],
         ['Volumes', Number(status['volumes'])],
       ])
-      return `${head}\n\n${nodeTable(nodes)}`
+      const details = isCurrent ? '' : `\n\n${properties(nodes.map((node) => [String(node['id']), String(node['detail'])] as const))}`
+      return `${head}\n\n${nodeTable(nodes)}${details}`
     },
   }
 }
@@ -105,9 +114,9 @@ export function nodeTable(nodes: readonly Message[]): string {
       Number(node['disks']),
       sizeCell(node['usedBytes']),
       sizeCell(node['capacityBytes']),
-      Number(node['chainsHeaded']),
-      Number(node['chainsServing']),
-      Number(node['chainsSyncing']),
+      node['chainsHeaded'] as number | undefined,
+      node['chainsServing'] as number | undefined,
+      node['chainsSyncing'] as number | undefined,
       Number(node['opsPerSecond'] ?? 0),
       sizeCell(node['bytesPerSecond']),
       Number(node['queueDepth'] ?? 0),

@@ -5,6 +5,7 @@
 import { createRequire } from 'node:module'
 import type TableModule from 'cli-table3'
 import type * as YamlModule from 'yaml'
+import type { XsanError } from '../base/errors.ts'
 import { formatSize } from '../base/units.ts'
 
 /** Loaded when needed: a daemon prints neither, a script no table. */
@@ -20,6 +21,8 @@ export type Cell = string | number | boolean | undefined
 export interface Output {
   readonly data: Readonly<Record<string, unknown>>
   table(): string
+  /** Printed after the data, and gives the exit code: the answer is there, and says that something is missing. */
+  readonly problem?: XsanError
 }
 
 export function render(output: Output, format: OutputFormat, options: { versioned: boolean; oneLine?: boolean } = { versioned: true }): string {
@@ -51,7 +54,7 @@ export function properties(rows: ReadonlyArray<readonly [string, Cell]>): string
 
 const WORDS: Readonly<Record<string, number>> = Object.fromEntries([
   ...['safe', 'ready', 'ok'].map((word) => [word, 32]),
-  ...['at-risk', 'starting', 'draining', 'full', 'unknown', 'frozen', 'uninitialized', 'stopping'].map((word) => [word, 33]),
+  ...['at-risk', 'starting', 'draining', 'full', 'unknown', 'waiting', 'frozen', 'uninitialized', 'stopping'].map((word) => [word, 33]),
   ...['unavailable', 'down', 'failed', 'offline', 'dead', 'unresponsive'].map((word) => [word, 31]),
 ])
 

@@ -64,6 +64,7 @@ export function command<O = Record<string, never>>(spec: CommandSpec<O>): Comman
       }
       const output = await spec.run(context)
       if (output) page(render(output, format, { versioned }))
+      if (output?.problem) throw output.problem
     } finally {
       await client?.close()
     }

@@ -41,11 +41,13 @@ export class LeaderClient {
     this.onLeaderChange()
   }
 
-  /** `once`: one try at the present leader. Rejects with the leader's own error, or CLUSTER_NOT_READY when none was found in time. */
-  async call(method: string, request: Message, options: { readonly timeoutMs: number; readonly once?: boolean }): Promise<Message> {
+  /** `once`: one try at the present leader. `what`: the call in the words of who asks. Rejects with the leader's own error, or CLUSTER_NOT_READY when none was found in time. */
+  async call(method: string, request: Message, options: { readonly timeoutMs: number; readonly once?: boolean; readonly what?: string }): Promise<Message> {
     const { clock, self } = this.#options
     const endMs = clock.nowMs() + options.timeoutMs
     let last: unknown
+    /** A try ended without an answer. */
+    let isUnknown = false
     for (;;) {
       if (this.#stopped) throw new XsanError('STOPPING', 'this node is stopping', 'Ask another node.')
       const leftMs = endMs - clock.nowMs()
@@ -53,23 +55,37 @@ export class LeaderClient {
         if (last instanceof XsanError && last.status !== 'NOT_LEADER' && last.status !== 'NODE_UNREACHABLE' && last.status !== 'NETWORK_TIMEOUT') throw last
         throw new XsanError(
           'CLUSTER_NOT_READY',
-          `no leader answered ${method} within ${Math.round(options.timeoutMs)} ms${last === undefined ? '' : `: ${messageOf(last)}`}`,
+          `no leader answered ${options.what ?? method} within ${Math.round(options.timeoutMs)} ms${last === undefined ? '' : `: ${messageOf(last)}`}${isUnknown ? '; a change that was asked for may take effect yet' : ''}`,
           'A majority of the voting nodes must run and reach each other; see `xsan cluster status` on each.',
         )
       }
       const leader = this.#options.leader()
       if (leader !== 0) {
         try {
-          if (leader === self) return await this.#options.local(method, request, leftMs)
+          if (leader === self) {
+            const answer = this.#options.local(method, request, leftMs)
+            return await (options.once ? answer : this.#within(answer, leftMs))
+          }
           return await this.#orLeaderChange(this.#options.remote(leader, method, request, Math.min(leftMs, TRY_MS)), leader)
         } catch (error) {
           if (!(error instanceof XsanError) || !RETRIED.has(error.status)) throw error
           last = error
+          if (error.status === 'NETWORK_TIMEOUT' || error.status === 'CONSENSUS_FAILED') isUnknown = true
         }
       }
       if (options.once) throw last ?? new XsanError('NOT_LEADER', 'no leader is known', 'Try again: one is being elected.')
       if (this.#options.leader() === leader) await this.#pause(Math.min(RETRY_DELAY_MS, leftMs))
     }
+  }
+
+  /** This node may take itself for the leader until it notices that nobody answers it: its own answer is waited for no longer than another's. */
+  #within(answer: Promise<Message>, timeoutMs: number): Promise<Message> {
+    return new Promise((resolve, reject) => {
+      const timer = this.#options.clock.setTimer(timeoutMs, () => {
+        reject(new XsanError('NETWORK_TIMEOUT', `no answer of the other voters within ${Math.round(timeoutMs)} ms`))
+      })
+      answer.finally(() => this.#options.clock.clearTimer(timer)).then(resolve, reject)
+    })
   }
 
   /** Waits; less when the leader changes. */

@@ -24,11 +24,12 @@ import { type AgentStats, NodeAgent, REMOVED, removedError } from './node-agent.
 import { chainChanges } from './ops/chains-step.ts'
 import type { ControlOptions, Registration } from './options.ts'
 import { RpcRaftTransport } from './raft-transport.ts'
-import { clusterService, clusterStatus } from './services/cluster.ts'
+import { clusterService } from './services/cluster.ts'
 import { configItems, configService } from './services/config.ts'
 import { debugService } from './services/debug.ts'
 import { diskService } from './services/disk.ts'
 import { exportService } from './services/export.ts'
+import { leaderlessStatus, standingOf } from './services/leaderless.ts'
 import { nodeService } from './services/node.ts'
 import { LEADER_PEER_METHODS, PEER_METHODS, type PeerSender } from './services/peer.ts'
 import type { AdminService, NodeQuery, ServiceContext } from './services/service.ts'
@@ -39,8 +40,11 @@ import { FEATURE_LEVEL } from './state.ts'
 const PEER = 'xsan.v1.Peer'
 const LEASE_MS = 2000
 const REGISTER_TRY_MS = 5000
-/** A node without a leader says what it knows after so long. */
+/** A node without a leader asks the others by itself after so long, and waits so long for their answers; of shorter calls these shares. */
 const STATUS_PATIENCE_MS = 2500
+const STATUS_PATIENCE_SHARE = 0.6
+const STANDING_TIMEOUT_MS = 800
+const STANDING_SHARE = 0.25
 const STOP_PATIENCE_MS = 12_000
 const STOPPED_PATIENCE_MS = 500
 const NUDGE_TIMEOUT_MS = 500
@@ -458,14 +462,14 @@ export class Member {
     if (at === 'here') return handler(this.#context, request, { timeoutMs: context.timeoutMs, requestId })
     const name = `${service}/${method}`
     const isStatus = name === 'xsan.v1.Cluster/Status'
-    const timeoutMs = isStatus ? Math.min(context.timeoutMs * 0.8, STATUS_PATIENCE_MS) : context.timeoutMs * 0.9
+    const timeoutMs = isStatus ? Math.min(context.timeoutMs * STATUS_PATIENCE_SHARE, STATUS_PATIENCE_MS) : context.timeoutMs * 0.9
     const forward = { method: name, requestJson: JSON.stringify(request), requestId, timeoutMs: Math.floor(timeoutMs) }
     try {
-      const { responseJson } = await this.#leaderClient.call('Forward', forward, { timeoutMs })
+      const { responseJson } = await this.#leaderClient.call('Forward', forward, { timeoutMs, what: name.replace('xsan.v1.', '') })
       return JSON.parse(String(responseJson)) as Message
     } catch (error) {
       if (isStatus && error instanceof XsanError && (error.status === 'CLUSTER_NOT_READY' || error.status === 'CONSENSUS_FAILED')) {
-        return clusterStatus(this.#context, undefined)
+        return leaderlessStatus(this.#context, Math.floor(Math.min(context.timeoutMs * STANDING_SHARE, STANDING_TIMEOUT_MS)))
       }
       throw error
     }
@@ -590,6 +594,7 @@ export class Member {
   async #answer(query: NodeQuery): Promise<unknown> {
     if (query.kind === 'config') return configItems(this.#context)
     if (query.kind === 'flight') return this.#dumpFlight()
+    if (query.kind === 'standing') return standingOf(this.#context, this.#agent)
     if (query.kind === 'perf') return { ...this.#agent?.stats?.counters, ...this.counters() }
     if (this.#agent === undefined || !this.#agent.ready)
       throw new XsanError('CLUSTER_NOT_READY', `the data plane of ${this.identity.nodeId} is not ready`, 'Wait until it is.')

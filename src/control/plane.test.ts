@@ -593,11 +593,59 @@ test('without a quorum leases end and all pauses; with it service goes on and no
   await cluster.until(() => cluster.serving.length === 0, LEASE_MS + 200, 'nobody serves')
   const status = await one.call('Cluster/Status')
   assert.equal(status['health'], 'unavailable')
+  assert.equal(status['leaderless'], true)
+  const reasons = (status['reasons'] as string[]).join('\n')
+  assert.match(
+    reasons,
+    /^No leader: 2 of the 3 voters \(node-1, node-2, node-3\) have to run and reach each other; only node-1 answers\. Start 1 of node-2, node-3, or mend/,
+  )
+  assert.match(reasons, /^Node node-2 does not answer: 10\.0\.0\.2:8080 /m)
+  assert.match(reasons, /^Without a lease, .*: node-1\.$/m)
+  assert.deepEqual(
+    (status['nodes'] as Message[]).map((node) => [node['id'], node['state'], node['chainsServing'], node['leader']]),
+    [
+      ['node-1', 'waiting', 0, false],
+      ['node-2', 'unknown', undefined, false],
+      ['node-3', 'unknown', undefined, false],
+    ],
+  )
+  assert.deepEqual(status['chains'], { total: SLOTS, full: 0, degraded: 0, unavailable: 0, unknown: SLOTS }, 'no old state of chains as if it were of now')
   await assert.rejects(one.call('Volume/Create', { name: 'x', sizeBytes: GiB }, 3000), (error: XsanError) =>
     ['CLUSTER_NOT_READY', 'CONSENSUS_FAILED'].includes(error.status),
   )
   cluster.network.healAll()
   await cluster.until(() => cluster.full(3), 20_000, 'all serve again')
+})
+
+test('status without a leader says who answers, whom they follow and hear, and that it is asked elsewhere when only this node is cut off', async () => {
+  const cluster = await TestCluster.up({ seed: 23, nodes: 3 })
+  await cluster.threeVoters()
+  const [one, two, three] = cluster.nodes as [TestNode, TestNode, TestNode]
+  assert.equal(cluster.leader, one)
+  await cluster.world.runFor(3000)
+  // reaches a follower, not the leader
+  cluster.network.cut(one.host, three.host)
+  await cluster.world.runFor(LEASE_MS + 8000)
+  assert.equal(cluster.leader, one)
+  const cut = await three.call('Cluster/Status')
+  assert.equal(cut['leaderless'], true)
+  assert.match(
+    (cut['reasons'] as string[]).join('\n'),
+    /Node node-2 follows node-1 as leader, which does not answer node-3: ask it with --server 10\.0\.0\.1:8080/,
+  )
+  const detail = (cut['nodes'] as Message[]).map((node) => String(node['detail']))
+  assert.match(detail[0]!, /^does not answer \(.*\); its last heartbeat came 1?\d(\.\d)? s ago$/)
+  assert.match(detail[1]!, /^answers; follows node-1; hears node-1, node-3; serves for /)
+  cluster.network.healAll()
+  await cluster.until(() => cluster.full(3), 20_000, 'all serve again')
+  assert.equal((await two.call('Cluster/Status'))['leaderless'], false)
+  // the only two voters that are needed go: the one left says that either of them will do, and serves until its lease ends
+  two.kill()
+  three.kill()
+  await cluster.world.runFor(100)
+  const status = await one.call('Cluster/Status', {}, 1000)
+  assert.equal(status['leaderless'], true)
+  assert.match((status['reasons'] as string[]).join('\n'), /Until their leases end, in seconds, these serve on: node-1\./)
 })
 
 test('all processes killed and started again: the last set decides, and serves', async () => {

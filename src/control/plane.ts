@@ -71,17 +71,25 @@ export class ControlPlane {
     const member = this.#member
     const failed = member?.stage === 'failed'
     const state = this.#state === 'starting' && member?.ready === true ? 'ready' : failed && this.#state !== 'stopping' ? 'failed' : this.#state
+    const leaseMs = Math.round(member?.leaseMs ?? 0)
+    const isPaused = state === 'ready' && leaseMs === 0
+    let stage = member?.stage ?? (state === 'uninitialized' ? 'waiting for cluster init or join' : 'starting')
+    let detail = member?.detail || this.#detail
+    if (isPaused) {
+      stage = 'waiting for a lease'
+      detail ||= member?.leaderId === '' ? 'no leader is known: see `xsan cluster status`' : `of the leader, ${member?.leaderId}`
+    }
     return {
       state,
-      stage: member?.stage ?? (state === 'uninitialized' ? 'waiting for cluster init or join' : 'starting'),
-      detail: member?.detail || this.#detail,
+      stage,
+      detail,
       nodeId: config.nodeId,
       node: member?.node ?? (0 as NodeNumber),
       incarnation: member?.incarnation ?? (0 as ControlStatus['incarnation']),
       clusterId: member?.identity.clusterId ?? '',
       clusterUuid: member?.identity.clusterUuid ?? '',
       leader: member?.leaderId ?? '',
-      leaseMs: Math.round(member?.leaseMs ?? 0),
+      leaseMs,
     }
   }
 

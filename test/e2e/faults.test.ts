@@ -4,8 +4,8 @@
  */
 import assert from 'node:assert/strict'
 import test, { after, before, beforeEach } from 'node:test'
-import { sleep, until } from '../support/commands.ts'
-import { DevCluster } from '../support/dev-cluster.ts'
+import { bin, run, sleep, until } from '../support/commands.ts'
+import { DevCluster, type DevNode } from '../support/dev-cluster.ts'
 import { VerifiedLoad } from '../support/verified-load.ts'
 
 const SIZE_BYTES = 48 * 1024 * 1024
@@ -59,6 +59,27 @@ async function assertWhole(running: VerifiedLoad): Promise<void> {
   assert.deepEqual(running.violations, [])
   assert.deepEqual(running.stats.errors, {}, 'errors seen by the client')
   assert.ok((await cluster.assertReplicasEqual(volume)) > 0)
+}
+
+/** `cluster status` of the one node left: what it knows now, who is missing, nothing of before; exit code 6, no quorum. */
+async function assertSaysWhoIsMissing(survivor: DevNode, missing: readonly string[]): Promise<void> {
+  const { code, stdout, stderr } = await run(bin('xsan'), ['--server', survivor.grpc, 'cluster', 'status', '-o', 'json'])
+  assert.equal(code, 6, stderr)
+  assert.match(stderr, /error XSAN-101 CLUSTER_NOT_READY: No leader: 2 of the 3 voters .* Start 1 of /)
+  const status = JSON.parse(stdout) as {
+    leaderless: boolean
+    health: string
+    reasons: string[]
+    leader: string
+    nodes: Array<{ id: string; state: string; chains_serving?: number }>
+    chains: { total: number; unknown: number; full: number; unavailable: number }
+  }
+  assert.deepEqual([status.leaderless, status.health, status.leader], [true, 'unavailable', ''])
+  assert.deepEqual([status.chains.unknown, status.chains.full, status.chains.unavailable], [status.chains.total, 0, 0])
+  for (const { id, state, chains_serving: serves } of status.nodes)
+    assert.deepEqual([id, state, serves], missing.includes(id) ? [id, 'unknown', undefined] : [id, 'waiting', 0])
+  const reasons = status.reasons.join('\n')
+  for (const id of missing) assert.match(reasons, new RegExp(`Node ${id} does not answer: nothing answers at .*ECONNREFUSED`))
 }
 
 async function roleOf(role: string): Promise<string> {
@@ -161,6 +182,7 @@ test('with two of three killed the volume pauses, and goes on when one returns',
     const paused = running.stats.writes
     await sleep(1500)
     assert.equal(running.stats.writes, paused, 'without a majority nothing may be acknowledged')
+    await assertSaysWhoIsMissing(survivor!, [leader, second!.id])
     await cluster.start(second!.id)
     await goesOn(running, 40_000)
     await cluster.start(leader)

@@ -17,6 +17,8 @@ import { type AdminService, atLeader, flag, fresh, here, number, type ServiceCon
 
 /** A heartbeat of a process that died may still arrive for so long after its death is known. */
 const BEAT_LATE_MS = 250
+/** Who was heard within this is heard now. */
+export const HEARD_MS = 5000
 const TOKEN_VALID_MS = 24 * 3600_000
 const TOKEN_VALID_MS_MAX = 30 * TOKEN_VALID_MS
 
@@ -126,20 +128,19 @@ function volumesIn({ state }: ServiceContext, coordinator: Coordinator): Message
     .filter(({ blocksMissing }) => blocksMissing > 0)
 }
 
-/** `coordinator` undefined: what a node without a leader can say. */
-export function clusterStatus(context: ServiceContext, coordinator: Coordinator | undefined): Message {
+/** The leader's answer; without one see leaderless.ts. */
+function clusterStatus(context: ServiceContext, coordinator: Coordinator): Message {
   const { state, raft, stats } = context
   const cluster = state.cluster
-  const viewOf = (node: NodeNumber) => (coordinator === undefined ? View.MAYBE : coordinator.view.view(node))
   const { health, reasons, chains } = healthOf({
     state,
-    view: viewOf,
-    planned: coordinator?.planned ?? new Set(),
+    view: (node) => coordinator.view.view(node),
+    planned: coordinator.planned,
     lostPages: lostPagesOf(stats.values(), state),
     fullDisks: fullDisksOf(stats.values()),
-    apart: coordinator?.apart() ?? [],
+    apart: coordinator.apart(),
     downMs(node) {
-      const since = coordinator?.leaseOf(node).downSinceMs
+      const since = coordinator.leaseOf(node).downSinceMs
       return since === undefined ? undefined : context.env.clock.nowMs() - since
     },
   })
@@ -154,8 +155,8 @@ export function clusterStatus(context: ServiceContext, coordinator: Coordinator 
   return {
     clusterId: cluster?.id ?? '',
     clusterUuid: cluster?.uuid ?? '',
-    health: coordinator === undefined ? 'unavailable' : health,
-    reasons: coordinator === undefined ? ['No leader is known: a majority of the voting nodes does not answer.', ...reasons] : reasons,
+    health,
+    reasons,
     leader: state.nodes.get(raft.leader)?.id ?? '',
     term: raft.term,
     appliedIndex: raft.applied,
@@ -175,9 +176,22 @@ interface NodeNumbers {
   usedBytes: number
 }
 
-export function nodeStatuses(context: ServiceContext, coordinator: Coordinator | undefined): Array<Message & NodeNumbers> {
-  const { state, raft, stats, env } = context
+/** What does not change from moment to moment; also known without a leader. */
+export function nodeFacts({ state, raft }: Pick<ServiceContext, 'state' | 'raft'>, node: NodeRecord): Message & Pick<NodeNumbers, 'capacityBytes'> {
   const { voters, learners } = raft.members
+  const disks = [...state.disks.values()].filter((disk) => disk.node === node.node && disk.role === 'capacity')
+  const { id, incarnation, grpc, data, nbd, nbdSocket, admin, version, zone, rack, dataDir } = node
+  return {
+    ...{ id, number: node.node, incarnation, grpc, data, nbd, nbdSocket, admin, version, zone, rack, dataDir },
+    raftRole: voters.includes(node.node) ? 'voter' : learners.includes(node.node) ? 'learner' : 'none',
+    leader: raft.leader === node.node,
+    disks: disks.length,
+    capacityBytes: disks.reduce((sum, disk) => sum + disk.capacityBytes, 0),
+  }
+}
+
+export function nodeStatuses(context: ServiceContext, coordinator: Coordinator): Array<Message & NodeNumbers> {
+  const { state, stats, env } = context
   const nowMs = env.clock.nowMs()
   const counts = new Map<NodeNumber, { headed: number; serving: number; syncing: number }>()
   for (const node of state.nodes.keys()) counts.set(node, { headed: 0, serving: 0, syncing: 0 })
@@ -193,44 +207,22 @@ export function nodeStatuses(context: ServiceContext, coordinator: Coordinator |
   return [...state.nodes.values()]
     .sort((a, b) => a.node - b.node)
     .map((node) => {
-      const lease = coordinator?.leaseOf(node.node)
+      const lease = coordinator.leaseOf(node.node)
       const heard = context.heartbeats()?.heard.get(node.node)
-      const disks = [...state.disks.values()].filter((disk) => disk.node === node.node && disk.role === 'capacity')
       const reported = stats.get(node.node)?.stats
       const load = node.node === context.self ? context.heartbeats()?.own : heard
-      const seenMs = Math.max(lease?.seenMs ?? 0, heard?.atMs ?? 0)
+      const seenMs = Math.max(lease.seenMs, heard?.atMs ?? 0)
       const count = counts.get(node.node)!
+      const isHeard = heard?.incarnation === node.incarnation && nowMs - heard.atMs < HEARD_MS && heard.atMs > (lease.downSinceMs ?? 0) + BEAT_LATE_MS
       return {
-        id: node.id,
-        number: node.node,
-        state:
-          coordinator === undefined
-            ? 'unknown'
-            : nodeState(
-                node,
-                coordinator,
-                heard?.incarnation === node.incarnation && nowMs - heard.atMs < 5000 && heard.atMs > (lease?.downSinceMs ?? 0) + BEAT_LATE_MS,
-              ),
-        raftRole: voters.includes(node.node) ? 'voter' : learners.includes(node.node) ? 'learner' : 'none',
-        leader: raft.leader === node.node,
-        incarnation: node.incarnation,
-        grpc: node.grpc,
-        data: node.data,
-        nbd: node.nbd,
-        nbdSocket: node.nbdSocket,
-        admin: node.admin,
-        leaseMs: lease?.leaseMs ?? 0,
+        ...nodeFacts(context, node),
+        state: nodeState(node, coordinator, isHeard),
+        leaseMs: lease.leaseMs,
         seenMsAgo: seenMs === 0 ? 0 : Math.max(0, Math.round(nowMs - seenMs)),
-        disks: disks.length,
-        capacityBytes: disks.reduce((sum, disk) => sum + disk.capacityBytes, 0),
         usedBytes: (reported?.disks ?? []).reduce((sum, disk) => sum + disk.usedBytes, 0),
         chainsHeaded: count.headed,
         chainsServing: count.serving,
         chainsSyncing: count.syncing,
-        version: node.version,
-        zone: node.zone,
-        rack: node.rack,
-        dataDir: node.dataDir,
         opsPerSecond: load?.opsPerSecond ?? 0,
         bytesPerSecond: load?.bytesPerSecond ?? 0,
         queueDepth: load?.queueDepth ?? 0,

@@ -12,7 +12,7 @@ import type { ControlConfig, Hmac } from '../options.ts'
 import { ClusterState } from '../state.ts'
 
 /** Questions a node answers: to its data plane, or to its control plane. */
-export type NodeQuery = ReactorQuery | { readonly kind: 'config' } | { readonly kind: 'perf' } | { readonly kind: 'flight' }
+export type NodeQuery = ReactorQuery | { readonly kind: 'config' } | { readonly kind: 'perf' } | { readonly kind: 'flight' } | { readonly kind: 'standing' }
 
 /** Of a member. */
 export interface ServiceContext {
