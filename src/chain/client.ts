@@ -175,6 +175,8 @@ export class Client implements BlockClient {
       /** An earlier try may have been ordered. */
       unknown: u8,
       attempts: i32,
+      /** READ: replicas that said that they cannot give the content. */
+      failures: i32,
       startedMs: f64,
       deadlineMs: f64,
       /** When whoever waits is told that the outcome is unknown, if it still is. */
@@ -293,7 +295,7 @@ export class Client implements BlockClient {
     ops.bufferPage[op] = bufferPage
     ops.channel[op] = NONE
     ops.peer[op] = NONE
-    ops.attempts[op] = ops.unknown[op] = ops.orphaned[op] = ops.pins[op] = 0
+    ops.attempts[op] = ops.failures[op] = ops.unknown[op] = ops.orphaned[op] = ops.pins[op] = 0
     ops.startedMs[op] = nowMs
     ops.deadlineMs[op] = nowMs + this.settings.retryTotalMs
     ops.answerByMs[op] = ops.deadlineMs[op]! + this.settings.writeLifeMs
@@ -530,8 +532,9 @@ export class Client implements BlockClient {
     const slot = ops.slot[op]!
     if (chainVersion > this.#table.version[slot]!) this.#needTable(slot, chainVersion)
     if (ops.kind[op] === OpKind.READ) {
-      const hasTriedAll = ops.attempts[op]! > this.#table.entryCount[slot]! * 2
-      if (RETRYABLE.has(status) || !hasTriedAll) this.#park(op, status === Status.BLOCK_CORRUPTED || status === Status.READ_FAILED)
+      const isFailure = !RETRYABLE.has(status)
+      if (isFailure) ops.failures[op]!++
+      if (!isFailure || ops.failures[op]! <= this.#table.entryCount[slot]! * 2) this.#park(op, status === Status.BLOCK_CORRUPTED || status === Status.READ_FAILED)
       else this.#end(op, status)
       return
     }

@@ -231,3 +231,19 @@ test('a block that is being removed is read as removed only when that is committ
   assert.deepEqual((await cluster.world.settle(new TestClient(tail).read(0, 0, 2), 5000)).bytes, new Uint8Array(8192))
   cluster.assertEqual()
 })
+
+test('a read that has waited long for its chain still asks the other replica when the disk here cannot read', { timeout: 60_000 }, async () => {
+  const { cluster } = await twoAndClient()
+  const { store } = cluster.node(1)
+  const read = store.read.bind(store)
+  store.read = (block, firstPage, pageCount, bufferPage, done, row) =>
+    read(block, firstPage, pageCount, bufferPage, (caller, status, extra) => done(caller, status === Status.SUCCESS ? Status.READ_FAILED : status, extra), row)
+  cluster.leaseMs = 0
+  await cluster.world.runFor(2500)
+  const waiting = new TestClient(cluster.node(1)).read(0, 0, 1)
+  await cluster.world.runFor(8000)
+  cluster.leaseMs = 2000
+  const { status, bytes } = await cluster.world.settle(waiting, 5000)
+  assert.equal(status, Status.SUCCESS)
+  assert.deepEqual(bytes, pattern(1))
+})
