@@ -532,10 +532,8 @@ export class Client implements BlockClient {
     const slot = ops.slot[op]!
     if (chainVersion > this.#table.version[slot]!) this.#needTable(slot, chainVersion)
     if (ops.kind[op] === OpKind.READ) {
-      const isFailure = !RETRYABLE.has(status)
-      if (isFailure) ops.failures[op]!++
-      if (!isFailure || ops.failures[op]! <= this.#table.entryCount[slot]! * 2) this.#park(op, status === Status.BLOCK_CORRUPTED || status === Status.READ_FAILED)
-      else this.#end(op, status)
+      if (!RETRYABLE.has(status) && ++ops.failures[op]! > this.#table.entryCount[slot]! * 2) this.#end(op, status)
+      else this.#park(op, status === Status.BLOCK_CORRUPTED || status === Status.READ_FAILED)
       return
     }
     if (!NOT_ORDERED.has(status)) {
