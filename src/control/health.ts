@@ -4,6 +4,7 @@ import { BLOCK_BYTES, PAGE_BYTES } from '../base/units.ts'
 import { isMember, ReplicaState } from '../placement/chain.ts'
 import type { DiskStats, LostPage, ResyncStats } from '../placement/messages.ts'
 import { View } from '../placement/view.ts'
+import { votersWanted } from './members.ts'
 import { DISK_GONE } from './ops/node-register.ts'
 import { replicaCount } from './settings.ts'
 import type { ClusterState } from './state.ts'
@@ -26,6 +27,8 @@ export interface HealthInput {
   readonly lostPages?: LostPages
   /** Disks that take no new blocks, as their nodes say, and why. */
   readonly fullDisks?: ReadonlyMap<DiskNumber, string>
+  /** Who votes in Raft, as the leader has applied it. */
+  readonly voters?: readonly NodeNumber[]
   /** Pairs of nodes that live and do not reach the data ports of each other. */
   readonly apart?: ReadonlyArray<readonly [NodeNumber, NodeNumber]>
 }
@@ -47,7 +50,7 @@ const LOST_NAMED = 8
 
 const plural = (count: number, one: string, many: string) => `${count} ${count === 1 ? one : many}`
 
-export function healthOf({ state, view, planned, downMs, lostPages, fullDisks, apart }: HealthInput): Health {
+export function healthOf({ state, view, planned, downMs, lostPages, fullDisks, apart, voters }: HealthInput): Health {
   const reasons: string[] = []
   const wanted = replicaCount(state)
   let full = 0
@@ -80,6 +83,7 @@ export function healthOf({ state, view, planned, downMs, lostPages, fullDisks, a
     const [one, other] = [a, b].map((node) => state.nodes.get(node)?.id ?? String(node))
     reasons.push(`Nodes ${one} and ${other} do not reach the data ports of each other; clients of each cannot write to parts that the other heads.`)
   }
+  if (voters !== undefined) reasons.push(...voterReasons(state, voters))
   for (const node of nodes) if (node.state === 'leaving') reasons.push(`Node ${node.id} is being emptied, to be removed.`)
   const named = new Set(state.chains.flatMap((chain) => chain.entries.map((entry) => entry.disk)))
   // one that was taken out matters until its copies are elsewhere
@@ -102,6 +106,19 @@ export function healthOf({ state, view, planned, downMs, lostPages, fullDisks, a
   if (lostPages !== undefined && lostPages.count > 0) reasons.push(lostReason(state, lostPages))
   const health = chains.total === 0 || unavailable > 0 ? 'unavailable' : reasons.length > 0 ? 'at-risk' : 'safe'
   return { health, reasons, chains }
+}
+
+/** Nodes that have joined vote a moment later; and a vote may be free for as long as nobody is there to have it. */
+function voterReasons(state: ClusterState, voters: readonly NodeNumber[]): string[] {
+  const members = [...state.nodes.values()].filter((node) => node.incarnation > 0 && node.state === 'member')
+  const wanted = votersWanted(members.length)
+  const voting = voters.filter((node) => members.some((of) => of.node === node))
+  if (voting.length >= wanted) return []
+  const names = voting.map((node) => state.nodes.get(node)?.id).join(', ')
+  const spare = Math.ceil(voting.length / 2) - 1
+  return [
+    `${voting.length} of ${wanted} nodes that should vote ${voting.length === 1 ? 'does' : 'do'} (${names}): the loss of ${spare === 0 ? 'one' : `${spare + 1}`} of them stops changes and, a lease later, all I/O.`,
+  ]
 }
 
 function lostReason(state: ClusterState, { count, named }: LostPages): string {

@@ -31,6 +31,7 @@ const DOUBTS_PER_TERM = 2 ** 24
 /** Longest and shortest time between two looks at leases and plans: a lease is looked at when it ends. At most L/8 (see `#tick`). */
 const TICK_MS_MAX = 250
 const TICK_MS_MIN = 10
+const REPLACE_VOTER_AFTER_MS = 600_000
 const LOOK_EVERY_MS = 2000
 /** While nobody is in doubt, a renewal waits so long for those of other nodes: one read-index round confirms them all. */
 const GATHER_MS = 4
@@ -150,6 +151,11 @@ export class Coordinator {
       log: options.log,
       clock: options.clock,
       isUp: (node) => this.view.view(node) === View.UP,
+      downMs: (node) => {
+        const since = this.#leases.get(node)?.downSinceMs
+        return since === undefined || this.view.view(node) !== View.DOWN ? 0 : this.#clock.nowMs() - since
+      },
+      replaceAfterMs: () => numberSetting(options.state, options.own, 'failover.replace_voter_after', REPLACE_VOTER_AFTER_MS),
     })
     this.#rebalancer = new Rebalancer({
       state: options.state,

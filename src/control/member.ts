@@ -6,6 +6,7 @@
  *   calls of people -> the leader (Peer/Forward) -> services    calls of nodes -> Peer
  */
 import { assert } from '../base/assert.ts'
+import { crc32c } from '../base/crc32c.ts'
 import { messageOf, XsanError } from '../base/errors.ts'
 import type { Incarnation, NodeNumber, SlotIndex } from '../base/ids.ts'
 import { BLOCK_BYTES } from '../base/units.ts'
@@ -53,6 +54,7 @@ const HELLO_EVERY_MS = 80
 const HELLOS_MAX = 10
 /** Whether it was removed, by a node that knows no leader. */
 const ASK_EVERY_MS = 2000
+const REQUEST_ID_MAX = 128
 const REHEARSAL_SLOTS = 128
 const REHEARSAL_EVERY_MS = 40
 const REHEARSAL_PASSES = 2
@@ -458,9 +460,9 @@ export class Member {
   /** Handlers of the admin services, for `Rpc.serve`: answered here or carried to the leader. */
   async admin(service: string, method: string, request: Message, context: CallContext): Promise<Message> {
     const { at, handler } = ADMIN_SERVICES[service]![method]!
-    const requestId = this.#options.env.entropy.uuid()
-    if (at === 'here') return handler(this.#context, request, { timeoutMs: context.timeoutMs, requestId })
     const name = `${service}/${method}`
+    const requestId = requestIdOf(name, request) ?? this.#options.env.entropy.uuid()
+    if (at === 'here') return handler(this.#context, request, { timeoutMs: context.timeoutMs, requestId })
     const isStatus = name === 'xsan.v1.Cluster/Status'
     const timeoutMs = isStatus ? Math.min(context.timeoutMs * STATUS_PATIENCE_SHARE, STATUS_PATIENCE_MS) : context.timeoutMs * 0.9
     const forward = { method: name, requestJson: JSON.stringify(request), requestId, timeoutMs: Math.floor(timeoutMs) }
@@ -668,6 +670,14 @@ export class Member {
       this.#options.env.clock.setTimer(delayMs, resolve)
     })
   }
+}
+
+/** Of a request that the caller has named: the same for the same content only, so that one name for two requests never gives one the answer of the other. */
+function requestIdOf(method: string, request: Message): string | undefined {
+  const given = request['requestId']
+  if (typeof given !== 'string' || given === '') return undefined
+  if (given.length > REQUEST_ID_MAX) throw new XsanError('INVALID_PARAM', `a request_id of ${given.length} characters`, `Take at most ${REQUEST_ID_MAX}.`)
+  return `${method} ${given} ${crc32c(new TextEncoder().encode(JSON.stringify(request)))}`
 }
 
 /** What a new node says of itself with its token. */

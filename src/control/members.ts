@@ -1,6 +1,10 @@
 /**
  * The Raft group follows the replicated list of nodes: every member of the cluster is in the group, an odd number of them (up to five) votes.
  * The leader looks again and again, so that whatever was interrupted is completed.
+ *
+ * A voter that stays away (`failover.replace_voter_after`) gives its vote to a learner that lives; where there is none, and two of five are away, both only
+ * learn until they are back: the three left may then lose one more. A joint change each time, so that a majority of the old voters and of the new ones
+ * agree; the voters that live are never fewer than before, and three at least stay. Who returns is a learner, and votes again when a vote is free.
  */
 import { messageOf } from '../base/errors.ts'
 import type { NodeNumber } from '../base/ids.ts'
@@ -10,6 +14,7 @@ import { encodeCommand } from './command.ts'
 import type { ClusterState } from './state.ts'
 
 export const VOTERS_MAX = 5
+const VOTERS_MIN = 3
 /** A learner this near to the end of the log may vote. */
 const CAUGHT_UP_ENTRIES = 100
 const CHANGE_TIMEOUT_MS = 5000
@@ -20,12 +25,34 @@ export interface MembersOptions {
   readonly clock: Clock
   readonly log: Log
   readonly isUp: (node: NodeNumber) => boolean
+  /** For how long it has been DOWN; 0: it is not. */
+  readonly downMs: (node: NodeNumber) => number
+  /** After which a voter is replaced; 0: never. */
+  readonly replaceAfterMs: () => number
 }
 
 /** How many of `nodes` should vote: an even number would not survive more losses than the odd one below it. */
 export function votersWanted(nodes: number): number {
   const most = Math.min(VOTERS_MAX, nodes)
   return most % 2 === 1 ? most : Math.max(1, most - 1)
+}
+
+/** How many voters may still be lost when so many of them live. */
+const sparesOf = (voters: number, living: number) => living - (Math.floor(voters / 2) + 1)
+
+/** What becomes of the voters that are `away` for long: `ready` learners take their places; without one they go where that saves the others a loss. */
+export function replacement(
+  voters: readonly NodeNumber[],
+  away: readonly NodeNumber[],
+  ready: readonly NodeNumber[],
+): { readonly addVoters: readonly NodeNumber[]; readonly addLearners: readonly NodeNumber[] } {
+  const living = voters.length - away.length
+  const count = Math.min(away.length, ready.length)
+  if (count > 0) return { addVoters: ready.slice(0, count), addLearners: away.slice(0, count) }
+  // odd stays odd, and three are the fewest that survive a loss
+  if (away.length >= 2 && living >= VOTERS_MIN && living % 2 === 1 && sparesOf(living, living) > sparesOf(voters.length, living))
+    return { addVoters: [], addLearners: away }
+  return { addVoters: [], addLearners: [] }
 }
 
 export class Members {
@@ -96,15 +123,10 @@ export class Members {
     const wanted = votersWanted(eligible.size)
     const staying = voters.filter((node) => eligible.has(node))
     if (staying.length < wanted) {
-      const status = raft.status()
-      const ready = learners
-        .filter((node) => eligible.has(node) && isUp(node))
-        .filter((node) => status.progress.some((of) => of.node === node && of.active && of.matched + CAUGHT_UP_ENTRIES >= status.lastIndex))
-        .sort((a, b) => a - b)
-        .slice(0, wanted - staying.length)
+      const ready = this.#readyToVote(learners.filter((node) => eligible.has(node))).slice(0, wanted - staying.length)
       // from odd to odd: two at a time where that is what it takes
       const count = (staying.length + ready.length) % 2 === 1 ? ready.length : ready.length - 1
-      if (count <= 0) return undefined
+      if (count <= 0) return this.#replaceAway(staying, ready)
       const addVoters = ready.slice(0, count)
       const addLearners = voters.filter((node) => node !== raft.id && state.nodes.get(node)?.state === 'leaving')
       log.log('INFO', 'nodes become voters', { nodes: addVoters.map((node) => state.nodes.get(node)?.id) })
@@ -119,7 +141,28 @@ export class Members {
       log.log('INFO', 'nodes do not vote any more', { nodes: leaves.map((node) => state.nodes.get(node)?.id) })
       return () => raft.changeMembers({ addLearners: leaves }, { timeoutMs: CHANGE_TIMEOUT_MS })
     }
-    return undefined
+    return this.#replaceAway(staying, this.#readyToVote(learners.filter((node) => eligible.has(node))))
+  }
+
+  /** Who may vote at once, of these. */
+  #readyToVote(learners: readonly NodeNumber[]): NodeNumber[] {
+    const { raft, isUp } = this.#options
+    const status = raft.status()
+    return learners
+      .filter((node) => isUp(node))
+      .filter((node) => status.progress.some((of) => of.node === node && of.active && of.matched + CAUGHT_UP_ENTRIES >= status.lastIndex))
+      .sort((a, b) => a - b)
+  }
+
+  #replaceAway(voters: readonly NodeNumber[], ready: readonly NodeNumber[]): (() => Promise<unknown>) | undefined {
+    const { raft, state, log, downMs, replaceAfterMs } = this.#options
+    const afterMs = replaceAfterMs()
+    const away = afterMs === 0 ? [] : voters.filter((node) => node !== raft.id && downMs(node) >= afterMs)
+    const { addVoters, addLearners } = replacement(voters, away, ready)
+    if (addLearners.length === 0) return undefined
+    const names = (nodes: readonly NodeNumber[]) => nodes.map((node) => state.nodes.get(node)?.id)
+    log.log('WARN', 'voters that stay away do not vote any more', { nodes: names(addLearners), instead: names(addVoters), afterMs })
+    return () => raft.changeMembers({ addVoters, addLearners }, { timeoutMs: CHANGE_TIMEOUT_MS })
   }
 
   #handOver(): (() => Promise<unknown>) | undefined {

@@ -16,8 +16,10 @@ import { World } from '../env/sim/world.ts'
 import { type Chain, LastIdFlag, ReplicaState, unpackChains } from '../placement/chain.ts'
 import type { ControlPort, ControlToReactor, ReactorToControl, TableNode } from '../placement/messages.ts'
 import { View } from '../placement/view.ts'
+import { healthOf } from './health.ts'
 import type { Hmac, Registration } from './options.ts'
 import { ControlPlane } from './plane.ts'
+import { ClusterState } from './state.ts'
 
 const SLOTS = 64
 const LEASE_MS = 2000
@@ -367,6 +369,7 @@ class TestCluster {
 
 test('three nodes become one cluster: init, two joins, three replicas everywhere, heads spread, safe', async () => {
   const cluster = await TestCluster.up({ seed: 1, nodes: 3, volume: false })
+  await cluster.threeVoters()
   const status = await cluster.node(2).call('Cluster/Status')
   assert.equal(status['health'], 'safe', JSON.stringify(status['reasons']))
   assert.equal(status['leader'], 'node-1')
@@ -376,7 +379,6 @@ test('three nodes become one cluster: init, two joins, three replicas everywhere
     ['ready', 'ready', 'ready'],
   )
   for (const node of nodes) assert.ok(Number(node['chainsHeaded']) >= 20, `heads of ${String(node['id'])}: ${String(node['chainsHeaded'])}`)
-  await cluster.threeVoters()
   await cluster.world.runFor(3000)
   assert.equal(cluster.node(3).plane.member!.heartbeats!.heard.size, 2)
 })
@@ -912,6 +914,80 @@ test('a volume that is made before the first chains waits for them', async () =>
   await cluster.until(() => cluster.full(1), 10_000, 'every slot has its chain')
 })
 
+test('while nodes that have joined do not vote yet, health says so', async () => {
+  const cluster = await TestCluster.up({ seed: 83, nodes: 3 })
+  await cluster.threeVoters()
+  const { state, raft } = cluster.node(1).plane.member!
+  const health = (voters: readonly number[]) => healthOf({ state, view: () => View.UP, planned: new Set(), voters: voters as NodeNumber[] })
+  assert.deepEqual([health(raft!.members.voters).health, health(raft!.members.voters).reasons], ['safe', []])
+  const growing = health([1])
+  assert.equal(growing.health, 'at-risk')
+  assert.match(growing.reasons.join(), /^1 of 3 nodes that should vote does \(node-1\): the loss of one of them stops changes/)
+})
+
+/** Every live node knows that these vote, and no others are asked. */
+async function votersAre(cluster: TestCluster, ...wanted: readonly number[]): Promise<void> {
+  const known = ({ plane, process }: TestNode) => {
+    if (process.state !== 'running') return true
+    const { voters, votersOutgoing } = plane.member!.raft!.members
+    return votersOutgoing.length === 0 && [...voters].sort().join() === wanted.join()
+  }
+  await cluster.until(() => cluster.nodes.every(known), 20_000, `voters ${wanted.join()}`)
+}
+
+test('a voter that stays away gives its vote to a learner, which carries the cluster through the next loss; it returns as a learner', async () => {
+  const cluster = await TestCluster.up({ seed: 81, nodes: 4 })
+  const [one, two, three, four] = cluster.nodes as [TestNode, TestNode, TestNode, TestNode]
+  await one.call('Config/Set', { key: 'failover.replace_voter_after', valueJson: '5000' })
+  await votersAre(cluster, 1, 2, 3)
+  three.kill()
+  await cluster.world.runFor(4000)
+  await votersAre(cluster, 1, 2, 3)
+  const tookMs = await cluster.until(() => one.plane.member!.raft!.members.voters.includes(4 as NodeNumber), 10_000, 'node-4 votes')
+  assert.ok(tookMs > 500, `after its time, not before: ${tookMs}`)
+  await votersAre(cluster, 1, 2, 4)
+  const status = await two.call('Cluster/Status')
+  const roles = () => (status['nodes'] as Message[]).map((node) => node['raftRole'])
+  assert.deepEqual(roles(), ['voter', 'voter', 'learner', 'voter'])
+  // with node 3 still a voter this would be the end of the majority
+  two.kill()
+  await cluster.world.runFor(5000)
+  await one.call('Volume/Create', { name: 'after', sizeBytes: GiB })
+  await two.restart()
+  await three.restart()
+  await cluster.until(() => cluster.full(3), 60_000, 'all serve again')
+  await votersAre(cluster, 1, 2, 4)
+  assert.ok(four.plane.member!.raft!.members.learners.includes(3 as NodeNumber))
+  await one.call('Config/Set', { key: 'failover.replace_voter_after', valueJson: '0' })
+  four.kill()
+  await cluster.world.runFor(20_000)
+  await votersAre(cluster, 1, 2, 4)
+})
+
+test('two of five voters stay away: the three left vote alone, and may lose one more; those that return vote again', async () => {
+  const cluster = await TestCluster.up({ seed: 82, nodes: 5 })
+  const [one, two, three, four, five] = cluster.nodes as [TestNode, TestNode, TestNode, TestNode, TestNode]
+  await one.call('Config/Set', { key: 'failover.replace_voter_after', valueJson: '3000' })
+  await votersAre(cluster, 1, 2, 3, 4, 5)
+  five.kill()
+  await cluster.world.runFor(8000)
+  // one away of five: to do without it would gain nothing
+  await votersAre(cluster, 1, 2, 3, 4, 5)
+  four.kill()
+  await votersAre(cluster, 1, 2, 3)
+  three.kill()
+  await cluster.world.runFor(8000)
+  await votersAre(cluster, 1, 2, 3)
+  await one.call('Volume/Create', { name: 'after', sizeBytes: GiB })
+  // a vote for one that lives, if it alone returns
+  await four.restart()
+  await votersAre(cluster, 1, 2, 4)
+  await three.restart()
+  await five.restart()
+  await votersAre(cluster, 1, 2, 3, 4, 5)
+  assert.equal(two.fatal, undefined)
+})
+
 test('one node with data grows to three without a restart', async () => {
   const cluster = await TestCluster.up({ seed: 24, nodes: 1 })
   assert.ok(cluster.full(1))
@@ -1010,6 +1086,59 @@ test('a node is removed: its replicas move, then it leaves Raft and stops', asyn
   await cluster.until(() => !cluster.node(1).plane.member!.raft!.members.voters.includes(4 as NodeNumber), 10_000, 'gone from Raft')
   await cluster.until(() => cluster.node(4).fatal !== undefined, 5000, 'the removed node knows')
   await assert.rejects(cluster.node(2).call('Cluster/RemoveNode', { nodeId: 'node-3' }), { status: 'BUSY' })
+})
+
+test('what is asked for again after its answer was lost: a removal says that it is done, a named request is made once and answers as before', async () => {
+  const cluster = await TestCluster.up({ seed: 84, nodes: 4, volume: false })
+  const [one, two, three, four] = cluster.nodes as [TestNode, TestNode, TestNode, TestNode]
+  // leaving, asked again, and gone, asked again, at another node
+  assert.equal((await one.call('Cluster/RemoveNode', { nodeId: 'node-4' }))['removed'], false)
+  assert.equal((await two.call('Cluster/RemoveNode', { nodeId: 'node-4' }))['removed'], false)
+  await cluster.until(() => four.fatal !== undefined, 60_000, 'the removed node knows')
+  for (const request of [{ nodeId: 'node-4' }, { nodeId: 'node-4', dryRun: true }, { nodeId: 'node-4', force: true }])
+    assert.deepEqual(await three.call('Cluster/RemoveNode', request), { nodeId: 'node-4', chains: 0, removed: true })
+  await assert.rejects(one.call('Cluster/RemoveNode', { nodeId: 'node-5' }), { status: 'NODE_NOT_FOUND' })
+  // survives a restart of all: it is replicated state
+  const stored = new ClusterState()
+  stored.load(one.plane.member!.state.pairs())
+  assert.ok(stored.wasRemovedById('node-4'))
+
+  const create = { name: 'v', sizeBytes: GiB, requestId: 'mine' }
+  const first = await one.call('Volume/Create', create)
+  assert.equal((await two.call('Volume/Create', create))['id'], first['id'])
+  await assert.rejects(two.call('Volume/Create', { ...create, requestId: 'another' }), { status: 'VOLUME_EXISTS' })
+  await assert.rejects(two.call('Volume/Create', { ...create, requestId: '' }), { status: 'VOLUME_EXISTS' })
+  // one name for two requests: two requests
+  const other = await two.call('Volume/Create', { ...create, name: 'w' })
+  assert.notEqual(other['id'], first['id'])
+  const resize = { volume: 'v', sizeBytes: 2 * GiB, requestId: 'mine' }
+  assert.equal((await one.call('Volume/Resize', resize))['sizeBytes'], 2 * GiB)
+  await one.call('Volume/Resize', { volume: 'v', sizeBytes: 3 * GiB })
+  await three.call('Volume/Resize', resize)
+  assert.equal((await one.call('Volume/Info', { volume: 'v' }))['sizeBytes'], 3 * GiB, 'what came after it stays')
+  const remove = { volume: 'v', requestId: 'mine' }
+  const gone = await one.call('Volume/Delete', remove)
+  assert.deepEqual(await two.call('Volume/Delete', remove), gone)
+  await assert.rejects(two.call('Volume/Delete', { volume: 'v' }), { status: 'VOLUME_NOT_FOUND' })
+  const add = { nodeId: 'node-4', requestId: 'mine' }
+  assert.deepEqual(await two.call('Cluster/AddNode', add), await one.call('Cluster/AddNode', add), 'one token')
+  assert.notEqual((await one.call('Cluster/AddNode', { nodeId: 'node-4' }))['token'], (await one.call('Cluster/AddNode', add))['token'])
+  await assert.rejects(one.call('Volume/Create', { ...create, requestId: 'x'.repeat(129) }), { status: 'INVALID_PARAM' })
+})
+
+test('a node that has the id of one that was removed is a node of its own', async () => {
+  const cluster = await TestCluster.up({ seed: 85, nodes: 4, volume: false })
+  const [one, , , four] = cluster.nodes as [TestNode, TestNode, TestNode, TestNode]
+  await one.call('Cluster/RemoveNode', { nodeId: 'node-4' })
+  await cluster.until(() => four.fatal !== undefined, 60_000, 'the removed node knows')
+  const { token } = await one.call('Cluster/AddNode', { nodeId: 'node-4' })
+  const fresh = new TestNode(cluster, 5)
+  fresh.id = 'node-4'
+  cluster.nodes.push(fresh)
+  await fresh.start()
+  await fresh.call('Cluster/Join', { token })
+  const asked = await one.call('Cluster/RemoveNode', { nodeId: 'node-4', dryRun: true })
+  assert.equal(asked['removed'], false)
 })
 
 test('of four nodes with three copies one may be removed, not two: one that leaves counts no more', async () => {

@@ -27,6 +27,8 @@ export const FEATURE_LEVEL = 1
 const SLOTS_PER_VALUE = 64
 /** Results of commands that are kept to answer a repeated one. */
 const RECENT_MAX = 512
+/** Removed nodes that are known by their ids. */
+const REMOVED_MAX = 256
 
 export interface ClusterRecord {
   readonly id: string
@@ -123,6 +125,8 @@ interface Meta {
   nextRecent: number
   /** No lease was ever granted for longer. */
   leaseMsMax: number
+  /** Ids of the nodes that were removed last, in that order, without those that a newer node has taken. */
+  removedIds: readonly string[]
   cluster: ClusterRecord | null
 }
 
@@ -139,6 +143,7 @@ const NEW_META: Meta = {
   nextVolume: 1,
   nextRecent: 1,
   leaseMsMax: 0,
+  removedIds: [],
   cluster: null,
 }
 
@@ -323,6 +328,11 @@ export class ClusterState {
     return node < this.#meta.nextNode && !this.nodes.has(node)
   }
 
+  /** A node of that id was removed, not long ago, and no other has it. */
+  wasRemovedById(id: string): boolean {
+    return this.#meta.removedIds.includes(id)
+  }
+
   takeNodeNumber(): NodeNumber {
     this.#dirty.add('meta')
     return this.#meta.nextNode++ as NodeNumber
@@ -343,12 +353,15 @@ export class ClusterState {
   }
 
   putNode(record: NodeRecord): void {
+    if (this.#meta.removedIds.includes(record.id)) this.#meta.removedIds = this.#meta.removedIds.filter((id) => id !== record.id)
     this.#nodes.set(record.node, record)
     this.#dirty.add(`node/${hex(record.node, 8)}`)
     this.#tableChanged('nodesRevision')
   }
 
   removeNode(node: NodeNumber): void {
+    const id = this.#nodes.get(node)?.id
+    if (id !== undefined) this.#meta.removedIds = [...this.#meta.removedIds.filter((other) => other !== id), id].slice(-REMOVED_MAX)
     this.#nodes.delete(node)
     this.#dirty.add(`node/${hex(node, 8)}`)
     this.#tableChanged('nodesRevision')

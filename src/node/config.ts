@@ -100,6 +100,9 @@ export const configSchema = z.strictObject({
         "Take a refused connection for the proof that a process is dead. Switch it off where a firewall answers with a reset in a host's place.",
       ),
       rebuild_after: hot(ms({ min: 0, max: 7 * 24 * 3600_000, byDefault: 600_000 })).describe('Copies of a node that is away this long are built elsewhere.'),
+      replace_voter_after: hot(ms({ min: 0, max: 7 * 24 * 3600_000, byDefault: 600_000 })).describe(
+        'A node that votes and is away this long gives its vote to one that lives and has none; 0: never.',
+      ),
       recover_wait: hot(ms({ min: 0, max: 7 * 24 * 3600_000, byDefault: 0 })).describe(
         'After the loss of all copies, go on without the missing ones after this long; 0: wait for all.',
       ),

@@ -294,6 +294,8 @@ const FOCUSES: Readonly<Record<FocusName, Focus>> = {
     rates: { 'node-add': 0.2, 'node-remove': 0.25, kill: 0.4, power: 0.1, stop: 0.15, isolate: 0.1, freeze: 0.1, upgrade: 0.05 },
     lastsMs: [20, 4000],
     unflushed: ['random', 'lose'],
+    // votes go from those that stay away to those that live, and back
+    settings: { 'failover.replace_voter_after': '700' },
     mix: { volumes: 'safe', hotPages: 4, readShares: [0.3], home: 0.6, flushMs: [0, 5] },
   },
 }

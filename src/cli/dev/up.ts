@@ -22,6 +22,8 @@ const PORT_MAX = 65_535
 const OPEN_MS = 30_000
 const JOIN_MS = 60_000
 const END_MS = 3000
+/** Where there are three nodes: so that any one of them may be lost. */
+const VOTERS_MIN = 3
 const POLL_MS = 100
 /** Elections of one host need not allow for a network. */
 const DEV_NETWORK = { heartbeat_interval: 900, election_timeout: 1000 }
@@ -271,8 +273,10 @@ async function waitServing(cluster: DevCluster, timeoutMs: number): Promise<void
     for (;;) {
       try {
         const status = await client.call('Cluster/Status', {}, 2000)
-        const nodes = status['nodes'] as Array<{ state: string }>
-        if (status['health'] !== 'unavailable' && nodes.length >= cluster.nodes.length && nodes.every(({ state }) => state === 'ready')) return
+        const nodes = status['nodes'] as Array<{ state: string; raftRole: string }>
+        const voters = nodes.filter(({ raftRole }) => raftRole === 'voter').length
+        const serves = status['health'] !== 'unavailable' && nodes.length >= cluster.nodes.length && nodes.every(({ state }) => state === 'ready')
+        if (serves && voters >= Math.min(VOTERS_MIN, nodes.length - 1 + (nodes.length % 2))) return
         why = `${String(status['health'])}: ${(status['reasons'] as string[]).join(' ')}; nodes: ${nodes.map(({ state }) => state).join(', ')}`
       } catch (error) {
         if (!(error instanceof XsanError)) throw error

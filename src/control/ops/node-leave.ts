@@ -13,6 +13,7 @@ export const nodeLeave: Operation<NodeLeaveArgs, null> = {
   feature: 1,
   apply(state, { node, copies }) {
     const record = state.nodes.get(node)
+    if (record === undefined && state.wasRemoved(node)) return null
     if (record === undefined) throw new XsanError('NODE_NOT_FOUND', `there is no node ${node}`, 'See `xsan node list`.')
     if (record.state === 'leaving') return null
     const left = state.nodesWithDisks()

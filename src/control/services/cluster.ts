@@ -51,10 +51,14 @@ export const clusterService: AdminService = {
     // drawn from the request's id, so that a repeated request gives the same token
     const secret = toHex(hmac(new TextEncoder().encode(`${cluster.key} join token`), new TextEncoder().encode(call.requestId)))
     const expiresAtMs = env.clock.wallMs() + validMs
-    await coordinator.propose('token.add', { hash: hashSecret(hmac, cluster.uuid, secret), nodeId, expiresAtMs, wallMs: env.clock.wallMs() }, call.requestId)
+    const hash = hashSecret(hmac, cluster.uuid, secret)
+    await coordinator.propose('token.add', { hash, nodeId, expiresAtMs, wallMs: env.clock.wallMs() }, call.requestId)
     const leaderFirst = [...state.nodes.values()].sort((a, b) => Number(b.node === context.self) - Number(a.node === context.self) || a.node - b.node)
     const addresses = leaderFirst.map((node) => node.grpc).filter((address) => address !== '')
-    return { token: encodeToken({ clusterId: cluster.id, clusterUuid: cluster.uuid, addresses, secret }), expiresAtMs }
+    return {
+      token: encodeToken({ clusterId: cluster.id, clusterUuid: cluster.uuid, addresses, secret }),
+      expiresAtMs: state.tokens.get(hash)?.expiresAtMs ?? expiresAtMs,
+    }
   }),
 
   Status: atLeader(async (context) => clusterStatus(context, await fresh(context))),
@@ -79,6 +83,8 @@ export const clusterService: AdminService = {
     const coordinator = await fresh(context)
     const nodeId = text(request, 'nodeId')
     const node = state.nodeById(nodeId)
+    // asked again after its answer was lost: what was asked for is so
+    if (node === undefined && state.wasRemovedById(nodeId)) return { nodeId, chains: 0, removed: true }
     if (node === undefined) throw new XsanError('NODE_NOT_FOUND', `there is no node ${nodeId}`, 'See `xsan node list`.')
     const args = { node: node.node, ...(flag(request, 'force') ? {} : { copies: replicaCount(state) }) }
     const chains = state.chains.filter(({ entries }) => entries.some((entry) => entry.node === node.node)).length
@@ -139,6 +145,7 @@ function clusterStatus(context: ServiceContext, coordinator: Coordinator): Messa
     lostPages: lostPagesOf(stats.values(), state),
     fullDisks: fullDisksOf(stats.values()),
     apart: coordinator.apart(),
+    voters: raft.members.voters,
     downMs(node) {
       const since = coordinator.leaseOf(node).downSinceMs
       return since === undefined ? undefined : context.env.clock.nowMs() - since
