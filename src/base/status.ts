@@ -19,6 +19,8 @@ export const Status = {
   BUFFER_SIZE_EXCEEDED: 12,
   NO_BUFFER: 13,
   UNAVAILABLE_IN_CURRENT_STATUS: 14,
+  /** A disk that hangs may still write what was read into the buffer: nobody may use it while it `isHeld`. */
+  BUFFER_LOST: 15,
 
   NODE_UNREACHABLE: 100,
   CLUSTER_NOT_READY: 101,

@@ -17,6 +17,7 @@ export interface BlockClient {
   /**
    * Whole pages [firstPage, firstPage + pageCount) of block `index`, at most CHAIN_OP_PAGES_MAX, into arena pages from `bufferPage` on.
    * Never-written pages read as zeros. Status: SUCCESS, or after the retry budget BLOCK_CORRUPTED, VOLUME_UNAVAILABLE, VOLUME_NOT_FOUND, STOPPING.
+   * BUFFER_LOST: the disk hangs, and may write to the buffer at any time from now on: leave it alone while it `isHeld`, read again into another one.
    */
   read(volume: VolumeNumber, index: number, firstPage: number, pageCount: number, bufferPage: number, done: Done, row: number): void
   /**
@@ -26,6 +27,11 @@ export interface BlockClient {
    * The buffer belongs to the chain layer until `done`.
    */
   write(volume: VolumeNumber, index: number, offsetBytes: number, lengthBytes: number, bufferPage: number, flags: number, done: Done, row: number): void
+  /**
+   * Of the buffer of an operation that has ended, a success too: whether a disk that hangs still has it. Its owner asks before the pages are
+   * used for anything else, and now and then again; they may be held for ever.
+   */
+  isHeld(bufferPage: number, pageCount: number): boolean
   /** Whole pages become zeros (NBD TRIM and WRITE_ZEROES, SCSI UNMAP); a whole block may give its space back. At most PAGES_PER_BLOCK pages. */
   zero(volume: VolumeNumber, index: number, firstPage: number, pageCount: number, flags: number, done: Done, row: number): void
   /** Every write of the volume acknowledged before this call, on any connection of any node, is durable. At once when the volume is `syncWhenWrite`. */

@@ -248,6 +248,10 @@ export class Client implements BlockClient {
     }
   }
 
+  isHeld(bufferPage: number, pageCount: number): boolean {
+    return this.#reads.isHeld(bufferPage, pageCount)
+  }
+
   volumeByName(name: string) {
     const volume = this.#table.volumeByName(name)
     if (volume === undefined) return undefined
@@ -532,7 +536,8 @@ export class Client implements BlockClient {
     const slot = ops.slot[op]!
     if (chainVersion > this.#table.version[slot]!) this.#needTable(slot, chainVersion)
     if (ops.kind[op] === OpKind.READ) {
-      if (!RETRYABLE.has(status) && ++ops.failures[op]! > this.#table.entryCount[slot]! * 2) this.#end(op, status)
+      if (status === Status.BUFFER_LOST) this.#end(op, status)
+      else if (!RETRYABLE.has(status) && ++ops.failures[op]! > this.#table.entryCount[slot]! * 2) this.#end(op, status)
       else this.#park(op, status === Status.BLOCK_CORRUPTED || status === Status.READ_FAILED)
       return
     }

@@ -20,6 +20,8 @@ export class Counters {
   readMs = 0
   readsWaited = 0
   readsRefused = 0
+  /** Kept by a disk that hangs. */
+  readsGivenUp = 0
   readsLocal = 0
   readsRemote = 0
   readsRepaired = 0
@@ -86,6 +88,7 @@ export class Counters {
       replica_read_remote: this.readsRemote,
       replica_read_waited: this.readsWaited,
       replica_read_refused: this.readsRefused,
+      replica_read_given_up: this.readsGivenUp,
       replica_read_repaired: this.readsRepaired,
       replica_pages_repaired: this.pagesRepaired,
       replica_pages_lost: this.pagesLost,

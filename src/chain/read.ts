@@ -4,6 +4,9 @@
  * A read that names a newer version than this replica's waits for the table.
  *
  * A bad page is fetched from another replica, repaired, and read again.
+ *
+ * A disk that hangs keeps the buffers of its reads, perhaps for ever. A peer is told that this replica cannot read; a caller of this node gets
+ * BUFFER_LOST, leaves the buffer to the disk and reads again into another one.
  */
 import { columns, f64, i32, u8, u32 } from '../base/columns.ts'
 import { Status } from '../base/status.ts'
@@ -29,6 +32,19 @@ export interface ReadHooks {
 /** A read waits so long here for a commit or a table, ms; its client asks again then, perhaps another replica. */
 const WAIT_MS_MAX = 1000
 
+/** A disk that has failed may keep the reads that it has been given so long; then they are given up without it. */
+const HANG_MS = 500
+
+const Phase = {
+  NONE: 0,
+  /** The disk has the buffer. */
+  READING: 1,
+  /** Given up, its answer not yet sent; the disk has the buffer. */
+  GIVEN_UP: 2,
+  /** Given up and answered: row and buffer only wait for the disk. */
+  HELD: 3,
+} as const
+
 /** Attempts to repair pages for one read before it fails. */
 const REPAIRS_MAX = 8
 
@@ -50,6 +66,10 @@ export class Reads {
   #waiting = new Int32Array(0)
   /** Reads that wait for memory or for the store's attention. */
   #stalled: number[] = []
+  /** Reads in Phase.HELD. */
+  #held = 0
+  /** Per store: when its failure was seen; NaN: its reads have been given up. */
+  readonly #failedMs: Float64Array
 
   constructor(options: { queue: IoQueue; table: ChainTable; replicas: Replicas; counters: Counters; hooks: ReadHooks; readsMax: number }) {
     this.#queue = options.queue
@@ -58,6 +78,7 @@ export class Reads {
     this.#replicas = options.replicas
     this.#counters = options.counters
     this.#hooks = options.hooks
+    this.#failedMs = new Float64Array(options.replicas.stores.length)
     this.reads = columns('read', options.readsMax, {
       /** NONE: an operation of this node, which owns the buffer. */
       peer: i32,
@@ -76,6 +97,9 @@ export class Reads {
       owned: u8,
       repairs: u8,
       waits: u8,
+      /** One of Phase; of the disk with that index. */
+      phase: u8,
+      store: u8,
       next: i32,
       receivedMs: f64,
     })
@@ -88,7 +112,7 @@ export class Reads {
 
   /** Takes a filled row (all columns but repairs, next). The answer may come inside the call. */
   submit(r: number): void {
-    this.reads.repairs[r] = this.reads.waits[r] = 0
+    this.reads.repairs[r] = this.reads.waits[r] = this.reads.phase[r] = 0
     this.#attempt(r)
   }
 
@@ -131,6 +155,8 @@ export class Reads {
       reads.owned[r] = 1
     }
     if (reads.repairs[r] === 0) this.#queue.waits.readQueue.record(this.#queue.nowMs - reads.receivedMs[r]!)
+    reads.phase[r] = Phase.READING
+    reads.store[r] = table.ownStore[slot]!
     store.read(block, reads.firstPage[r]!, reads.pageCount[r]!, reads.bufferPage[r]!, this.#done, r)
   }
 
@@ -164,6 +190,15 @@ export class Reads {
 
   #onRead(r: number, status: number, extra: number): void {
     const { reads } = this
+    const phase = reads.phase[r]!
+    reads.phase[r] = Phase.NONE
+    if (phase !== Phase.READING) {
+      if (phase === Phase.HELD) {
+        this.#held--
+        this.#free(r)
+      }
+      return
+    }
     const slot = reads.slot[r]!
     if (status === Status.BUSY) {
       this.#stalled.push(r)
@@ -212,11 +247,64 @@ export class Reads {
 
   /** A peer's read has been answered (or its peer is gone): row and buffer are free. */
   release(r: number): void {
+    this.ofPeer[this.reads.peer[r]!]!--
+    if (this.reads.phase[r] === Phase.GIVEN_UP) this.#hold(r)
+    else this.#free(r)
+  }
+
+  #free(r: number): void {
     const { reads } = this
     if (reads.owned[r] === 1) this.#arena.free(reads.bufferPage[r] as PageNumber)
     reads.owned[r] = 0
-    this.ofPeer[reads.peer[r]!]!--
     reads.free(r)
+  }
+
+  // ---- disks that hang ---------------------------------------------------------------------------------------------------
+
+  /** What disks have not given back a while after they failed, they may keep. Once per disk: nothing more is read from it. */
+  #giveUpHanging(): void {
+    const { storeFailed } = this.#replicas
+    const { nowMs } = this.#queue
+    for (const [store, failedMs] of this.#failedMs.entries()) {
+      if (!storeFailed[store] || Number.isNaN(failedMs)) continue
+      if (failedMs === 0) this.#failedMs[store] = nowMs
+      else if (nowMs - failedMs >= HANG_MS) {
+        this.#failedMs[store] = Number.NaN
+        for (let r = 0; r < this.reads.rowsMax; r++) {
+          if (this.reads.isUsed(r) && this.reads.phase[r] === Phase.READING && this.reads.store[r] === store) this.#giveUp(r)
+        }
+      }
+    }
+  }
+
+  #hold(r: number): void {
+    this.#held++
+    this.reads.phase[r] = Phase.HELD
+  }
+
+  #giveUp(r: number): void {
+    const { reads } = this
+    this.#counters.readsGivenUp++
+    if (reads.peer[r] !== NONE) {
+      reads.phase[r] = Phase.GIVEN_UP
+      this.#hooks.answerPeer(r, Status.READ_FAILED, 0)
+      return
+    }
+    this.#hold(r)
+    this.#hooks.answerLocal(reads.requestRow[r]!, reads.requestGeneration[r]!, Status.BUFFER_LOST)
+  }
+
+  /** Whether a disk may still write to one of those pages, or read them. */
+  isHeld(bufferPage: number, pageCount: number): boolean {
+    if (this.#replicas.isHeld(bufferPage, pageCount)) return true
+    if (this.#held === 0) return false
+    const { reads } = this
+    for (let r = 0; r < reads.rowsMax; r++) {
+      if (!reads.isUsed(r) || reads.phase[r] !== Phase.HELD) continue
+      const first = reads.bufferPage[r]!
+      if (first < bufferPage + pageCount && bufferPage < first + reads.pageCount[r]!) return true
+    }
+    return false
   }
 
   /** More of the slot is committed, or its version has changed. */
@@ -235,6 +323,7 @@ export class Reads {
 
   /** Now and then: those that have waited for too long. */
   tick(): void {
+    this.#giveUpHanging()
     if (this.#waits === 0) return
     const { reads } = this
     const oldestMs = this.#queue.nowMs - WAIT_MS_MAX

@@ -96,6 +96,8 @@ export class Replicas {
   readonly #durableFirst: Int32Array
   readonly #durableLast: Int32Array
   readonly #waitForRoom: Array<Set<number>>
+  /** Buffers of clients' operations that have ended, which a hanging disk has not given back. */
+  readonly #heldBuffers = new Set<{ readonly page: number; readonly pageCount: number }>()
   readonly #durableWaiters: Array<Array<{ seq: number; resolve: () => void }>>
 
   constructor(options: { table: ChainTable; stores: readonly MountedStore[]; pool: PayloadPool; hooks: ReplicaHooks; recordsMax: number }) {
@@ -469,6 +471,7 @@ export class Replicas {
     // a failed disk may hang in the middle of reading the payload: those pages are not used again in this process
     const isDiskReading = this.storeFailed[records.store[row]!] === true && records.journalSeq[row]! > 0 && (records.state[row]! & RecordState.STAGED) === 0
     if (records.owned[row] === 1 && !isDiskReading) this.#pool.free(records.payloadPage[row] as PageNumber)
+    if (pinned !== NONE && isDiskReading && payloadBytes > 0) this.#leaveToDisk(row)
     records.update[row] = records.pinned[row] = NONE
     records.journalSeq[row] = 0
     records.free(row)
@@ -476,6 +479,21 @@ export class Replicas {
     if (pinned !== NONE) this.#hooks.unpinned(pinned)
     if (peer !== NONE) this.#hooks.creditFreed(peer, hop, payloadBytes)
     this.#hooks.roomForRecords()
+  }
+
+  /** The client's operation may end, and its buffer is the hanging disk's: its owner asks before it is used again. */
+  #leaveToDisk(row: number): void {
+    const { records } = this
+    const buffer = { page: records.payloadPage[row]!, pageCount: records.pageCount[row]! }
+    this.#heldBuffers.add(buffer)
+    void this.stores[records.store[row]!]!.ioEnded().then(() => this.#heldBuffers.delete(buffer))
+  }
+
+  /** Whether a failed disk may still read one of those pages. */
+  isHeld(bufferPage: number, pageCount: number): boolean {
+    if (this.#heldBuffers.size === 0) return false
+    for (const held of this.#heldBuffers) if (held.page < bufferPage + pageCount && bufferPage < held.page + held.pageCount) return true
+    return false
   }
 
   /** The record that reads the buffer of a client's operation goes on with a copy: as soon as there is room for one, and nobody is in the middle of reading. */

@@ -84,7 +84,7 @@ export class VolumeLayer {
     return this.#client.ready
   }
 
-  /** Never-written parts read as zeros. `done` is never called inside this call. */
+  /** Never-written parts read as zeros. `done` is never called inside this call. BUFFER_LOST: see {@link BlockClient.read}. */
   read(volume: VolumeNumber, offsetBytes: number, lengthBytes: number, bufferPage: number, done: Done, row: number): void {
     const firstPage = Math.floor(offsetBytes / PAGE_BYTES)
     const pageCount = Math.ceil((offsetBytes + lengthBytes) / PAGE_BYTES) - firstPage
@@ -95,6 +95,10 @@ export class VolumeLayer {
       return
     }
     this.#split(Kind.READ, volume, offsetBytes, lengthBytes, bufferPage, 0, done, row)
+  }
+
+  isHeld(bufferPage: number, pageCount: number): boolean {
+    return this.#client.isHeld(bufferPage, pageCount)
   }
 
   /** `flags`: WriteFlag. Success: on every replica that counts, durable if the volume is syncWhenWrite or FUA is set. */
@@ -148,10 +152,10 @@ export class VolumeLayer {
     this.#client.orphan(done, row, lostMs)
   }
 
-  /** Nothing more of the request is begun. The first reason stays. */
+  /** Nothing more of the request is begun. The first reason stays, but for a lost buffer: its owner must know. */
   #giveUp(request: number, status: number): void {
     const t = this.#requests
-    if (t.status[request] === Status.SUCCESS) t.status[request] = status
+    if (t.status[request] === Status.SUCCESS || status === Status.BUFFER_LOST) t.status[request] = status
     t.nextBytes[request] = t.endBytes[request]!
   }
 

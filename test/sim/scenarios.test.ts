@@ -141,15 +141,27 @@ scenario('a disk that fails leaves its chains; nobody notices', async (t, volume
   assert.deepEqual(t.history.check().violations, [])
 })
 
-scenario('a disk that hangs leaves its chains after two seconds', async (t, volume) => {
-  t.load(volume, { on: [1, 2], ops: 400 })
-  await t.seconds(1)
-  t.node(3).disk.hang()
-  await t.clientsDone()
-  t.assertNoErrors()
-  assert.ok(t.longestStallMs < 5000, `the longest operation took ${t.longestStallMs} ms`)
-  assert.deepEqual(t.history.check().violations, [])
-})
+for (const nbd of [false, true]) {
+  scenario(
+    `a disk that hangs leaves its chains after two seconds; reads that it was given are given up, and nobody's ${nbd ? 'client over NBD' : 'client'} waits for it`,
+    async (t, volume) => {
+      t.load(volume, { on: [1, 2, 3], ops: 1000, depth: 6, readShare: 0.8, nbd })
+      await t.until('the disk reads', () => t.world.nowMs > 2000 && (t.node(3).plane?.reads.reads.inUse ?? 0) > 0)
+      t.node(3).disk.hang()
+      await t.clientsDone()
+      t.assertNoErrors()
+      assert.ok(t.longestStallMs < 5000, `the longest operation took ${t.longestStallMs} ms`)
+      const { plane } = t.node(3)
+      assert.ok(plane!.counters.readsGivenUp > 0, 'the premise: reads were under way')
+      assert.equal(plane!.reads.reads.inUse, plane!.counters.readsGivenUp, 'their rows wait for the disk')
+      t.node(3).disk.resume()
+      await t.seconds(1)
+      assert.equal(plane!.reads.reads.inUse, 0)
+      assert.deepEqual(t.history.check().violations, [])
+    },
+    { nbd },
+  )
+}
 
 // ---- the cluster changes while clients work ----------------------------------------------------------------------------
 scenario('a node is added, another one is removed: no client notices, and the space moves along', async (t, volume) => {

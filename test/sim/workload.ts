@@ -14,7 +14,8 @@ import type { VolumeLayer } from '../../src/volume/volume.ts'
 import { type History, type OpenOp, writeStamps } from './history.ts'
 
 /** What a client does with volumes: the volume layer of a node, or whatever stands in front of it. */
-export type SeatVolumes = Pick<VolumeLayer, 'read' | 'write' | 'zero' | 'zeroScratchPages' | 'trim' | 'flush' | 'open'> & Partial<Pick<VolumeLayer, 'orphan'>>
+export type SeatVolumes = Pick<VolumeLayer, 'read' | 'write' | 'zero' | 'zeroScratchPages' | 'trim' | 'flush' | 'open'> &
+  Partial<Pick<VolumeLayer, 'orphan' | 'isHeld'>>
 
 /** Where a client can sit: a running process with its volume layer. */
 export interface ClientSeat {
@@ -88,7 +89,7 @@ export class SimClient {
   #seats = 0
   #running = new Map<number, Running>()
   /** Operations that it left behind when it got up, and their pages; -1: none. */
-  readonly #left = new Map<number, { readonly page: number; readonly seat: ClientSeat }>()
+  readonly #left = new Map<number, { readonly page: number; readonly lengthBytes: number; readonly seat: ClientSeat }>()
   #nextRow = 0
   #hot: number[]
   #sizeBytes: number
@@ -168,8 +169,8 @@ export class SimClient {
       const lookAtClock = () => {
         if (!sitsHere() || this.#stopped || patienceMs === undefined) return
         if (seat.process.state === 'running' && [...this.#running.values()].some(({ calledMs }) => seat.process.localNowMs - calledMs > patienceMs)) {
-          for (const [row, { page, done }] of this.#running) {
-            this.#left.set(row, { page, seat })
+          for (const [row, { page, open, done }] of this.#running) {
+            this.#left.set(row, { page, lengthBytes: open?.lengthBytes ?? 0, seat })
             seat.volumes.orphan!(done, row)
           }
           getUp()
@@ -232,8 +233,8 @@ export class SimClient {
   #end(seat: ClientSeat, row: number, status: number): Running | undefined {
     const running = this.#running.get(row)
     if (!running) {
-      const page = this.#left.get(row)?.page ?? -1
-      if (page >= 0) seat.queue.arena.free(page as never)
+      const left = this.#left.get(row)
+      if (left !== undefined) this.#free(seat, left.page, left.lengthBytes)
       this.#left.delete(row)
     }
     if (!running || this.#seat !== seat) return undefined
@@ -253,16 +254,38 @@ export class SimClient {
       return
     }
     const open = history.beginRead({ client: name, volume, offsetBytes, lengthBytes, nowMs: seat.process.localNowMs })
-    const done: Done = (row, status) => {
-      const running = this.#end(seat, row, status)
-      if (!running) return
-      const bytes = status === Status.SUCCESS && this.#counts(seat) ? seat.queue.arena.bytes : undefined
-      history.endRead(open, bytes, page * PAGE_BYTES + (offsetBytes % PAGE_BYTES), seat.process.localNowMs)
-      seat.queue.arena.free(page as never)
-      next()
+    const calledMs = seat.process.localNowMs
+    const readInto = (page: number): void => {
+      const done: Done = (row, status) => {
+        if (status === Status.BUFFER_LOST) {
+          this.#free(seat, page, lengthBytes)
+          if (this.#left.delete(row) || !this.#running.delete(row)) return
+          const other = this.#alloc(seat, offsetBytes, lengthBytes)
+          if (other >= 0) readInto(other)
+          else {
+            history.endRead(open, undefined, 0, seat.process.localNowMs)
+            next()
+          }
+          return
+        }
+        const running = this.#end(seat, row, status)
+        if (!running) return
+        const bytes = status === Status.SUCCESS && this.#counts(seat) ? seat.queue.arena.bytes : undefined
+        history.endRead(open, bytes, page * PAGE_BYTES + (offsetBytes % PAGE_BYTES), seat.process.localNowMs)
+        this.#free(seat, page, lengthBytes)
+        next()
+      }
+      const row = this.#begin({ kind: 'read', open, page, calledMs, durable: false, done })
+      seat.volumes.read(volume, offsetBytes, lengthBytes, page, done, row)
     }
-    const row = this.#begin({ kind: 'read', open, page, calledMs: seat.process.localNowMs, durable: false, done })
-    seat.volumes.read(volume, offsetBytes, lengthBytes, page, done, row)
+    readInto(page)
+  }
+
+  /** As an export does: not before a disk that hangs has given it back. */
+  #free(seat: ClientSeat, page: number, lengthBytes: number): void {
+    if (page < 0) return
+    if (seat.volumes.isHeld?.(page, Math.ceil(lengthBytes / PAGE_BYTES) + 1) !== true) seat.queue.arena.free(page as never)
+    else seat.process.schedule(100, 'a kept buffer', () => this.#free(seat, page, lengthBytes))
   }
 
   #write(seat: ClientSeat, name: string, next: () => void): void {
@@ -331,7 +354,7 @@ export class SimClient {
     const outcome = status === Status.SUCCESS && this.#counts(seat) ? 'ok' : 'failed'
     if (isUnknown) this.options.history.endUnknown(running.open!, seat.process.localNowMs)
     else this.options.history.endWrite(running.open!, outcome, seat.process.localNowMs, running.durable)
-    if (running.page >= 0) seat.queue.arena.free(running.page as never)
+    this.#free(seat, running.page, running.open!.lengthBytes)
     next()
   }
 

@@ -77,6 +77,10 @@ export class MemoryBlockClient implements BlockClient {
     this.#finish(volume, -1, done, row, () => {})
   }
 
+  isHeld(): boolean {
+    return false
+  }
+
   lossCount(): number {
     return this.losses
   }

@@ -131,6 +131,8 @@ export class NbdServer {
   #bufferPages = 0
   /** A row or buffer has become free since those who wait looked. */
   #hasFreed = false
+  /** Buffers that a hanging disk has not given back. */
+  readonly #lost: Array<{ readonly page: number; readonly pages: number }> = []
   #blockedAgainMs = 0
   /** Of the last turn's clock: how long nothing ran is seen by the next. */
   #turnMs: number
@@ -607,6 +609,7 @@ export class NbdServer {
   // ---- done and reply --------------------------------------------------------------------------------------------------
   #onDone(r: number, status: number): void {
     const q = this.#requests
+    if (status === Status.BUFFER_LOST && this.#readAgain(r)) return
     q.status[r] = status
     const type = q.type[r]!
     if (status !== Status.SUCCESS) this.#volumes.stats.fail()
@@ -615,6 +618,24 @@ export class NbdServer {
     else if (type === Command.FLUSH) this.#volumes.stats.finishFlush()
     else this.#volumes.stats.finishZero()
     this.#reply(r)
+  }
+
+  /** The request's buffer is left to the disk that hangs; false: there is no other one, or nobody waits for it. */
+  #readAgain(r: number): boolean {
+    const t = this.#connections
+    const q = this.#requests
+    const c = q.connection[r]!
+    const pages = q.pages[r]!
+    this.#freeBuffer(q.basePage[r]!, pages)
+    q.basePage[r] = t.state[c] === State.RUNNING ? this.#queue.arena.alloc(pages * PAGE_BYTES) : NONE
+    if (q.basePage[r] === NONE) return false
+    this.#volumes.read(t.volume[c] as VolumeNumber, q.offsetBytes[r]!, q.lengthBytes[r]!, q.basePage[r]! + 1, this.#done, r)
+    return true
+  }
+
+  #freeBuffer(page: number, pages: number): void {
+    if (this.#volumes.isHeld(page, pages)) this.#lost.push({ page, pages })
+    else this.#queue.arena.free(page as never)
   }
 
   /** Queues the reply; it leaves at the end of the turn, with the others of its connection. */
@@ -773,7 +794,7 @@ export class NbdServer {
     const t = this.#connections
     const q = this.#requests
     const c = q.connection[r]!
-    if (q.basePage[r] !== NONE) this.#queue.arena.free(q.basePage[r] as never)
+    if (q.basePage[r] !== NONE) this.#freeBuffer(q.basePage[r]!, q.pages[r]!)
     this.#bufferPages -= q.pages[r]!
     t.bufferPages[c]! -= q.pages[r]!
     t.requests[c]!--
@@ -849,6 +870,7 @@ export class NbdServer {
     const q = this.#requests
     const { nowMs } = this.#queue
     this.#silenceAtMs = nowMs + SILENCE_EVERY_MS
+    if (this.#lost.length > 0) for (const { page, pages } of this.#lost.splice(0)) this.#freeBuffer(page, pages)
     if (q.inUse === 0) return
     let looked = NONE
     for (let r = 0; r < q.rowsMax; r++) {
