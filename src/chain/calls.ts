@@ -9,7 +9,8 @@ import { Status } from '../base/status.ts'
 import { PAGE_BYTES } from '../base/units.ts'
 import type { IoQueue } from '../env/ioqueue.ts'
 import { Call, CallData, FRAME_BYTES, Lane, PeerFrame, putFrame } from '../wire/peer.ts'
-import { Owner, PEERS_MAX, type Peers, Place, type Placement } from './peers.ts'
+import { Owner, Place, type Placement } from './lane.ts'
+import { PEERS_MAX, type Peers } from './peers.ts'
 import { NONE } from './records.ts'
 
 /** Calls of this reactor under way. */

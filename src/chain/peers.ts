@@ -1,9 +1,8 @@
 /**
- * Sessions between this reactor and those of other nodes: three connections (lanes) each, framing, handshake, reconnect, proof of death.
+ * Sessions between this reactor and those of other nodes: three connections (lane.ts) each, who they are (handshake.ts), dialling, what is sent and
+ * received, the end of a session, and whether the process is dead then (death-probe.ts).
  *
  *   node 1 --dials--> node 2      the lower node number dials; a session is up when all three lanes are, and ends when one does
- *
- *   dialer: HELLO ->            <- HELLO_ANSWER (with mac)        PROOF (mac) ->         <- WELCOME       then frames, both ways
  *
  * Sending: a frame's head is written into the lane's ring, its payload stays where it is; everything queued goes out in one gathered send
  * per lane at the end of the turn; never two sends under way on a socket.
@@ -19,30 +18,15 @@
 import { assert } from '../base/assert.ts'
 import { FlightEvent } from '../base/flight.ts'
 import type { Incarnation, NodeNumber } from '../base/ids.ts'
-import { Status } from '../base/status.ts'
-import { BLOCK_BYTES, PAGE_BYTES } from '../base/units.ts'
+import { PAGE_BYTES } from '../base/units.ts'
 import type { Arena, PageNumber } from '../env/arena.ts'
-import { Errno, errnoName, type Handle, type IoQueue, SEGMENTS_MAX, type Tag } from '../env/ioqueue.ts'
+import { Errno, errnoName, type Handle, type IoQueue, type Tag } from '../env/ioqueue.ts'
 import type { ReactorLog } from '../placement/messages.ts'
-import {
-  FRAME_BYTES,
-  FrameHeader,
-  frameInvalid,
-  frameName,
-  HEAD_BYTES_MAX,
-  Hello,
-  LANES,
-  Lane,
-  Mac,
-  PEER_PROTOCOL_MAX,
-  PEER_PROTOCOL_MIN,
-  PeerFrame,
-  paddedText,
-  putFrame,
-  Refusal,
-  textOf,
-} from '../wire/peer.ts'
+import { FRAME_BYTES, FrameHeader, frameInvalid, frameName, HEAD_BYTES_MAX, LANES, Lane, PeerFrame, putFrame } from '../wire/peer.ts'
 import type { Counters } from './counters.ts'
+import { DeathProbes } from './death-probe.ts'
+import { type Authenticator, Handshake } from './handshake.ts'
+import { Connection, DIAL_FIRST_MS, IN_BYTES, LaneState, OUT_BYTES, Owner, Peer, Place, type Placement } from './lane.ts'
 import { NONE } from './records.ts'
 import type { ChainTable } from './table.ts'
 
@@ -51,15 +35,7 @@ export const PEERS_MAX = 64
 /** Inbound connections whose peer is not known yet. */
 const HANDSHAKES_MAX = 64
 const HANDSHAKE_MS = 5000
-const IN_BYTES = 64 * 1024
-const OUT_BYTES = 64 * 1024
-/** Frames queued or under way on one lane. */
-const FRAMES_MAX = 1024
-/** One gathered send carries at most about this much. */
-const SEND_BYTES = 2 * 1024 * 1024
-const DIAL_FIRST_MS = 50
 const DIAL_MAX_MS = 500
-const PROBES_MAX = 20
 const LOGGED_MAX = 256
 /** A reactor that stood still for this long closes its sessions before it sends on: what is queued names a life it no longer has (protocol 16). */
 export const STANDSTILL_MS_MAX = 2000
@@ -67,26 +43,6 @@ export const STANDSTILL_MS_MAX = 2000
 const UNREACHABLE_AFTER_MS = 1000
 /** Something is said so many times within `silenceMs`. */
 const SAID_PER_SILENCE = 4
-
-/** Proves to peers that this process belongs to the cluster. Given by the composition root, which has the cryptography and the key. */
-export interface Authenticator {
-  /** HMAC-SHA256 of `bytes` under the cluster's key: 32 bytes. */
-  hmac(bytes: Uint8Array): Uint8Array
-  /** 16 random bytes, never the same again. */
-  nonce(): Uint8Array
-}
-
-/** What a frame's payload or a queued send belongs to; meaning of the row by kind is the exchange's. */
-export const Owner = { NONE: 0, RECORD: 1, UPDATE: 2, OPERATION: 3, READ: 4, CALL: 5, CALL_ANSWER: 6 } as const
-
-/** Filled by `place`. */
-export class Placement {
-  page = 0
-  deltaBytes = 0
-  kind = 0
-  row = NONE
-}
-export const Place = { TAKE: 0, DISCARD: 1, WAIT: 2, REFUSE: 3 } as const
 
 export interface PeerHandlers {
   up(peer: number): void
@@ -108,119 +64,19 @@ export interface PeerHandlers {
   readonly log: ReactorLog
 }
 
-const LaneState = {
-  FREE: 0,
-  CONNECTING: 1,
-  AWAITS_HELLO: 2,
-  AWAITS_ANSWER: 3,
-  AWAITS_PROOF: 4,
-  AWAITS_WELCOME: 5,
-  AWAITS_TURN: 6,
-  OPEN: 7,
-  CLOSING: 8,
-} as const
-
-class Connection {
-  readonly id: number
-  state: number = LaneState.FREE
-  handle = -1 as Handle
-  isDialer = false
-  peer: Peer | undefined
-  lane: Lane = 0
-  session = 0
-  incarnation = 0
-  openedMs = 0
-  ownHello: Uint8Array = new Uint8Array(0)
-  peerHello: Uint8Array = new Uint8Array(0)
-  closeWhenSent = false
-  // receiving
-  readonly inPage: number
-  start = 0
-  end = 0
-  receiving = false
-  /** A frame waits for memory, or for the session to be up. */
-  stalled = false
-  /** Payload under way: of the frame at `start`. */
-  readonly placement = new Placement()
-  payloadLeft = 0
-  payloadDone = 0
-  discardLeft = 0
-  /** When something came last; when something was last sent. */
-  heardMs = 0
-  saidMs = 0
-  // sending: frames [first, first + count) of the ring of frames, the first `inFlight` of them under way
-  readonly outPage: number
-  ringTail = 0
-  ringUsed = 0
-  pendingAt = 0
-  pendingSkip = 0
-  first = 0
-  count = 0
-  inFlight = 0
-  dirty = false
-  wantsRoom = false
-  readonly headAt = new Int32Array(FRAMES_MAX)
-  readonly headBytes = new Int32Array(FRAMES_MAX)
-  readonly skipBytes = new Int32Array(FRAMES_MAX)
-  readonly payloadPage = new Int32Array(FRAMES_MAX)
-  readonly payloadDelta = new Int32Array(FRAMES_MAX)
-  readonly payloadBytes = new Int32Array(FRAMES_MAX)
-  readonly ownerKind = new Uint8Array(FRAMES_MAX)
-  readonly ownerRow = new Int32Array(FRAMES_MAX)
-
-  constructor(id: number, inPage: number, outPage: number) {
-    this.id = id
-    this.inPage = inPage
-    this.outPage = outPage
-  }
-}
-
-export class Peer {
-  readonly index: number
-  readonly node: NodeNumber
-  address = ''
-  /** All lanes of `session` are open: it may be used. */
-  up = false
-  /** The session was told to be up, and not yet to be down. */
-  told = false
-  /** Number of the session that is up, or was; counts this process' sessions with any peer. */
-  session = 0
-  incarnation = 0
-  /** Connections of the present session. */
-  readonly lanes: Array<Connection | undefined> = [undefined, undefined, undefined]
-  /** Connections of the session that waits for the present one to end (acceptor). */
-  readonly next: Connection[] = []
-  connections = 0
-  /** Since when no session is up. */
-  downSinceMs: number
-  dialAtMs = 0
-  dialWaitMs = DIAL_FIRST_MS
-  /** The last session's process is believed alive until shown otherwise: incarnation, 0 when there is nothing to show. */
-  suspect = 0
-  probesLeft = 0
-  probeAtMs = 0
-  probeHandle = -1 as Handle
-  isProbing = false
-
-  constructor(index: number, node: NodeNumber, nowMs: number) {
-    this.index = index
-    this.node = node
-    this.downSinceMs = nowMs
-  }
-}
-
 export class Peers {
   readonly peers: Peer[] = []
   readonly #byNode = new Map<number, Peer>()
   readonly #queue: IoQueue
   readonly #arena: Arena
   readonly #table: ChainTable
-  readonly #authenticate: Authenticator
+  readonly #handshake: Handshake
+  readonly #probes: DeathProbes
   readonly #handlers: PeerHandlers
   readonly #counters: Counters
   readonly #connections: Array<Connection | undefined> = []
   readonly #spare: Connection[] = []
-  readonly #tags: { accept: Tag; connect: Tag; recv: Tag; send: Tag; close: Tag; probe: Tag; probeClosed: Tag }
+  readonly #tags: { accept: Tag; connect: Tag; recv: Tag; send: Tag; close: Tag; refused: Tag }
   #dirty: Connection[] = []
   #flushing: Connection[] = []
   #listener = -1 as Handle
@@ -241,7 +97,6 @@ export class Peers {
     this.#queue = queue
     this.#arena = queue.arena
     this.#table = options.table
-    this.#authenticate = options.authenticate
     this.#handlers = options.handlers
     this.#counters = options.counters
     this.#flushedMs = queue.nowMs
@@ -251,9 +106,23 @@ export class Peers {
       recv: queue.register('peer recv', (row, result) => this.#onRecv(row, result)),
       send: queue.register('peer send', (row, result) => this.#onSend(row, result)),
       close: queue.register('peer close', (row) => this.#onClosed(row)),
-      probe: queue.register('peer probe', (row, result) => this.#onProbe(row, result)),
-      probeClosed: queue.register('peer probe closed', (row) => this.#onProbeClosed(row)),
+      refused: queue.register('peer refused', () => {}),
     }
+    this.#probes = new DeathProbes({ queue, peers: this.peers, proven: ({ node }, incarnation) => options.handlers.refused(node, incarnation) })
+    this.#handshake = new Handshake({
+      arena: queue.arena,
+      table: options.table,
+      authenticate: options.authenticate,
+      hooks: {
+        send: (c, at, headBytes) => this.#commit(c, at, headBytes, 0, 0, 0, Owner.NONE, NONE),
+        refused: (reason) => {
+          this.#counters.connectionsRefused++
+          this.#logOnce(`refused ${reason}`, 'a connection on the data port was refused', { reason })
+        },
+        entered: (c, node) => this.#enter(c, node),
+        welcomed: (c) => this.#laneOpen(c.peer!),
+      },
+    })
   }
 
   /** Listens; returns the port. Throws IoError. */
@@ -341,14 +210,14 @@ export class Peers {
     this.resumeStalled()
     if (!this.#accepting && !this.#closed && this.#listener !== -1) this.#accept()
     this.#dialDue()
-    for (const peer of this.peers) if (peer.suspect !== 0 && !peer.isProbing && nowMs >= peer.probeAtMs) this.#probe(peer)
+    this.#probes.tick()
   }
 
   #listenAndSay(c: Connection): void {
     const { nowMs } = this.#queue
     if (c.receiving && this.#isSilent(c)) this.#endSilence(c)
     else if (c.inFlight === 0 && c.count === 0 && nowMs - c.saidMs >= this.silenceMs / SAID_PER_SILENCE) {
-      const at = this.#reserve(c, FRAME_BYTES)
+      const at = c.reserve(FRAME_BYTES)
       putFrame(this.#arena.view, at, PeerFrame.ALIVE, FRAME_BYTES, 0)
       this.#commit(c, at, FRAME_BYTES, 0, 0, 0, Owner.NONE, NONE)
     }
@@ -360,8 +229,7 @@ export class Peers {
 
   /** A part of a frame, and nothing more for long: its length may have been damaged on the way, and nothing else may ever be said on this lane. */
   #isStuck(c: Connection): boolean {
-    const isPartial = c.end > c.start || c.payloadLeft > 0 || c.discardLeft > 0
-    return c.receiving && isPartial && this.#queue.nowMs - c.heardMs > this.silenceMs
+    return c.receiving && c.isPartial && this.#queue.nowMs - c.heardMs > this.silenceMs
   }
 
   #endSilence(c: Connection): void {
@@ -376,9 +244,9 @@ export class Peers {
 
   /** Closes everything. */
   close(): void {
-    this.#closed = true
+    this.#closed = this.#probes.closed = true
     for (const c of this.#connections) if (c !== undefined) this.#drop(c)
-    if (this.#listener !== -1) this.#queue.close(this.#listener, this.#tags.probeClosed, NONE)
+    if (this.#listener !== -1) this.#queue.close(this.#listener, this.#tags.refused, NONE)
   }
 
   // ---- dialling ----------------------------------------------------------------------------------------------------------
@@ -395,7 +263,7 @@ export class Peers {
   }
 
   #dial(peer: Peer): void {
-    const to = addressOf(peer.address)
+    const to = peer.target
     if (to === null) {
       this.#logOnce(`address ${peer.node}`, 'a node has no usable data address', { node: peer.node, address: peer.address })
       return
@@ -417,13 +285,11 @@ export class Peers {
     const c = this.#connections[id]
     if (c === undefined || c.state !== LaneState.CONNECTING) return
     if (result < 0) {
-      const peer = c.peer!
-      if (result === -Errno.ECONNREFUSED) this.#proven(peer)
+      if (result === -Errno.ECONNREFUSED) this.#probes.refused(c.peer!)
       this.#drop(c)
       return
     }
-    c.ownHello = this.#sendHello(c, PeerFrame.HELLO, undefined)
-    c.state = LaneState.AWAITS_ANSWER
+    this.#handshake.begin(c)
     this.#recv(c)
   }
 
@@ -435,7 +301,7 @@ export class Peers {
   #onAccept(result: number): void {
     this.#accepting = false
     if (this.#closed) {
-      if (result >= 0) this.#queue.close(result as Handle, this.#tags.probeClosed, NONE)
+      if (result >= 0) this.#queue.close(result as Handle, this.#tags.refused, NONE)
       return
     }
     if (result >= 0) {
@@ -443,7 +309,7 @@ export class Peers {
       if (c === undefined) {
         this.#counters.connectionsRefused++
         this.#logOnce('handshakes', 'too many connections on the data port whose peer is unknown; one was refused', { max: HANDSHAKES_MAX })
-        this.#queue.close(result as Handle, this.#tags.probeClosed, NONE)
+        this.#queue.close(result as Handle, this.#tags.refused, NONE)
       } else {
         c.handle = result as Handle
         c.isDialer = false
@@ -469,13 +335,7 @@ export class Peers {
       c = new Connection(this.#connections.length, inPage, outPage)
       this.#connections.push(undefined)
     }
-    c.start = c.end = c.payloadLeft = c.payloadDone = c.discardLeft = 0
-    c.ringTail = c.ringUsed = c.first = c.count = c.inFlight = 0
-    c.receiving = c.stalled = c.dirty = c.wantsRoom = c.closeWhenSent = false
-    c.placement.row = NONE
-    c.peer = undefined
-    c.handle = -1 as Handle
-    c.openedMs = this.#queue.nowMs
+    c.reset(this.#queue.nowMs)
     this.#connections[c.id] = c
     return c
   }
@@ -487,131 +347,7 @@ export class Peers {
     c.peer = peer
   }
 
-  // ---- handshake ---------------------------------------------------------------------------------------------------------
-
-  #sendHello(c: Connection, type: typeof PeerFrame.HELLO | typeof PeerFrame.HELLO_ANSWER, macOf: Uint8Array | undefined): Uint8Array {
-    const { identity } = this.#table
-    const headBytes = FRAME_BYTES + Hello.size + (type === PeerFrame.HELLO_ANSWER ? Mac.size : 0)
-    const at = this.#reserve(c, headBytes)
-    const { view, bytes } = this.#arena
-    putFrame(view, at, type, headBytes, 0)
-    Hello.encode(view, at + FRAME_BYTES, {
-      protocolMin: PEER_PROTOCOL_MIN,
-      protocolMax: PEER_PROTOCOL_MAX,
-      lane: c.lane,
-      reactor: identity.reactor,
-      node: identity.node,
-      incarnation: identity.incarnation,
-      session: c.session,
-      features: { hi: 0, lo: 0 },
-      slotCount: this.#table.slotCount,
-      blockBytes: BLOCK_BYTES,
-      clusterId: paddedText(identity.clusterId, 64),
-      nonce: this.#authenticate.nonce(),
-    })
-    const hello = bytes.slice(at + FRAME_BYTES, at + FRAME_BYTES + Hello.size)
-    if (type === PeerFrame.HELLO_ANSWER) Mac.encode(view, at + FRAME_BYTES + Hello.size, { mac: this.#mac('A', macOf!, hello) })
-    this.#commit(c, at, headBytes, 0, 0, 0, Owner.NONE, NONE)
-    return hello
-  }
-
-  #mac(role: 'A' | 'D', dialerHello: Uint8Array, acceptorHello: Uint8Array): Uint8Array {
-    const bytes = new Uint8Array(1 + dialerHello.length + acceptorHello.length)
-    bytes[0] = role.charCodeAt(0)
-    bytes.set(dialerHello, 1)
-    bytes.set(acceptorHello, 1 + dialerHello.length)
-    const mac = this.#authenticate.hmac(bytes)
-    assert(mac.length === Mac.size, 'an HMAC-SHA256 has 32 bytes')
-    return mac
-  }
-
-  /** A frame before the connection is open. Returns why it is refused, or null. */
-  #onHandshake(c: Connection, type: number, at: number): string | null {
-    const { view, bytes } = this.#arena
-    const body = at + FRAME_BYTES
-    const table = this.#table
-    if (type === PeerFrame.REFUSAL && c.isDialer) {
-      const { status, reason } = Refusal.decode(view, body)
-      return `the peer refused the connection: ${textOf(reason)} (${status})`
-    }
-    if (type === PeerFrame.HELLO && c.state === LaneState.AWAITS_HELLO) {
-      const reason = this.#helloInvalid(body)
-      if (reason !== null) {
-        this.#refuse(c, reason)
-        return null
-      }
-      const hello = Hello.decode(view, body)
-      if (hello.node > table.identity.node) {
-        this.#refuse(c, 'the lower node number dials')
-        return null
-      }
-      c.peerHello = bytes.slice(body, body + Hello.size)
-      c.lane = hello.lane as Lane
-      c.session = hello.session
-      c.incarnation = hello.incarnation
-      c.ownHello = this.#sendHello(c, PeerFrame.HELLO_ANSWER, c.peerHello)
-      c.state = LaneState.AWAITS_PROOF
-      return null
-    }
-    if (type === PeerFrame.HELLO_ANSWER && c.state === LaneState.AWAITS_ANSWER) {
-      const reason = this.#helloInvalid(body)
-      if (reason !== null) return reason
-      const hello = Hello.decode(view, body)
-      const peer = c.peer!
-      if (hello.node !== peer.node) return `node ${hello.node} answers at the address of node ${peer.node}`
-      c.peerHello = bytes.slice(body, body + Hello.size)
-      if (!isEqual(Mac.decode(view, body + Hello.size).mac, this.#mac('A', c.ownHello, c.peerHello))) return 'the peer does not know the key of the cluster'
-      c.incarnation = hello.incarnation
-      const headBytes = FRAME_BYTES + Mac.size
-      const out = this.#reserve(c, headBytes)
-      putFrame(view, out, PeerFrame.PROOF, headBytes, 0)
-      Mac.encode(view, out + FRAME_BYTES, { mac: this.#mac('D', c.ownHello, c.peerHello) })
-      this.#commit(c, out, headBytes, 0, 0, 0, Owner.NONE, NONE)
-      c.state = LaneState.AWAITS_WELCOME
-      return null
-    }
-    if (type === PeerFrame.PROOF && c.state === LaneState.AWAITS_PROOF) {
-      if (!isEqual(Mac.decode(view, body).mac, this.#mac('D', c.peerHello, c.ownHello))) return 'the peer does not know the key of the cluster'
-      this.#enter(c, Hello.get.node(viewOf(c.peerHello), 0))
-      return null
-    }
-    if (type === PeerFrame.WELCOME && c.state === LaneState.AWAITS_WELCOME) {
-      c.state = LaneState.OPEN
-      this.#laneOpen(c.peer!)
-      return null
-    }
-    return `${frameName(type)} during the handshake`
-  }
-
-  #helloInvalid(body: number): string | null {
-    const { view } = this.#arena
-    const malformed = Hello.invalid(view, body)
-    if (malformed !== null) return malformed
-    const hello = Hello.decode(view, body)
-    const { identity, slotCount, nodes } = this.#table
-    if (hello.protocolMin > PEER_PROTOCOL_MAX || hello.protocolMax < PEER_PROTOCOL_MIN)
-      return `protocol ${hello.protocolMin} to ${hello.protocolMax}, this node speaks ${PEER_PROTOCOL_MIN} to ${PEER_PROTOCOL_MAX}`
-    if (textOf(hello.clusterId) !== textOf(paddedText(identity.clusterId, 64))) return `a node of another cluster, "${textOf(hello.clusterId)}"`
-    if (slotCount === 0) return 'this node has no table yet'
-    if (hello.slotCount !== 0 && hello.slotCount !== slotCount) return `${hello.slotCount} slots, this node has ${slotCount}`
-    if (hello.blockBytes !== BLOCK_BYTES) return `blocks of ${hello.blockBytes} bytes, this node has ${BLOCK_BYTES}`
-    if (hello.lane >= LANES) return `lane ${hello.lane}`
-    const known = nodes.get(hello.node)
-    if (known === undefined || hello.node === identity.node) return `node ${hello.node} is not a peer of this node`
-    if (hello.incarnation < known.incarnation) return `incarnation ${hello.incarnation} of node ${hello.node} is fenced, ${known.incarnation} is registered`
-    return null
-  }
-
-  #refuse(c: Connection, reason: string): void {
-    this.#counters.connectionsRefused++
-    this.#logOnce(`refused ${reason}`, 'a connection on the data port was refused', { reason })
-    const headBytes = FRAME_BYTES + Refusal.size
-    const at = this.#reserve(c, headBytes)
-    putFrame(this.#arena.view, at, PeerFrame.REFUSAL, headBytes, 0)
-    Refusal.encode(this.#arena.view, at + FRAME_BYTES, { status: Status.PERMISSION_DENIED, reason: paddedText(reason, 128) })
-    this.#commit(c, at, headBytes, 0, 0, 0, Owner.NONE, NONE)
-    c.closeWhenSent = true
-  }
+  // ---- sessions ----------------------------------------------------------------------------------------------------------
 
   /** An authenticated inbound connection takes its place in a session of its peer: the present one, or the next. */
   #enter(c: Connection, node: number): void {
@@ -643,7 +379,7 @@ export class Peers {
   #welcome(c: Connection, peer: Peer): void {
     this.#attach(c, peer)
     c.state = LaneState.OPEN
-    const at = this.#reserve(c, FRAME_BYTES)
+    const at = c.reserve(FRAME_BYTES)
     putFrame(this.#arena.view, at, PeerFrame.WELCOME, FRAME_BYTES, 0)
     this.#commit(c, at, FRAME_BYTES, 0, 0, 0, Owner.NONE, NONE)
     this.#laneOpen(peer)
@@ -660,7 +396,7 @@ export class Peers {
     peer.session = ++this.#generation
     peer.incarnation = incarnation
     peer.dialWaitMs = DIAL_FIRST_MS
-    peer.suspect = 0
+    this.#probes.clear(peer)
     this.#counters.sessionsStarted++
     this.#queue.flight.record(FlightEvent.PEER_UP, peer.node, peer.incarnation)
     for (const c of peer.lanes) c!.heardMs = c!.saidMs = this.#queue.nowMs
@@ -701,9 +437,7 @@ export class Peers {
       c.placement.row = NONE
       this.#handlers.unplaced(kind, row)
     }
-    for (; c.count > 0; c.count--, c.first = (c.first + 1) % FRAMES_MAX) {
-      if (c.ownerKind[c.first] !== Owner.NONE) this.#handlers.sent(c.ownerKind[c.first]!, c.ownerRow[c.first]!)
-    }
+    c.dropQueued(this.#handlers.sent)
     const { peer } = c
     for (const other of this.peers) {
       const waiting = other.next.indexOf(c)
@@ -724,43 +458,11 @@ export class Peers {
       this.#counters.sessionsLost++
       this.#queue.flight.record(FlightEvent.PEER_DOWN, peer.node, peer.incarnation)
       this.#handlers.down(peer.index)
-      peer.suspect = peer.incarnation
-      peer.probesLeft = PROBES_MAX
-      peer.probeAtMs = 0
-      if (!peer.isProbing) this.#probe(peer)
+      this.#probes.suspect(peer, peer.incarnation)
       peer.dialAtMs = 0
     }
     for (const c of peer.next.splice(0)) if (c.state === LaneState.AWAITS_TURN) this.#welcome(c, peer)
     this.#dialDue()
-  }
-
-  /** One fresh connect: refused by its host, the process is gone. */
-  #probe(peer: Peer): void {
-    const to = addressOf(peer.address)
-    if (this.#closed || to === null || peer.up || peer.probesLeft === 0) {
-      peer.suspect = 0
-      return
-    }
-    peer.probesLeft--
-    peer.isProbing = true
-    peer.probeAtMs = this.#queue.nowMs + DIAL_FIRST_MS
-    peer.probeHandle = this.#queue.connectTcp(to, this.#tags.probe, peer.index)
-  }
-
-  #onProbe(index: number, result: number): void {
-    const peer = this.peers[index]!
-    if (result === -Errno.ECONNREFUSED) this.#proven(peer)
-    this.#queue.close(peer.probeHandle, this.#tags.probeClosed, index)
-  }
-
-  #onProbeClosed(index: number): void {
-    if (index !== NONE) this.peers[index]!.isProbing = false
-  }
-
-  #proven(peer: Peer): void {
-    if (peer.suspect === 0 || peer.up) return
-    this.#handlers.refused(peer.node, peer.suspect as Incarnation)
-    peer.suspect = 0
   }
 
   // ---- sending -----------------------------------------------------------------------------------------------------------
@@ -772,7 +474,7 @@ export class Peers {
   reserve(index: number, lane: Lane, headBytes: number): number {
     const c = this.peers[index]!.lanes[lane]
     assert(c !== undefined && this.peers[index]!.up, `peer ${index} is not up`)
-    const at = this.#reserve(c, headBytes)
+    const at = c.reserve(headBytes)
     if (at < 0) c.wantsRoom = true
     return at
   }
@@ -804,33 +506,8 @@ export class Peers {
     this.#dirty.push(c)
   }
 
-  #reserve(c: Connection, headBytes: number): number {
-    if (c.count === FRAMES_MAX || c.state === LaneState.CLOSING) return -1
-    const toEnd = OUT_BYTES - c.ringTail
-    const wraps = headBytes > toEnd
-    const skip = wraps ? toEnd : 0
-    if (c.ringUsed + skip + headBytes > OUT_BYTES) return -1
-    c.pendingSkip = skip
-    c.pendingAt = wraps ? 0 : c.ringTail
-    return c.outPage * PAGE_BYTES + c.pendingAt
-  }
-
   #commit(c: Connection, at: number, headBytes: number, payloadPage: number, payloadDelta: number, payloadBytes: number, kind: number, row: number): void {
-    assert(at === c.outPage * PAGE_BYTES + c.pendingAt, 'a frame that was not reserved')
-    FrameHeader.set.crc(this.#arena.view, at, this.#arena.crc32c(c.outPage, c.pendingAt + 4, headBytes - 4))
-    const f = (c.first + c.count) % FRAMES_MAX
-    c.headAt[f] = c.pendingAt
-    c.headBytes[f] = headBytes
-    c.skipBytes[f] = c.pendingSkip
-    c.payloadPage[f] = payloadPage
-    c.payloadDelta[f] = payloadDelta
-    c.payloadBytes[f] = payloadBytes
-    c.ownerKind[f] = kind
-    c.ownerRow[f] = row
-    c.count++
-    c.ringUsed += c.pendingSkip + headBytes
-    c.ringTail = c.pendingAt + headBytes
-    c.pendingAt = NONE
+    c.commit(this.#queue, at, headBytes, payloadPage, payloadDelta, payloadBytes, kind, row)
     this.#markDirty(c)
   }
 
@@ -848,56 +525,15 @@ export class Peers {
         if (c.inFlight > 0 || c.state === LaneState.CLOSING || c.state === LaneState.FREE) continue
         if (c.peer?.up) this.#handlers.gather(c.peer.index, c.lane)
         c.dirty = false
-        if (c.count > 0) this.#sendGathered(c)
+        if (c.count > 0) this.#counters.networkBytesSent += c.sendGathered(this.#queue, this.#tags.send)
       }
       dirty.length = 0
     }
   }
 
-  #sendGathered(c: Connection): void {
-    const queue = this.#queue
-    let segments = 0
-    let total = 0
-    let segmentAt = 0
-    let segmentBytes = 0
-    let n = 0
-    for (; n < c.count && segments < SEGMENTS_MAX - 3 && total < SEND_BYTES; n++) {
-      const f = (c.first + n) % FRAMES_MAX
-      if (segmentBytes > 0 && c.headAt[f] === segmentAt + segmentBytes) segmentBytes += c.headBytes[f]!
-      else {
-        if (segmentBytes > 0) {
-          queue.segment(c.outPage, segmentAt, segmentBytes)
-          segments++
-        }
-        segmentAt = c.headAt[f]!
-        segmentBytes = c.headBytes[f]!
-      }
-      total += c.headBytes[f]! + c.payloadBytes[f]!
-      if (c.payloadBytes[f]! > 0) {
-        queue.segment(c.outPage, segmentAt, segmentBytes)
-        queue.segment(c.payloadPage[f]!, c.payloadDelta[f]!, c.payloadBytes[f]!)
-        segments += 2
-        segmentBytes = 0
-      }
-    }
-    if (segmentBytes > 0) queue.segment(c.outPage, segmentAt, segmentBytes)
-    c.inFlight = n
-    c.saidMs = queue.nowMs
-    this.#counters.networkBytesSent += total
-    queue.sendSegments(c.handle, this.#tags.send, c.id)
-  }
-
   #onSend(id: number, result: number): void {
     const c = this.#connections[id]!
-    const n = c.inFlight
-    c.inFlight = 0
-    for (let i = 0; i < n; i++) {
-      const f = c.first
-      c.first = (f + 1) % FRAMES_MAX
-      c.count--
-      c.ringUsed -= c.skipBytes[f]! + c.headBytes[f]!
-      if (c.ownerKind[f] !== Owner.NONE) this.#handlers.sent(c.ownerKind[f]!, c.ownerRow[f]!)
-    }
+    c.endSend(this.#handlers.sent)
     if (c.state === LaneState.CLOSING) return
     if (result < 0) {
       this.#lost(c, result)
@@ -999,7 +635,7 @@ export class Peers {
       }
       const type = FrameHeader.get.type(view, at)
       if (c.state !== LaneState.OPEN || type < PeerFrame.FORWARD) {
-        const reason = c.closeWhenSent ? null : this.#onHandshake(c, type, at)
+        const reason = c.closeWhenSent ? null : this.#handshake.onFrame(c, type, at)
         c.start += headBytes
         if (reason !== null) this.#bad(c, reason)
         continue
@@ -1075,22 +711,4 @@ export class Peers {
     this.#logged.add(key)
     this.#handlers.log('WARN', message, fields)
   }
-}
-
-function viewOf(bytes: Uint8Array): DataView {
-  return new DataView(bytes.buffer, bytes.byteOffset, bytes.length)
-}
-
-/** Takes as long whatever the bytes. */
-function isEqual(a: Uint8Array, b: Uint8Array): boolean {
-  let difference = a.length ^ b.length
-  for (let i = 0; i < a.length && i < b.length; i++) difference |= a[i]! ^ b[i]!
-  return difference === 0
-}
-
-function addressOf(text: string): { host: string; port: number } | null {
-  const colon = text.lastIndexOf(':')
-  const port = Number(text.slice(colon + 1))
-  if (colon <= 0 || !Number.isInteger(port) || port < 1 || port > 65_535) return null
-  return { host: text.slice(0, colon).replace(/^\[|\]$/g, ''), port }
 }
