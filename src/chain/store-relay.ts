@@ -39,8 +39,8 @@ export interface MountedStore {
 const BROKEN: ReadonlySet<string> = new Set(['DISK_CORRUPTED', 'READ_FAILED', 'WRITE_FAILED'])
 
 /**
- * Mounts one disk after the other. A broken one is told to `onBroken`, and the others are used without it, as if it had failed later; throws
- * when none is left, or for any other reason.
+ * Mounts one disk after the other. A broken one is told to `onBroken`, and the others are used without it, as if it had failed later: a node with none left
+ * still votes and exports. Throws for any other reason.
  */
 export async function mountAll<D>(
   disks: readonly D[],
@@ -48,16 +48,13 @@ export async function mountAll<D>(
   onBroken: (disk: D, error: XsanError) => void,
 ): Promise<MountedStore[]> {
   const stores: MountedStore[] = []
-  let first: XsanError | undefined
   for (const disk of disks) {
     try {
       stores.push(await mount(disk))
     } catch (error) {
-      if (!(error instanceof XsanError) || !BROKEN.has(error.status) || disks.length === 1) throw error
-      first ??= error
+      if (!(error instanceof XsanError) || !BROKEN.has(error.status)) throw error
       onBroken(disk, error)
     }
   }
-  if (first !== undefined && stores.length === 0) throw first
   return stores
 }

@@ -27,7 +27,7 @@ import type { ReactorToControl } from '../placement/messages.ts'
 import { serveAdminHttp } from './admin-http.ts'
 import { CONNECTIONS_MAX, type Config, describeKey, type LoadedConfig } from './config.ts'
 import { makeDirectory } from './directories.ts'
-import { type FoundDisk, findDisks, overcommitted, rememberFormatted } from './disks.ts'
+import { type FoundDisk, findDisks, METADATA_DIR, overcommitted, rememberFormatted } from './disks.ts'
 import { FlightRecorders } from './flight-file.ts'
 import { createHmacSha256 } from './hmac.ts'
 import { tooFewFiles } from './limits.ts'
@@ -68,12 +68,14 @@ export async function startNode({ loaded, onFatal }: StartOptions): Promise<Runn
   const addon = await stage('native engine', () => loadEngine())
   const flight = new FlightRecorders({ version: VERSION, node: config.cluster.node_id, directory: dataDir, bootMs: () => addon.bootTimeMs() })
   const entropy = new NodeEntropy()
-  const disks = await stage('disks', () => findDisks(config.storage.devices, dataDir, () => entropy.uuid()))
+  const { disks, leftOut } = await stage('disks', () => findDisks(config.storage.devices, dataDir, () => entropy.uuid()))
+  for (const error of leftOut)
+    log.log('ERROR', 'a disk is left out, this node goes on with its others: to the cluster it has failed', { error: error.message, next: error.nextStep })
   for (const { path } of disks.filter(({ role }) => role === 'cache'))
     log.log('WARN', 'a disk has the role cache, which this version does not use: it is formatted and watched, and holds no data', { path })
   for (const warning of overcommitted(disks))
     log.log('WARN', 'a disk may fill up underneath', { warning, next: 'Make it smaller, or give it a file system of its own.' })
-  const kv = await stage('metadata', () => LevelKv.open(join(dataDir, 'meta')))
+  const kv = await stage('metadata', () => LevelKv.open(join(dataDir, METADATA_DIR)))
   const clock = new NodeClock(() => addon.bootTimeMs())
   const bootId = readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim()
 

@@ -11,12 +11,19 @@ import { closeSync, existsSync, fstatSync, fsyncSync, lstatSync, openSync, readF
 import { dirname, join } from 'node:path'
 import { crc32c } from '../base/crc32c.ts'
 import { messageOf, XsanError } from '../base/errors.ts'
+import type { StatusName } from '../base/status.ts'
 import { formatSize, MiB, PAGE_BYTES } from '../base/units.ts'
+import { secondSuperblockOffset } from '../store/layout.ts'
 import type { FileSpace } from '../store/mount-options.ts'
-import { decodeSuperblock, uuidText } from '../store/superblock.ts'
+import { decodeSuperblock, type SuperblockFound, uuidText } from '../store/superblock.ts'
 import type { DeviceConfig } from './config.ts'
 
 const NAMES_FILE = 'disks.json'
+/** In data_dir. There once the node has run. */
+export const METADATA_DIR = 'meta'
+
+const WIPE =
+  'If what is on it may be lost, and only then: remove it if it is a file, zero its first and its last MiB if it is a device, and start the node again. It becomes a new disk, and the other copies rebuild it.'
 
 export interface FoundDisk {
   readonly uuid: string
@@ -28,16 +35,52 @@ export interface FoundDisk {
   readonly formatted: boolean
   /** The file does not exist: create it with this many bytes when formatting. */
   readonly createBytes?: number
+  /** It is a disk of this node and cannot be used: it counts as failed, nothing on it is touched. */
+  readonly broken?: Broken
 }
 
-/** Throws DISK_NOT_FOUND, DISK_FOREIGN, DISK_INCOMPATIBLE or DISK_CORRUPTED, naming the device and its place in the configuration. */
-export function findDisks(devices: readonly DeviceConfig[], dataDir: string, newUuid: () => string): FoundDisk[] {
+interface Broken {
+  readonly status: StatusName
+  readonly message: string
+  readonly nextStep: string
+}
+
+export interface FoundDisks {
+  readonly disks: FoundDisk[]
+  /** Of a node that has been in use: what is configured and not there, or cannot say which disk it was. The cluster takes them for failed until they are back. */
+  readonly leftOut: readonly XsanError[]
+}
+
+/**
+ * Throws DISK_NOT_FOUND, DISK_FOREIGN, DISK_INCOMPATIBLE or DISK_CORRUPTED, naming the device and its place in the configuration: for disks that were never
+ * in use here. One that was, and is gone or damaged now, keeps no node from starting.
+ */
+export function findDisks(devices: readonly DeviceConfig[], dataDir: string, newUuid: () => string): FoundDisks {
   const names = readNames(dataDir)
-  const found = devices.map((device, index) => findDisk(device, `storage.devices[${index}]`, names, newUuid))
+  const leftOut: XsanError[] = []
+  const isInUse = existsSync(join(dataDir, METADATA_DIR))
+  const found = devices.flatMap((device, index) => {
+    try {
+      return [findDisk(device, `storage.devices[${index}]`, names, newUuid)]
+    } catch (error) {
+      const wasOurs = Object.hasOwn(names, device.path) && names[device.path]!.formatted
+      if (!(error instanceof XsanError) || !(isGone(error) ? wasOurs : error.status === 'DISK_CORRUPTED' && isInUse)) throw error
+      leftOut.push(error)
+      return []
+    }
+  })
   const twice = found.find(({ uuid }, index) => found.findIndex((other) => other.uuid === uuid) !== index)
   if (twice) throw new XsanError('INVALID_PARAM', `${twice.path} is the same disk as another one of storage.devices (${twice.uuid})`, 'Name each disk once.')
-  writeNames(dataDir, found)
-  return found
+  // of those left out as well: they may be back
+  const remembered = devices.filter(({ path }) => Object.hasOwn(names, path) && !found.some((disk) => disk.path === path))
+  writeNames(dataDir, [...found, ...remembered.map(({ path }) => ({ path, ...names[path]! }))])
+  return { disks: found, leftOut }
+}
+
+/** Not: no permission, which is not the disk's fault. */
+function isGone({ status, cause }: XsanError): boolean {
+  const code = (cause as NodeJS.ErrnoException | undefined)?.code ?? ''
+  return status === 'DISK_NOT_FOUND' || (status === 'READ_FAILED' && !['EACCES', 'EPERM', 'EMFILE', 'ENFILE'].includes(code))
 }
 
 /** Of each file system that is left for others, at most: a node's metadata may lie there too, and must be able to grow when the disks no longer can. */
@@ -70,10 +113,8 @@ export function overcommitted(disks: readonly FoundDisk[]): string[] {
 
 /** All of them have a superblock by now. Call before any of them may serve. */
 export function rememberFormatted(disks: readonly FoundDisk[], dataDir: string): void {
-  writeNames(
-    dataDir,
-    disks.map(({ path, uuid }) => ({ path, uuid, formatted: true })),
-  )
+  const others = Object.entries(readNames(dataDir)).filter(([path]) => !disks.some((disk) => disk.path === path))
+  writeNames(dataDir, [...disks.map(({ path, uuid }) => ({ path, uuid, formatted: true })), ...others.map(([path, name]) => ({ path, ...name }))])
 }
 
 interface Remembered {
@@ -130,13 +171,20 @@ function findDisk(device: DeviceConfig, place: string, names: Names, newUuid: ()
   const stat = statSync(path)
   if (!stat.isFile() && !stat.isBlockDevice())
     throw new XsanError('INVALID_PARAM', `${place}: ${path} is neither a block device nor a file`, 'Name a disk, or a file.')
+  const wasOurs = remembered?.formatted === true
   const page = readFirstPage(path, place)
   const capacityBytes = page.sizeBytes === 0 && size !== undefined ? size : page.sizeBytes
-  const superblock = decodeSuperblock(
-    { bytes: page.bytes, view: new DataView(page.bytes.buffer), crc32c: (_, delta, length) => crc32c(page.bytes.subarray(delta, delta + length)) },
-    0,
-    path,
-  )
+  const superblock = decode(page.bytes, path)
+  // a first page that is lost or overwritten does not make another disk of it: the second superblock tells
+  if (wasOurs && (superblock === 'foreign' || superblock === 'blank')) {
+    const second = page.last === undefined ? 'blank' : decode(page.last, path)
+    if (typeof second === 'object' && uuidText(second.diskUuid) === remembered.uuid)
+      return { uuid: remembered.uuid, path, type, role, capacityBytes, formatted: true }
+    if (superblock === 'foreign' || second === 'damaged') {
+      const message = `${place}: ${path} held a disk of this node, and holds something else now`
+      return { uuid: remembered.uuid, path, type, role, capacityBytes, formatted: true, broken: { status: 'DISK_CORRUPTED', message, nextStep: WIPE } }
+    }
+  }
   switch (superblock) {
     case 'foreign':
       throw new XsanError(
@@ -157,20 +205,29 @@ function findDisk(device: DeviceConfig, place: string, names: Names, newUuid: ()
     case 'damaged':
       // Its second superblock may be good: the mount decides
       if (remembered !== undefined) return { uuid: remembered.uuid, path, type, role, capacityBytes, formatted: true }
-      throw new XsanError('DISK_CORRUPTED', `${place}: the superblock of ${path} is damaged`, 'If its data may be lost, wipe it; the other copies rebuild it.')
+      throw new XsanError('DISK_CORRUPTED', `${place}: the superblock of ${path} is damaged`, WIPE)
     default:
       return { uuid: uuidText(superblock.diskUuid), path, type, role, capacityBytes, formatted: true }
   }
 }
 
-function readFirstPage(path: string, place: string): { bytes: Uint8Array; sizeBytes: number } {
+function decode(bytes: Uint8Array, path: string): SuperblockFound {
+  return decodeSuperblock({ bytes, view: new DataView(bytes.buffer), crc32c: (_, delta, length) => crc32c(bytes.subarray(delta, delta + length)) }, 0, path)
+}
+
+/** And the last one, where there is one. */
+function readFirstPage(path: string, place: string): { bytes: Uint8Array; last?: Uint8Array; sizeBytes: number } {
   try {
     const fd = openSync(path, 'r')
     try {
       const bytes = new Uint8Array(PAGE_BYTES)
       const stat = fstatSync(fd)
       readSync(fd, bytes, 0, PAGE_BYTES, 0)
-      return { bytes, sizeBytes: stat.isFile() ? stat.size : blockDeviceBytes(fd) }
+      const sizeBytes = stat.isFile() ? stat.size : blockDeviceBytes(fd)
+      if (sizeBytes < 2 * PAGE_BYTES) return { bytes, sizeBytes }
+      const last = new Uint8Array(PAGE_BYTES)
+      readSync(fd, last, 0, PAGE_BYTES, secondSuperblockOffset({ sizeBytes }))
+      return { bytes, last, sizeBytes }
     } finally {
       closeSync(fd)
     }

@@ -133,6 +133,7 @@ async function listening<T>(key: string, at: { readonly host: string; readonly p
 /** A blank disk is formatted first; anything else that is not ours is refused by the store, with its reason. */
 async function mount(disk: ReactorConfig['disks'][number]): Promise<MountedStore> {
   stage = `mounting ${disk.path}`
+  if (disk.broken !== undefined) throw new XsanError(disk.broken.status, disk.broken.message, disk.broken.nextStep)
   const relay = new StoreRelay()
   const identity = { clusterId: config.clusterUuid, nodeId: config.nodeId }
   if (!disk.formatted) {

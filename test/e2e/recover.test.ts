@@ -1,6 +1,6 @@
 /** Disks swapped, space given back, and the operator who goes on without a node that holds last copies. Real processes. */
 import assert from 'node:assert/strict'
-import { rmSync } from 'node:fs'
+import { closeSync, fstatSync, openSync, readFileSync, rmSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import test, { after, before } from 'node:test'
 import { bin, must, until } from '../support/commands.ts'
@@ -65,9 +65,57 @@ test('a disk swapped for a blank one gets its copies anew; a deleted volume give
   assert.deepEqual(await states(true), [...present, 'removed'])
 
   const used = async () => (await cluster.call<{ usedBytes: number }>('Cluster/Status')).usedBytes
-  await until('two copies of two volumes are counted', 10_000, async () => (await used()) === 32 * MiB)
+  let counted = 0
+  await until('two copies of two volumes are counted', 30_000, async () => {
+    counted = await used()
+    return counted === 32 * MiB
+  }).catch((error: unknown) => assert.fail(`${String(error)}: ${counted / MiB} MiB`))
   await must(bin('xsan'), ['--server', cluster.node('node-1').grpc, 'volume', 'delete', 'other', '--yes'])
   await until('the space is free', 30_000, async () => (await used()) === 16 * MiB)
+})
+
+test('a node whose only disk is damaged starts without it, exports and votes; its copies are built elsewhere; nothing on it is touched', {
+  timeout: 180_000,
+}, async () => {
+  const data = Buffer.alloc(4 * MiB, 9)
+  const writer = await cluster.nbd('node-1', 'v')
+  await writer.write(4 * MiB, data)
+  await writer.close()
+  const disk = join(cluster.dir, 'node-3', 'disk-0')
+  await cluster.kill('node-3')
+  const rot = Buffer.alloc(4096, 0x5a)
+  const fd = openSync(disk, 'r+')
+  writeSync(fd, rot, 0, rot.length, 0)
+  writeSync(fd, rot, 0, rot.length, fstatSync(fd).size - 4096)
+  closeSync(fd)
+  await cluster.start('node-3')
+  const line =
+    cluster
+      .log('node-3')
+      .split('\n')
+      .find((text) => text.includes('a disk cannot be used, this node goes on with its others')) ?? ''
+  assert.match(line, /held a disk of this node, and holds something else now/)
+  assert.match(line, /only then: remove it if it is a file/)
+  const disks = async () => (await cluster.call<{ disks: Array<{ nodeId: string; state: string; reason: string; replicas: number }> }>('Disk/List')).disks
+  await until('its disk has failed, and holds no copy any more', 60_000, async () =>
+    (await disks()).some(({ nodeId, state, replicas }) => nodeId === 'node-3' && state === 'failed' && replicas === 0),
+  )
+  const status = await cluster.call<{ reasons: string[]; chains: { total: number; full: number } }>('Cluster/Status')
+  assert.match(status.reasons.join('\n'), /Disk .*node-3\/disk-0 of node-3 failed: .* holds something else now/)
+  await until('every part has two copies', 60_000, async () => {
+    const { chains } = await cluster.call<{ chains: { total: number; full: number } }>('Cluster/Status')
+    return chains.full === chains.total
+  })
+  const reader = await cluster.nbd('node-3', 'v')
+  assert.ok((await reader.read(4 * MiB, data.length)).equals(data))
+  await reader.close()
+  assert.ok(readFileSync(disk).subarray(0, 4096).equals(rot), 'never formatted by itself')
+  // the next step that the log names
+  await cluster.kill('node-3')
+  rmSync(disk)
+  await cluster.start('node-3')
+  await cluster.healthy()
+  assert.ok((await disks()).some(({ nodeId, state, replicas }) => nodeId === 'node-3' && state === 'ok' && replicas > 0))
 })
 
 test('two of three nodes lost, one back: recover names the missing one, and goes on without it', { timeout: 120_000 }, async () => {

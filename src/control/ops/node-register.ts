@@ -79,7 +79,8 @@ export const nodeRegister: Operation<NodeRegisterArgs, { incarnation: Incarnatio
       if (JSON.stringify(next) !== JSON.stringify(old)) state.putDisk(next)
       return disk
     })
-    const gone = [...state.disks.values()].filter((of) => of.node === args.node && of.state !== 'failed' && !disks.includes(of.disk))
+    // one that had failed before and was taken out now is no failure any more, once its copies are elsewhere
+    const gone = [...state.disks.values()].filter((of) => of.node === args.node && of.reason !== DISK_GONE && !disks.includes(of.disk))
     for (const disk of gone.sort((a, b) => a.disk - b.disk)) state.putDisk({ ...disk, state: 'failed', reason: DISK_GONE })
     return { incarnation, disks }
   },
