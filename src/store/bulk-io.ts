@@ -2,7 +2,8 @@
  * Many reads or writes of whole pages as one piece of work: pages that follow each other on the disk are one request, some requests are under
  * way at a time, and one promise tells the end. (A promise per request would cost the reactor a trip through the event loop each.)
  *
- * Reads give the CRC-32C of each page as well, computed where the read completes.
+ * A file in memory is moved inside the submitting call, on the reactor's thread: there only some pages are under way at a time, so that clients are
+ * looked at between them.
  */
 import { assert } from '../base/assert.ts'
 import { XsanError } from '../base/errors.ts'
@@ -12,6 +13,9 @@ import { Errno, errnoName, type Handle, type IoQueue, type Tag } from '../env/io
 const PARALLEL_MAX = 32
 /** Pages of one request; the ranges of a gathered write are at most as many. */
 const REQUEST_PAGES_MAX = 128
+/** Pages under way, unless a request alone has more: on a disk, and in memory (about 50 us). */
+const PAGES_UNDER_WAY_MAX = PARALLEL_MAX * REQUEST_PAGES_MAX
+const PAGES_UNDER_WAY_IN_MEMORY_MAX = 16
 const TRIES_MAX = 1000
 
 export class BulkIo {
@@ -20,7 +24,7 @@ export class BulkIo {
   readonly #path: string
   readonly #tag: Tag
   readonly #pagesMax: number
-  readonly #crcFirst: number
+  readonly #pagesUnderWayMax: number
   /** Per request: where it begins on the disk, its pages in `#pages` ([first, first + count)), and how many have been moved. */
   readonly #offset: Float64Array
   readonly #first: Int32Array
@@ -35,16 +39,18 @@ export class BulkIo {
   #next = 0
   #ended = 0
   #underWay = 0
+  #pagesUnderWay = 0
   #failure: XsanError | undefined
   #settle: { resolve: () => void; reject: (error: XsanError) => void } | undefined
 
-  /** `pagesMax`: of one piece of work. */
-  constructor(queue: IoQueue, file: Handle, path: string, pagesMax: number) {
+  /** `pagesMax`: of one piece of work; `inMemory`: there is no medium below the kernel. */
+  constructor(queue: IoQueue, options: { file: Handle; path: string; pagesMax: number; inMemory: boolean }) {
+    const { pagesMax } = options
     this.#queue = queue
-    this.#file = file
-    this.#path = path
+    this.#file = options.file
+    this.#path = options.path
     this.#pagesMax = pagesMax
-    this.#crcFirst = queue.reserveCrcs(pagesMax)
+    this.#pagesUnderWayMax = options.inMemory ? PAGES_UNDER_WAY_IN_MEMORY_MAX : PAGES_UNDER_WAY_MAX
     this.#offset = new Float64Array(pagesMax)
     this.#first = new Int32Array(pagesMax)
     this.#count = new Int32Array(pagesMax)
@@ -54,11 +60,8 @@ export class BulkIo {
     this.#tag = queue.register('store bulk', (row, result) => this.#onDone(row, result))
   }
 
-  /**
-   * Adds one page: its place on the disk, its page of the arena. In the order of places, neighbours become one request. Returns its number in
-   * this piece of work.
-   */
-  add(offsetBytes: number, page: number): number {
+  /** Adds one page: its place on the disk, its page of the arena. In the order of places, neighbours become one request. */
+  add(offsetBytes: number, page: number): void {
     assert(this.#pageCount < this.#pagesMax, `more than ${this.#pagesMax} pages in one piece of work`)
     const last = this.#requests - 1
     if (offsetBytes === this.#nextOffset && this.#count[last]! < REQUEST_PAGES_MAX) this.#count[last]!++
@@ -69,20 +72,14 @@ export class BulkIo {
       this.#count[row] = 1
       this.#moved[row] = this.#tries[row] = 0
     }
-    this.#pages[this.#pageCount] = page
+    this.#pages[this.#pageCount++] = page
     this.#nextOffset = offsetBytes + PAGE_BYTES
-    return this.#pageCount++
   }
 
   /** Adds one page that is a request of its own. */
   addAlone(offsetBytes: number, page: number): void {
     this.#nextOffset = -1
     this.add(offsetBytes, page)
-  }
-
-  /** Of a page read by the last `read`, by its number. */
-  crcOf(number: number): number {
-    return this.#queue.crcs[this.#crcFirst + number]!
   }
 
   /** Reads what was added; each neighbour's arena page must follow the one before. Rejects with XsanError READ_FAILED. */
@@ -114,8 +111,12 @@ export class BulkIo {
 
   #pump(): void {
     while (this.#underWay < PARALLEL_MAX && this.#next < this.#requests && this.#failure === undefined) {
+      const row = this.#next
+      if (this.#underWay > 0 && this.#pagesUnderWay + this.#count[row]! > this.#pagesUnderWayMax) return
+      this.#next++
       this.#underWay++
-      this.#request(this.#next++)
+      this.#pagesUnderWay += this.#count[row]!
+      this.#request(row)
     }
   }
 
@@ -125,7 +126,7 @@ export class BulkIo {
     const count = this.#count[row]! - moved
     const offset = this.#offset[row]! + moved * PAGE_BYTES
     const page = this.#pages[first]!
-    if (!this.#writing) this.#queue.read(this.#file, offset, page, 0, count * PAGE_BYTES, this.#crcFirst + first, this.#tag, row)
+    if (!this.#writing) this.#queue.read(this.#file, offset, page, 0, count * PAGE_BYTES, -1, this.#tag, row)
     else if (count === 1) this.#queue.write(this.#file, offset, page, 0, PAGE_BYTES, this.#tag, row)
     else {
       for (let i = 0; i < count; ) {
@@ -140,12 +141,7 @@ export class BulkIo {
   }
 
   #onDone(row: number, result: number): void {
-    if (result >= 0) {
-      const pages = Math.floor(result / PAGE_BYTES)
-      // The checksums come with a whole read only
-      if (!this.#writing && this.#moved[row]! + pages < this.#count[row]!) this.#checksum(this.#first[row]! + this.#moved[row]!, pages)
-      this.#moved[row]! += pages
-    }
+    if (result >= 0) this.#moved[row]! += Math.floor(result / PAGE_BYTES)
     const again = result >= 0 || result === -Errno.EINTR || result === -Errno.EAGAIN
     if (this.#moved[row]! < this.#count[row]! && again && ++this.#tries[row]! <= TRIES_MAX) {
       this.#request(row)
@@ -157,6 +153,7 @@ export class BulkIo {
       this.#failure ??= new XsanError(this.#writing ? 'WRITE_FAILED' : 'READ_FAILED', message, 'Look at the disk and the kernel log.')
     }
     this.#underWay--
+    this.#pagesUnderWay -= this.#count[row]!
     this.#ended++
     this.#pump()
     if (this.#underWay > 0 || (this.#failure === undefined && this.#ended < this.#requests)) return
@@ -165,9 +162,5 @@ export class BulkIo {
     this.#queue.asyncPending = true
     if (this.#failure === undefined) settle.resolve()
     else settle.reject(this.#failure)
-  }
-
-  #checksum(first: number, count: number): void {
-    for (let i = first; i < first + count; i++) this.#queue.crcs[this.#crcFirst + i] = this.#queue.arena.crc32c(this.#pages[i]!, 0, PAGE_BYTES)
   }
 }

@@ -12,6 +12,9 @@
  * - Reads and captures under way keep what they read: `quiesce` before an extent is overwritten and before a segment is freed, no page of a
  *   block is overwritten while a capture holds the block, no segment is freed while a capture is older than its emptying.
  * - The index says "in its extent" only after the flush.
+ * - Content is moved, not judged: a page that has rotted in the journal goes on with the CRC it came with, and whoever reads it is told, and gets it
+ *   from another replica.
+ * - Clients have their turns: nothing here looks at more than LOOKS_PER_TURN pages of the index in one go (as bulk-io.ts moves content in memory).
  */
 import { XsanError } from '../base/errors.ts'
 import { PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
@@ -27,6 +30,7 @@ import {
   LEAVES_PER_BLOCK,
   leafOffset,
   PAGES_PER_LEAF,
+  ROWS_PER_TABLE_PAGE,
   segmentPages,
   tablePageCount,
   tablePageOffset,
@@ -46,6 +50,8 @@ const CALM_MS = 1000
 /** A round takes no larger a part of the journal than one in so many, and no more pages (but a segment at least): it makes room when it ends. */
 const ROUNDS_MIN = 4
 const ROUND_PAGES_MAX = 16_384
+/** Pages of the index looked at in one turn of the reactor. */
+const LOOKS_PER_TURN = 4096
 /** Journal pages between two live ones that are read rather than skipped. */
 const GAP_PAGES_MAX = 4
 
@@ -71,7 +77,6 @@ export interface DestageOptions {
   /** Resolves when all captures taken before this call are released. */
   readonly capturesReleased: () => Promise<void>
   readonly onFailed: (reason: string) => void
-  readonly onNote: (message: string, fields?: Readonly<Record<string, unknown>>) => void
 }
 
 export class Destage {
@@ -79,7 +84,6 @@ export class Destage {
   round = 0
   segments = 0
   pagesWritten = 0
-  corruptedCount = 0
   readonly #o: DestageOptions
   readonly #buffer: number
   readonly #bulk: BulkIo
@@ -99,9 +103,10 @@ export class Destage {
   readonly #keys: Float64Array
   readonly #offsets: Int32Array
   #liveCount = 0
-  /** By page of the buffer: 1 when it is live; its number in the read. */
+  /** By page of the buffer: 1 when it is live. */
   readonly #isLive: Uint8Array
-  readonly #numbers: Int32Array
+  /** Pages of the index looked at since clients had their turn. */
+  #looked = 0
 
   constructor(options: DestageOptions) {
     this.#o = options
@@ -110,14 +115,18 @@ export class Destage {
     if (page < 0)
       throw new XsanError('NO_BUFFER', `no ${options.bufferPages} pages of memory for the background work of ${options.path}`, 'Give the node more memory.')
     this.#buffer = page
-    this.#bulk = new BulkIo(options.io.queue, options.file, options.path, options.bufferPages)
+    this.#bulk = new BulkIo(options.io.queue, {
+      file: options.file,
+      path: options.path,
+      pagesMax: options.bufferPages,
+      inMemory: options.volatile,
+    })
     const roundPagesMax = Math.max(segmentPages(options.geometry), ROUND_PAGES_MAX)
     this.#roundKeys = new Float64Array(roundPagesMax)
     this.#roundPlaces = new Uint32Array(roundPagesMax)
     this.#keys = new Float64Array(options.bufferPages)
     this.#offsets = new Int32Array(options.bufferPages)
     this.#isLive = new Uint8Array(options.bufferPages)
-    this.#numbers = new Int32Array(options.bufferPages)
     this.#calmTag = options.io.queue.register('destage calm', (_row, result) => {
       if (result === 0) this.#wake()
     })
@@ -217,11 +226,11 @@ export class Destage {
     const touched = new Set<number>()
     for (let s = first; s <= segment; s++) for (const row of journal.touchedRows(s)) touched.add(row)
     const rows = Int32Array.from(touched).sort()
-    this.#gather(rows, from, end)
+    await this.#gather(rows, from, end)
     for (let at = from; at < end; at += this.#o.bufferPages) await this.#window(at, Math.min(at + this.#o.bufferPages, end))
     await this.#writeLeaves(rows, from, end, generation)
     await this.#sync()
-    this.#arrive(rows, from, end)
+    await this.#arrive(rows, from, end)
     await this.#tables(rows, generation)
     while (journal.stagedSegment <= segment && segment < journal.headSegment) await this.#durable()
     await this.#sync()
@@ -237,12 +246,13 @@ export class Destage {
   // ---- pages -------------------------------------------------------------------------------------------------------------------
 
   /** Once per round: looks at every page of the blocks that the round's segments touched. */
-  #gather(rows: Int32Array, from: number, to: number): void {
+  async #gather(rows: Int32Array, from: number, to: number): Promise<void> {
     const { table } = this.#o
     const keys = this.#roundKeys
     const places = this.#roundPlaces
     let count = 0
     for (const row of rows) {
+      await this.#breathe(PAGES_PER_BLOCK)
       if (table.used[row] === 0) continue
       const { loc, flags } = table.chunk(row)
       const base = table.base(row)
@@ -268,7 +278,6 @@ export class Destage {
     }
     if (this.#liveCount === 0) return
     await this.#readLive(from, to)
-    this.#verify(from)
     await this.#o.reader.quiesce()
     await this.#writeLive()
   }
@@ -310,24 +319,9 @@ export class Destage {
     for (let offset = 0; offset < to - from; offset++) {
       if (isLive[offset] === 0) continue
       if (offset - next > GAP_PAGES_MAX || next > offset) next = offset
-      for (; next <= offset; next++) this.#numbers[next] = this.#bulk.add(journalOffset(geometry, from + next), this.#buffer + next)
+      for (; next <= offset; next++) this.#bulk.add(journalOffset(geometry, from + next), this.#buffer + next)
     }
     await this.#bulk.read()
-  }
-
-  /** A page that has rotted in the journal goes on with its CRC: whoever reads it is told, and gets it from another replica. */
-  #verify(from: number): void {
-    const { table, onNote, path } = this.#o
-    for (let i = 0; i < this.#liveCount; i++) {
-      const key = this.#keys[i]!
-      const offset = this.#offsets[i]!
-      const row = Math.floor(key / PAGES_PER_BLOCK)
-      const at = table.base(row) + (key % PAGES_PER_BLOCK)
-      const chunk = table.chunk(row)
-      if (chunk.loc[at] !== from + offset || this.#bulk.crcOf(this.#numbers[offset]!) === chunk.crc[at]) continue
-      this.corruptedCount++
-      onNote('a page of the journal is corrupted', { path, extent: row, page: key % PAGES_PER_BLOCK })
-    }
   }
 
   async #writeLive(): Promise<void> {
@@ -359,17 +353,17 @@ export class Destage {
     const { io, geometry, table, leafCopy, bufferPages } = this.#o
     const leaves = this.#leavesOf(rows, from, to)
     for (let first = 0; first < leaves.length; first += bufferPages) {
-      // Again: blocks may have been removed, and their rows taken by others, meanwhile
-      const part = leaves.slice(first, first + bufferPages).filter((place) => {
+      const part: number[] = []
+      for (const place of leaves.slice(first, first + bufferPages)) {
+        await this.#breathe(PAGES_PER_LEAF)
         const row = Math.floor(place / LEAVES_PER_BLOCK)
-        return table.used[row] === 1 && this.#leafHas(row, place % LEAVES_PER_BLOCK, from, to)
-      })
-      for (const [i, place] of part.entries()) {
-        const row = Math.floor(place / LEAVES_PER_BLOCK)
-        encodeLeaf(io.queue.arena, this.#buffer + i, table, row, place % LEAVES_PER_BLOCK, from, to, this.#diskTag, generation)
+        // Again: blocks may have been removed, and their rows taken by others, meanwhile
+        if (table.used[row] === 0 || !this.#leafHas(row, place % LEAVES_PER_BLOCK, from, to)) continue
+        encodeLeaf(io.queue.arena, this.#buffer + part.length, table, row, place % LEAVES_PER_BLOCK, from, to, this.#diskTag, generation)
         table.leafMask[row]! |= 1 << (place % LEAVES_PER_BLOCK)
         table.leafMount[place] = generation.mount
         table.leafRound[place] = generation.round
+        part.push(place)
       }
       await this.#durable()
       for (const [i, place] of part.entries()) {
@@ -390,9 +384,10 @@ export class Destage {
   }
 
   /** Pages whose place is still in the round's segments are in their extents, and their leaves say so, on stable storage. */
-  #arrive(rows: Int32Array, from: number, to: number): void {
+  async #arrive(rows: Int32Array, from: number, to: number): Promise<void> {
     const { table } = this.#o
     for (const row of rows) {
+      await this.#breathe(PAGES_PER_BLOCK)
       if (table.used[row] === 0) continue
       const { loc } = table.chunk(row)
       const base = table.base(row)
@@ -410,6 +405,7 @@ export class Destage {
     for (let first = 0; first < dirty.length; first += bufferPages) {
       const part = dirty.slice(first, first + bufferPages)
       for (const [i, page] of part.entries()) {
+        await this.#breathe(ROWS_PER_TABLE_PAGE * PAGES_PER_BLOCK)
         table.tableDirty[page] = 0
         encodeTablePage(io.queue.arena, this.#buffer + i, table, page, diskUuid, generation)
       }
@@ -423,6 +419,15 @@ export class Destage {
       }
       await this.#bulk.write()
     }
+  }
+
+  /** Called before looking at so many pages of the index: clients have a turn after some 100 us of that. */
+  async #breathe(pages: number): Promise<void> {
+    this.#looked += pages
+    if (this.#looked <= LOOKS_PER_TURN) return
+    this.#looked = pages
+    await this.#o.io.sleep(0)
+    this.#stopIfFailed()
   }
 
   // ---- waiting -------------------------------------------------------------------------------------------------------------------

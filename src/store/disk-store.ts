@@ -219,7 +219,7 @@ export class DiskStore implements ReplicaStore {
       batches: journal.batchCount,
       destagedSegments: destage.segments,
       destagedPages: destage.pagesWritten,
-      corruptedPages: reader.corruptedCount + destage.corruptedCount,
+      corruptedPages: reader.corruptedCount,
       readErrors: reader.errorCount,
     }
   }

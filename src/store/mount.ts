@@ -404,7 +404,6 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
     unpinned: (row) => store.unpinned(row),
     capturesReleased: () => store.capturesReleased(),
     onFailed: (reason) => store.fail(reason),
-    onNote: options.onNote ?? (() => {}),
   })
   await store.destage.makeFree(2)
   store.reservation = new Reservation({
