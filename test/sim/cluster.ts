@@ -26,6 +26,7 @@ import { portPair, type SimControlEnv, SimControlNetwork, type SimLogLine, textO
 import type { SimDisk } from '../../src/env/sim/disk.ts'
 import { SimHost, type SimProcess } from '../../src/env/sim/host.ts'
 import { SimIoQueue } from '../../src/env/sim/ioqueue.ts'
+import type { PageMemory } from '../../src/env/sim/memory.ts'
 import { type NetworkOptions, SimNetwork } from '../../src/env/sim/network.ts'
 import { type Seed, World } from '../../src/env/sim/world.ts'
 import { NbdServer } from '../../src/export/nbd/server.ts'
@@ -61,7 +62,9 @@ const ARENA_BYTES = 32 * MiB
 const POISON_BYTES_MAX = 256 * KiB
 /** Memory of the arenas of clusters that are over, zeros again: fresh memory costs more than that. */
 const SPARE: Array<Uint8Array<ArrayBuffer>> = []
-const SPARE_MAX = 12
+const SPARE_MAX = 24
+/** And of their disks. */
+const SPARE_PAGES: PageMemory[] = []
 const REPLACE_EVERY_MS = 2000
 /** A process that ended by itself is started again after so long. */
 const SUPERVISOR_MS = 1000
@@ -457,7 +460,7 @@ export class SimCluster {
 
   constructor(options: SimClusterOptions) {
     this.options = options
-    this.world = new World({ seed: options.seed, trace: options.trace })
+    this.world = new World({ seed: options.seed, trace: options.trace, memory: SPARE_PAGES.pop() })
     this.network = new SimNetwork(this.world, { tcpTimeoutMs: 20_000, connectTimeoutMs: 5000, ...options.network })
     this.network.flippedPorts.add(DATA_PORT)
     this.control = new SimControlNetwork(this.network, protoCodec())
@@ -714,6 +717,7 @@ export class SimCluster {
   /** The world stands still for good: its memory serves the next one. */
   retire(): void {
     for (const arena of this.arenas.splice(0, SPARE_MAX - SPARE.length)) SPARE.push(arena.retire())
+    if (SPARE_PAGES.length === 0) SPARE_PAGES.push(this.world.memory.retire())
   }
 
   #onLog(line: SimLogLine): void {

@@ -2,7 +2,7 @@
 import { fileURLToPath } from 'node:url'
 import type { MethodDefinition, ServiceDefinition } from '@grpc/grpc-js'
 import { loadSync, type MessageTypeDefinition } from '@grpc/proto-loader'
-import { assert } from '../../src/base/assert.ts'
+import { AssertionError } from '../../src/base/assert.ts'
 import type { Message } from '../../src/env/control.ts'
 import type { RpcCodec } from '../../src/env/sim/control.ts'
 
@@ -32,11 +32,11 @@ function makeCodec(): RpcCodec {
       known = new Set(fields.flatMap(({ name: field }) => [field, camelCase(field)]))
       knownFields.set(type, known)
     }
-    for (const field of Object.keys(message)) assert(known.has(field), `${name}: its ${side} has no field ${field}`)
+    for (const field in message) if (!known.has(field)) throw new AssertionError(`${name}: its ${side} has no field ${field}`)
   }
   const methodOf = (name: string) => {
     const method = methods.get(name)
-    assert(method !== undefined, `proto/ has no method ${name}`)
+    if (method === undefined) throw new AssertionError(`proto/ has no method ${name}`)
     return method
   }
   return {

@@ -6,7 +6,13 @@ export function simulatedMac(key: Uint8Array, bytes: Uint8Array): Uint8Array {
   let a = 0x243f6a88 ^ key.length
   let b = 0x85a308d3 ^ bytes.length
   for (const part of [key, bytes]) {
-    for (let i = 0; i < part.length; i++) {
+    let i = 0
+    for (; i + 4 <= part.length; i += 4) {
+      a = Math.imul(a ^ (part[i]! | (part[i + 1]! << 8) | (part[i + 2]! << 16) | (part[i + 3]! << 24)), 0x9e3779b1)
+      a ^= a >>> 15
+      b = (Math.imul(b, 0x85ebca6b) + a) | 0
+    }
+    for (; i < part.length; i++) {
       a = Math.imul(a ^ part[i]!, 0x9e3779b1)
       a ^= a >>> 15
       b = (Math.imul(b, 0x85ebca6b) + a) | 0

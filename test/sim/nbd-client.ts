@@ -115,7 +115,10 @@ class NbdConnection implements SeatVolumes {
   readonly #toSend: Uint8Array[] = []
   #sending = false
   /** Received and not yet consumed. */
-  #got = new Uint8Array(0)
+  /** What has come and was not taken: from `#gotStart` to `#gotEnd`. */
+  #got = new Uint8Array(2 * STAGE_BYTES)
+  #gotStart = 0
+  #gotEnd = 0
 
   constructor(process: SimProcess, node: SimNode, volume: string, random: Prng) {
     this.process = process
@@ -347,24 +350,28 @@ class NbdConnection implements SeatVolumes {
     const n = await this.#io.recv(this.#socket!, this.#inPage, 0, this.#piece(STAGE_BYTES))
     if (n <= 0) return false
     const from = this.#inPage * PAGE_BYTES
-    const joined = new Uint8Array(this.#got.length + n)
-    joined.set(this.#got)
-    joined.set(this.queue.arena.bytes.subarray(from, from + n), this.#got.length)
-    this.#got = joined
+    if (this.#gotEnd + n > this.#got.length) {
+      const left = this.#got.subarray(this.#gotStart, this.#gotEnd)
+      if (left.length + n > this.#got.length / 2) this.#got = new Uint8Array(2 * (this.#got.length + n))
+      this.#got.set(left)
+      this.#gotStart = 0
+      this.#gotEnd = left.length
+    }
+    this.#got.set(this.queue.arena.bytes.subarray(from, from + n), this.#gotEnd)
+    this.#gotEnd += n
     return true
   }
 
   async #take(lengthBytes: number): Promise<Uint8Array | undefined> {
-    while (this.#got.length < lengthBytes) if (!(await this.#more())) return undefined
-    const taken = this.#got.slice(0, lengthBytes)
-    this.#got = this.#got.subarray(lengthBytes)
-    return taken
+    while (this.#gotEnd - this.#gotStart < lengthBytes) if (!(await this.#more())) return undefined
+    this.#gotStart += lengthBytes
+    return this.#got.slice(this.#gotStart - lengthBytes, this.#gotStart)
   }
 
   async #takeData(pending: Pending, lengthBytes: number): Promise<boolean> {
-    const data = await this.#take(lengthBytes)
-    if (!data) return false
-    this.queue.arena.bytes.set(data, pending.page * PAGE_BYTES + (pending.offsetBytes % PAGE_BYTES))
+    while (this.#gotEnd - this.#gotStart < lengthBytes) if (!(await this.#more())) return false
+    this.#gotStart += lengthBytes
+    this.queue.arena.bytes.set(this.#got.subarray(this.#gotStart - lengthBytes, this.#gotStart), pending.page * PAGE_BYTES + (pending.offsetBytes % PAGE_BYTES))
     return true
   }
 }

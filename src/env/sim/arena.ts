@@ -2,7 +2,7 @@
  * The simulated arena: plain memory of the isolate, with every mistake in its use made visible.
  * A freed range is poisoned; a range that belongs to an operation must be allocated as a whole and cannot be freed.
  */
-import { assert } from '../../base/assert.ts'
+import { AssertionError, assert } from '../../base/assert.ts'
 import { crc32c } from '../../base/crc32c.ts'
 import { PAGE_BYTES } from '../../base/units.ts'
 import type { Arena, ArenaStats, PageNumber } from '../arena.ts'
@@ -58,7 +58,7 @@ export class SimArena implements Arena {
 
   free(page: PageNumber): void {
     const end = page + this.#allocator.pagesOf(page)
-    for (let p: number = page; p < end; p++) assert(this.#owned[p] === 0, `arena: page ${p} is freed while an operation owns it`)
+    for (let p: number = page; p < end; p++) if (this.#owned[p] !== 0) throw new AssertionError(`arena: page ${p} is freed while an operation owns it`)
     this.#allocator.free(page)
     this.owners?.delete(page)
     this.#used.fill(0, page, end)
@@ -129,10 +129,10 @@ export class SimArena implements Arena {
   /** An operation owns the range from now on (+1), or no longer (-1). */
   own(page: number, deltaBytes: number, lengthBytes: number, count: 1 | -1): void {
     if (lengthBytes === 0) return
-    const first = Math.floor((page * PAGE_BYTES + deltaBytes) / PAGE_BYTES)
-    const last = Math.floor((page * PAGE_BYTES + deltaBytes + lengthBytes - 1) / PAGE_BYTES)
+    const first = page + Math.floor(deltaBytes / PAGE_BYTES)
+    const last = page + Math.floor((deltaBytes + lengthBytes - 1) / PAGE_BYTES)
     for (let p = first; p <= last; p++) {
-      if (count === 1) assert(this.#used[p] === 1, `an operation is given page ${p} of the arena, which is free`)
+      if (count === 1 && this.#used[p] !== 1) throw new AssertionError(`an operation is given page ${p} of the arena, which is free`)
       this.#owned[p]! += count
     }
   }

@@ -8,8 +8,10 @@
  * loss can put back, sector by sector, any content the page had since its last flush.
  */
 import { assert } from '../../base/assert.ts'
+import type { Prng } from '../../base/prng.ts'
 import { PAGE_BYTES, SECTOR_BYTES } from '../../base/units.ts'
 import { Errno } from '../ioqueue.ts'
+import { copyBytes } from './bytes.ts'
 import type { SimHost, SimProcess } from './host.ts'
 import type { SimEvent } from './world.ts'
 
@@ -79,6 +81,9 @@ export class SimDisk {
   /** Writes to pages never written, whose space was not allocated before, fail with ENOSPC. */
   full = false
   #hung = false
+  readonly #flushRandom: Prng
+  readonly #readRandom: Prng
+  readonly #latencyRandom: Prng
   readonly #requests = new Set<DiskRequest>()
 
   constructor(host: SimHost, options: SimDiskOptions) {
@@ -86,6 +91,9 @@ export class SimDisk {
     this.options = options
     this.name = options.name
     this.mount = options.mount
+    this.#flushRandom = host.random(`disk ${this.name} flush`)
+    this.#readRandom = host.random(`disk ${this.name} read`)
+    this.#latencyRandom = host.random(`disk ${this.name} latency`)
   }
 
   /** For one page more. */
@@ -182,15 +190,15 @@ export class SimDisk {
   }
 
   #flushMs(): number {
-    return this.faults.flushMs * (0.3 + 1.4 * this.host.random(`disk ${this.name} flush`).unit())
+    return this.faults.flushMs * (0.3 + 1.4 * this.#flushRandom.unit())
   }
 
   #readMs(): number {
-    return this.faults.readMs * (0.3 + 1.4 * this.host.random(`disk ${this.name} read`).unit())
+    return this.faults.readMs * (0.3 + 1.4 * this.#readRandom.unit())
   }
 
   #latencyMs(lengthBytes: number): number {
-    const random = this.host.random(`disk ${this.name} latency`)
+    const random = this.#latencyRandom
     let latencyMs = 0.02 + random.unit() * 0.1 + lengthBytes / 1_000_000
     if (random.chance(this.faults.slow)) latencyMs += random.unit() * this.faults.slowMs
     return latencyMs
@@ -246,7 +254,7 @@ export class SimFile {
         done += n
         continue
       }
-      const content = this.#writable(page)
+      const content = this.#writable(page, n === PAGE_BYTES)
       if (!content) return done > 0 ? done : -Errno.ENOSPC
       copyBytes(content, within, source, start + done, n)
       this.badPages.delete(page)
@@ -350,8 +358,8 @@ export class SimFile {
     else if (this.pages.delete(page) && this.#reserved[page] !== 1) this.disk.usedPages--
   }
 
-  /** Present content of a page, to be written in place; undefined when there is no room for it. */
-  #writable(page: number): Uint8Array | undefined {
+  /** Present content of a page, to be written in place (as a whole: it may hold anything before); undefined when there is no room for it. */
+  #writable(page: number, asWhole: boolean): Uint8Array | undefined {
     const old = this.pages.get(page)
     const isOurs = this.#remember(page, old)
     if (isOurs === undefined) return undefined
@@ -359,7 +367,11 @@ export class SimFile {
       assert(old !== undefined, 'a changed page has content')
       return old
     }
-    const content = old && old !== ZERO_PAGE ? old.slice() : new Uint8Array(PAGE_BYTES)
+    const content = this.disk.host.world.memory.page()
+    if (!asWhole) {
+      if (old && old !== ZERO_PAGE) content.set(old)
+      else content.fill(0)
+    }
     this.pages.set(page, content)
     return content
   }
@@ -396,10 +408,4 @@ const ZEROS = Buffer.from(ZERO_PAGE.buffer)
 function isZero(bytes: Uint8Array, start: number): boolean {
   for (let i = start; i < start + PAGE_BYTES; i += 256) if (bytes[i] !== 0) return false
   return ZEROS.equals(bytes.subarray(start, start + PAGE_BYTES))
-}
-
-/** Without a `subarray` object for the small pieces. */
-export function copyBytes(target: Uint8Array, targetStart: number, source: Uint8Array, sourceStart: number, lengthBytes: number): void {
-  if (lengthBytes <= 64) for (let i = 0; i < lengthBytes; i++) target[targetStart + i] = source[sourceStart + i]!
-  else target.set(source.subarray(sourceStart, sourceStart + lengthBytes), targetStart)
 }

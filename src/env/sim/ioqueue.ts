@@ -10,7 +10,7 @@
  * `turn(0)` inside an event dispatches what is ready. Outside of the world's loop, `turn(n)` runs the world until something is.
  * `runReactor` has a function called whenever completions are ready, and when nothing came for a while, as the real loop does.
  */
-import { assert } from '../../base/assert.ts'
+import { AssertionError, assert } from '../../base/assert.ts'
 import { FlightRecorder } from '../../base/flight.ts'
 import { RequestWaits } from '../../base/latency.ts'
 import type { Prng } from '../../base/prng.ts'
@@ -313,7 +313,7 @@ export class SimIoQueue implements IoQueue {
 
   // ---- operations ----------------------------------------------------------------------------------------------------
   #op(kind: OpKind, tag: Tag, row: number, entry: Entry | undefined, ranges: readonly Range[] = [], waitAll = false): Op {
-    assert(this.#handlers[tag] !== undefined, `tag ${tag} is not registered`)
+    if (this.#handlers[tag] === undefined) throw new AssertionError(`tag ${tag} is not registered`)
     for (const range of ranges) this.arena.check(range.page, range.deltaBytes, range.lengthBytes)
     for (const range of ranges) this.arena.own(range.page, range.deltaBytes, range.lengthBytes, 1)
     const op: Op = { kind, tag, row, entry, ranges, done: 0, waitAll, over: false, event: undefined, sum: 0, readyAtMs: 0, latePending: 0 }
@@ -324,7 +324,7 @@ export class SimIoQueue implements IoQueue {
 
   /** The kernel has a completion; it becomes visible a moment later. */
   #complete(op: Op, result: number, extra = 0, last = true): void {
-    assert(!op.over, `${op.kind} completes twice`)
+    if (op.over) throw new AssertionError(`${op.kind} completes twice`)
     op.over = last
     if (op.event) this.#world.cancel(op.event)
     op.event = undefined
@@ -381,9 +381,9 @@ export class SimIoQueue implements IoQueue {
 
   #entry(handle: Handle, kind?: 'listener' | 'socket' | 'file'): Entry {
     const entry = this.#entries[handle & ((1 << HANDLE_INDEX_BITS) - 1)]
-    assert(entry !== undefined && entry.handle === handle && entry.kind !== 'free', `handle ${handle} is not open`)
-    assert(kind === undefined || entry.kind === kind, `handle ${handle} is a ${entry.kind}, not a ${kind}`)
-    assert(entry.closing === undefined, `handle ${handle} is being closed`)
+    if (entry === undefined || entry.handle !== handle || entry.kind === 'free') throw new AssertionError(`handle ${handle} is not open`)
+    if (kind !== undefined && entry.kind !== kind) throw new AssertionError(`handle ${handle} is a ${entry.kind}, not a ${kind}`)
+    if (entry.closing !== undefined) throw new AssertionError(`handle ${handle} is being closed`)
     return entry
   }
 
@@ -516,7 +516,7 @@ export class SimIoQueue implements IoQueue {
 
   releaseProvided(bufferId: number): void {
     const page = this.providedPage(bufferId)
-    assert(!this.#providedFree.includes(bufferId), `provided buffer ${bufferId} released twice`)
+    if (this.#providedFree.includes(bufferId)) throw new AssertionError(`provided buffer ${bufferId} released twice`)
     this.arena.bytes.fill(0xdb, page * PAGE_BYTES, page * PAGE_BYTES + this.#providedBytes)
     this.#providedFree.push(bufferId)
     for (const entry of [...this.#starved]) {
@@ -526,7 +526,7 @@ export class SimIoQueue implements IoQueue {
   }
 
   segment(page: number, deltaBytes: number, lengthBytes: number): void {
-    assert(this.#segments.length < SEGMENTS_MAX, `more than ${SEGMENTS_MAX} segments`)
+    if (this.#segments.length >= SEGMENTS_MAX) throw new AssertionError(`more than ${SEGMENTS_MAX} segments`)
     this.arena.check(page, deltaBytes, lengthBytes)
     this.#segments.push({ page, deltaBytes, lengthBytes })
   }
@@ -549,7 +549,7 @@ export class SimIoQueue implements IoQueue {
 
   #send(socket: Handle, ranges: readonly Range[], tag: Tag, row: number): void {
     const entry = this.#entry(socket, 'socket')
-    assert(entry.send === undefined, `two sends in flight on one socket (${this.#handlers[tag]?.name})`)
+    if (entry.send !== undefined) throw new AssertionError(`two sends in flight on one socket (${this.#handlers[tag]?.name})`)
     const op = this.#op('send', tag, row, entry, ranges)
     entry.send = op
     op.sum = this.#sumNow(ranges)
@@ -639,7 +639,7 @@ export class SimIoQueue implements IoQueue {
         const start = range.page * PAGE_BYTES + range.deltaBytes + within
         op.done += n
         within += n
-        end.push(this.arena.bytes.slice(start, start + n))
+        end.push(this.arena.bytes, start, n)
       }
       position += range.lengthBytes
     }
@@ -703,13 +703,13 @@ export class SimIoQueue implements IoQueue {
     const file = entry.file!
     const { disk } = file
     const range = { page, deltaBytes, lengthBytes }
-    assert(Number.isSafeInteger(offsetBytes) && offsetBytes >= 0, `read at ${offsetBytes}`)
-    assert(
-      crcIndex === -1 || (crcIndex >= 0 && crcIndex + Math.ceil(lengthBytes / PAGE_BYTES) <= this.#crcsReserved),
-      `read: crc index ${crcIndex} is not reserved`,
-    )
-    assert(!this.#misaligned(file, offsetBytes, [range]), `read at ${offsetBytes}: not aligned for direct I/O`)
-    const op = this.#op('read', tag, row, entry, [range])
+    const ranges = [range]
+    if (!Number.isSafeInteger(offsetBytes) || offsetBytes < 0) throw new AssertionError(`read at ${offsetBytes}`)
+    if (crcIndex !== -1 && (crcIndex < 0 || crcIndex + Math.ceil(lengthBytes / PAGE_BYTES) > this.#crcsReserved)) {
+      throw new AssertionError(`read: crc index ${crcIndex} is not reserved`)
+    }
+    if (this.#misaligned(file, offsetBytes, ranges)) throw new AssertionError(`read at ${offsetBytes}: not aligned for direct I/O`)
+    const op = this.#op('read', tag, row, entry, ranges)
     this.#scribble(range)
     disk.request(this.process, 'read', lengthBytes, () => {
       if (disk.gone || this.#random.chance(disk.faults.readEio)) {
@@ -751,10 +751,10 @@ export class SimIoQueue implements IoQueue {
   #write(handle: Handle, offsetBytes: number, ranges: readonly Range[], sync: boolean, tag: Tag, row: number): void {
     const entry = this.#entry(handle, 'file')
     assert(entry.openOptions!.readOnly !== true, 'write to a file opened for reading')
-    assert(Number.isSafeInteger(offsetBytes) && offsetBytes >= 0, `write at ${offsetBytes}`)
+    if (!Number.isSafeInteger(offsetBytes) || offsetBytes < 0) throw new AssertionError(`write at ${offsetBytes}`)
     const file = entry.file!
     const { disk } = file
-    assert(!this.#misaligned(file, offsetBytes, ranges), `write at ${offsetBytes}: not aligned for direct I/O`)
+    if (this.#misaligned(file, offsetBytes, ranges)) throw new AssertionError(`write at ${offsetBytes}: not aligned for direct I/O`)
     const op = this.#op('write', tag, row, entry, ranges)
     let total = 0
     for (const range of ranges) total += range.lengthBytes

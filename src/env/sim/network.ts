@@ -9,7 +9,9 @@
 import { assert } from '../../base/assert.ts'
 import type { Prng } from '../../base/prng.ts'
 import { Errno, IoError } from '../ioqueue.ts'
+import { copyBytes } from './bytes.ts'
 import type { SimHost, SimProcess } from './host.ts'
+import { type Slab, Slabs } from './memory.ts'
 import type { World } from './world.ts'
 
 export interface NetworkOptions {
@@ -61,6 +63,8 @@ export class SimNetwork {
   /** Those whose protocol has checksums of its own. */
   readonly flippedPorts = new Set<number>()
   readonly #holding = new Set<SimEnd>()
+  /** Where bytes are on their way. */
+  readonly buffers = new Slabs()
   readonly random: Prng
   #connections = 0
 
@@ -273,11 +277,14 @@ export class SimListener {
   }
 }
 
-type Packet =
-  | { readonly kind: 'data'; readonly bytes: Uint8Array }
-  | { readonly kind: 'room'; readonly count: number }
-  | { readonly kind: 'fin' }
-  | { readonly kind: 'reset' }
+interface Data {
+  readonly kind: 'data'
+  readonly slab: Slab
+  readonly start: number
+  readonly length: number
+}
+
+type Packet = Data | { readonly kind: 'room'; readonly count: number } | { readonly kind: 'fin' } | { readonly kind: 'reset' }
 
 /** One end of a stream, in its host's kernel. */
 export class SimEnd {
@@ -290,8 +297,9 @@ export class SimEnd {
   port = Number.NaN
   /** Called when there is something to read, room to send, or an end. */
   onChange: (() => void) | undefined
-  readonly #inbox: Uint8Array[] = []
-  #inboxStart = 0
+  readonly #inbox: Data[] = []
+  /** Bytes taken of the first. */
+  #inboxTaken = 0
   inboxBytes = 0
   /** The peer has sent all it will. */
   ended = false
@@ -325,17 +333,19 @@ export class SimEnd {
     return this.error || this.closed ? 0 : this.#windowBytes - this.#aheadBytes
   }
 
-  /** Takes `bytes` (now owned by the kernel); they arrive in any pieces. */
-  push(bytes: Uint8Array): void {
-    const { random, options } = this.network
-    this.#aheadBytes += bytes.length
+  /** Takes a copy of bytes; they arrive in any pieces. */
+  push(source: Uint8Array, sourceStart: number, lengthBytes: number): void {
+    const { random, options, buffers } = this.network
+    this.#aheadBytes += lengthBytes
+    const { slab, at } = buffers.place(lengthBytes)
+    copyBytes(slab.bytes, at, source, sourceStart, lengthBytes)
     let start = 0
-    while (bytes.length - start > 1 && random.chance(options.fragment)) {
-      const n = random.chance(0.2) ? 1 : random.between(1, bytes.length - start - 1)
-      this.#transmit({ kind: 'data', bytes: bytes.subarray(start, start + n) })
+    while (lengthBytes - start > 1 && random.chance(options.fragment)) {
+      const n = random.chance(0.2) ? 1 : random.between(1, lengthBytes - start - 1)
+      this.#transmit({ kind: 'data', slab: slab.shared(), start: at + start, length: n })
       start += n
     }
-    this.#transmit({ kind: 'data', bytes: start === 0 ? bytes : bytes.subarray(start) })
+    this.#transmit({ kind: 'data', slab, start: at + start, length: lengthBytes - start })
   }
 
   /** Moves up to `lengthBytes` to `target`; returns how many. */
@@ -343,13 +353,14 @@ export class SimEnd {
     let done = 0
     while (done < lengthBytes && this.#inbox.length > 0) {
       const chunk = this.#inbox[0]!
-      const n = Math.min(chunk.length - this.#inboxStart, lengthBytes - done)
-      target.set(chunk.subarray(this.#inboxStart, this.#inboxStart + n), start + done)
+      const n = Math.min(chunk.length - this.#inboxTaken, lengthBytes - done)
+      copyBytes(target, start + done, chunk.slab.bytes, chunk.start + this.#inboxTaken, n)
       done += n
-      this.#inboxStart += n
-      if (this.#inboxStart === chunk.length) {
+      this.#inboxTaken += n
+      if (this.#inboxTaken === chunk.length) {
         this.#inbox.shift()
-        this.#inboxStart = 0
+        this.#inboxTaken = 0
+        chunk.slab.release()
       }
     }
     this.inboxBytes -= done
@@ -409,9 +420,9 @@ export class SimEnd {
     const awayMs = this.process.alive ? this.process.localNowMs - world.nowMs : 0
     const atMs = Math.max(this.#lastArrivalMs, world.nowMs + awayMs + this.network.delayMs(this.host, this.other.host))
     this.#lastArrivalMs = atMs
-    if (packet.kind === 'data') this.#flip(packet.bytes)
+    if (packet.kind === 'data') this.#flip(packet)
     const fromBoots = this.host.boots
-    const bytes = packet.kind === 'data' ? packet.bytes.length : -1
+    const bytes = packet.kind === 'data' ? packet.length : -1
     world.scheduleAt(
       atMs,
       packet.kind,
@@ -429,13 +440,13 @@ export class SimEnd {
   }
 
   /** The bytes are the kernel's own. */
-  #flip(bytes: Uint8Array): void {
+  #flip({ slab, start, length }: Data): void {
     const { network } = this
     const chance = network.flipChance(this.host, this.other.host)
     if (chance === 0 || !network.flippedPorts.has(this.port) || !network.random.chance(chance)) return
-    const bit = network.random.below(bytes.length * 8)
-    bytes[bit >> 3]! ^= 1 << (bit & 7)
-    network.world.note('flipped bit', () => `${this.host.name} -> ${this.other.host.name}, ${bit >> 3} of ${bytes.length}`)
+    const bit = network.random.below(length * 8)
+    slab.bytes[start + (bit >> 3)]! ^= 1 << (bit & 7)
+    network.world.note('flipped bit', () => `${this.host.name} -> ${this.other.host.name}, ${bit >> 3} of ${length}`)
   }
 
   #hold(packet: Packet): void {
@@ -485,8 +496,8 @@ export class SimEnd {
           this.reset()
           return
         }
-        this.#inbox.push(packet.bytes)
-        this.inboxBytes += packet.bytes.length
+        this.#inbox.push(packet)
+        this.inboxBytes += packet.length
         break
       case 'room':
         this.#aheadBytes -= packet.count

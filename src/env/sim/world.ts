@@ -8,9 +8,10 @@
  *
  * Times are in ms, rounded to 1/1024 ms, so that sums of them are exact and no platform rounds them differently.
  */
-import { assert } from '../../base/assert.ts'
+import { AssertionError, assert } from '../../base/assert.ts'
 import { Prng } from '../../base/prng.ts'
 import { microtasksDrained, realPending, realTurn } from './macrotask.ts'
+import { PageMemory } from './memory.ts'
 
 export interface SimEvent {
   atMs: number
@@ -28,6 +29,8 @@ export interface WorldOptions {
   readonly seed: Seed
   /** Called with each line of the trace in words; without it none is built. */
   readonly trace?: ((line: string) => void) | undefined
+  /** Of a world that is over; without it fresh memory. */
+  readonly memory?: PageMemory | undefined
 }
 
 /** A generator that depends on all bits of the seed. */
@@ -41,6 +44,8 @@ const EVENTS_PER_REAL_TURN = 20_000
 
 export class World {
   readonly seed: Seed
+  /** What disks are made of. */
+  readonly memory: PageMemory
   /** True time, ms since the start of the world. Hosts see it through their own clocks. */
   nowMs = 0
   /** Set by whoever settles a promise: promises run before the next event. */
@@ -64,6 +69,7 @@ export class World {
 
   constructor(options: WorldOptions) {
     this.seed = options.seed
+    this.memory = options.memory ?? new PageMemory()
     this.#root = seededPrng(options.seed)
     this.#trace = options.trace
   }
@@ -112,7 +118,7 @@ export class World {
   }
 
   scheduleAt(atMs: number, label: string, fn: () => void, a = 0, b = 0): SimEvent {
-    assert(Number.isFinite(atMs), `event ${label} at no time`)
+    if (!Number.isFinite(atMs)) throw new AssertionError(`event ${label} at no time`)
     const at = Math.max(this.nowMs, Math.ceil(atMs * 1024) / 1024)
     const event: SimEvent = { atMs: at, sequence: this.#sequence++, label, fn, a, b }
     this.#push(event)
@@ -222,7 +228,7 @@ export class World {
     this.nowMs = event.atMs
     this.eventCount++
     this.fold(event.label, event.a, event.b)
-    this.#trace?.(`${event.atMs.toFixed(3).padStart(12)} ${event.label} ${event.a} ${event.b}`)
+    if (this.#trace) this.#trace(`${event.atMs.toFixed(3).padStart(12)} ${event.label} ${event.a} ${event.b}`)
     this.delivering = true
     try {
       fn()
