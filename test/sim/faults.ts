@@ -340,6 +340,31 @@ export function describeFault(fault: Fault): string {
   }
 }
 
+const DELAY_MS_MAX = 60_000
+/**
+ * What the amount of a fault may be, in a schedule written by hand too. Beyond it the fault is another one (a clock within the bound that is not), or none
+ * that the checkers know how to judge (a clock that runs backwards).
+ */
+const AMOUNTS: Partial<Readonly<Record<FaultKind, { readonly least: number; readonly most: number; readonly whole?: true }>>> = {
+  'slow-link': { least: 0, most: DELAY_MS_MAX },
+  'bad-wire': { least: 0, most: 1 },
+  'disk-slow': { least: 0, most: DELAY_MS_MAX },
+  'disk-eio': { least: 0, most: 1 },
+  'bit-rot': { least: 0, most: 10_000, whole: true },
+  misdirect: { least: 0, most: 1 },
+  drift: { least: -0.005, most: 0.005 },
+  pauses: { least: 0, most: DELAY_MS_MAX },
+  'datagram-loss': { least: 0, most: 1 },
+  'late-timers': { least: 0, most: DELAY_MS_MAX },
+  'drift-beyond': { least: -0.95, most: 0 },
+  'clock-fast': { least: 0, most: 9 },
+  setting: { least: 0, most: 1_000_000, whole: true },
+  'slow-reads': { least: 0, most: DELAY_MS_MAX },
+  straggler: { least: 0, most: DELAY_MS_MAX },
+  'last-copy': { least: 0, most: DELAY_MS_MAX },
+  'late-stream': { least: 0, most: DELAY_MS_MAX },
+  'remove-draining': { least: 0, most: DELAY_MS_MAX },
+}
 const SCHEDULE_LIMITS = { nodes: [1, 9], clients: [0, 64], opsPerClient: [0, 100_000], durationMs: [0, 3_600_000] } as const
 const SCHEDULE_FAULTS_MAX = 10_000
 
@@ -380,6 +405,12 @@ export function parseSchedule(text: string): Schedule {
       const node = fault[field]!
       if (!Number.isInteger(node) || node < 0 || node >= value.nodes!) throw new Error(`schedule: fault ${i} names node ${node} of ${value.nodes}`)
     }
+    const { least, most, whole = false } = AMOUNTS[fault.kind!] ?? { least: Number.NEGATIVE_INFINITY, most: Number.POSITIVE_INFINITY }
+    if (fault.amount! < least || fault.amount! > most || (whole && !Number.isInteger(fault.amount))) {
+      throw new Error(`schedule: amount of fault ${i}, ${fault.kind}, is ${fault.amount}, not a ${whole ? 'whole ' : ''}number from ${least} to ${most}`)
+    }
+    const [, longestMs] = SCHEDULE_LIMITS.durationMs
+    if (fault.atMs! > longestMs || fault.durationMs! > longestMs) throw new Error(`schedule: fault ${i} begins after, or lasts longer than, ${longestMs} ms`)
     if (fault.atMs! < 0 || fault.durationMs! < 0) throw new Error(`schedule: fault ${i} is before the start, or ends before it begins`)
     if (!['random', 'lose', 'keep'].includes(String(fault.unflushed))) throw new Error(`schedule: unflushed of fault ${i} is not random, lose or keep`)
   }
