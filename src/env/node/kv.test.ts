@@ -1,10 +1,11 @@
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
-import { chmodSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { appendFileSync, chmodSync, cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
-import test from 'node:test'
+import { dirname, join } from 'node:path'
+import test, { type TestContext } from 'node:test'
 import { fileURLToPath } from 'node:url'
+import { ClassicLevel } from 'classic-level'
 import { kvConformance } from '../../../test/conformance/kv.ts'
 import type { XsanError } from '../../base/errors.ts'
 import { LevelKv } from './kv.ts'
@@ -36,6 +37,105 @@ test('a file in the place of the store, a locked and a damaged one are refused w
   bytes[10]! ^= 0xff
   writeFileSync(join(path, 'kv', manifest), bytes)
   await assert.rejects(LevelKv.open(join(path, 'kv')), is('DISK_CORRUPTED', /damaged/))
+})
+
+/** A store with `writes` acknowledged writes, closed; its log and its directory. */
+async function written(t: TestContext, writes: number, valueBytes = 1000): Promise<{ path: string; log: () => string }> {
+  const path = join(tempDir(), 'kv')
+  t.after(() => rmSync(dirname(path), { recursive: true }))
+  const kv = await LevelKv.open(path)
+  for (let i = 0; i < writes; i++) await kv.batch([{ type: 'put', key: `key/${i}`, value: new Uint8Array(valueBytes).fill(i) }])
+  await kv.close()
+  return { path, log: () => join(path, readdirSync(path).find((name) => name.endsWith('.log'))!) }
+}
+
+function flip(path: string, at: number): void {
+  const bytes = readFileSync(path)
+  bytes[at < 0 ? bytes.length + at : at]! ^= 0x10
+  writeFileSync(path, bytes)
+}
+
+test('rot anywhere in the log of the store is noticed, at its end too, where LevelDB drops what was acknowledged without a word', async (t) => {
+  for (const at of [7, 40, 500, 20_000, 32_760, 40_000, 70_000, -3000, -1500, -900, -30, -1]) {
+    const { path, log } = await written(t, 90)
+    flip(log(), at)
+    await assert.rejects(LevelKv.open(path), is('DISK_CORRUPTED', /has lost writes that were acknowledged/), `a bit at ${at}`)
+  }
+})
+
+test('a log that ends in the middle of a write nobody was told of is fine', async (t) => {
+  const { path, log } = await written(t, 50)
+  appendFileSync(log(), Buffer.from([1, 2, 3, 4, 200, 0, 1, 9, 9, 9]))
+  const kv = await LevelKv.open(path)
+  assert.equal((await kv.scan('key/')).length, 50)
+  await kv.close()
+})
+
+test('a store put back to an older copy of it, beside its mark, is refused', async (t) => {
+  const { path } = await written(t, 3)
+  const old = `${path}.old`
+  cpSync(path, old, { recursive: true })
+  const kv = await LevelKv.open(path)
+  await kv.batch([{ type: 'put', key: 'vote', value: new Uint8Array(1) }])
+  await kv.close()
+  const mark = readFileSync(join(path, 'xsan.mark'))
+  rmSync(path, { recursive: true })
+  cpSync(old, path, { recursive: true })
+  writeFileSync(join(path, 'xsan.mark'), mark)
+  await assert.rejects(LevelKv.open(path), is('DISK_CORRUPTED', /it ends with write 3, and 4 were acknowledged/))
+  // what the operator of a cluster without another node may do
+  rmSync(join(path, 'xsan.mark'))
+  const again = await LevelKv.open(path)
+  assert.equal((await again.scan('key/')).length, 3)
+  await again.close()
+})
+
+test('a value that has rotted in a table is named, and never handed out', async (t) => {
+  const { path } = await written(t, 40, 5000)
+  // opened again, the log becomes a table
+  await (await LevelKv.open(path)).close()
+  const table = readdirSync(path).find((name) => name.endsWith('.ldb'))!
+  const bytes = readFileSync(join(path, table))
+  let noticed = 0
+  for (let at = 100; at < bytes.length - 3000; at += Math.ceil(bytes.length / 7)) {
+    flip(join(path, table), at)
+    const outcome = await LevelKv.open(path).then(
+      async (kv) => {
+        const found = await kv.scan('').catch((error: XsanError) => error)
+        await kv.close()
+        return found
+      },
+      (error: XsanError) => error,
+    )
+    if (Array.isArray(outcome))
+      for (const { key, value } of outcome)
+        assert.ok(
+          value.every((byte) => byte === Number(key.slice(4))),
+          `${key} is as it was stored`,
+        )
+    else {
+      assert.equal((outcome as XsanError).status, 'DISK_CORRUPTED')
+      noticed++
+    }
+    flip(join(path, table), at)
+  }
+  assert.ok(noticed > 0)
+})
+
+test('a store of a version that did not number its writes is taken over', async (t) => {
+  const path = join(tempDir(), 'kv')
+  t.after(() => rmSync(dirname(path), { recursive: true }))
+  const level = new ClassicLevel<string, Uint8Array>(path, { keyEncoding: 'utf8', valueEncoding: 'view' })
+  await level.put('a', new Uint8Array([1, 2, 3]))
+  await level.close()
+  for (let round = 0; round < 2; round++) {
+    const kv = await LevelKv.open(path)
+    assert.deepEqual(
+      (await kv.scan('')).map(({ key, value }) => [key, ...value]),
+      [['a', 1, 2, 3]],
+    )
+    await kv.close()
+  }
 })
 
 test('what is stored, the keys of the cluster among it, is for the owner alone, also where the directory was there before', async (t) => {

@@ -1,0 +1,120 @@
+/**
+ * What LevelDB does not tell: that it has gone back. It drops records of its write-ahead log that rot has made unreadable, and opens without a word. A node
+ * that forgets what it has promised in Raft (a vote, an entry it has acknowledged) can break the safety of all others, so this has to be noticed.
+ *
+ * Three guards, each for what the others cannot see:
+ * - **the log before it is opened** ({@link rotInLog}): an unreadable record with readable ones in later blocks is rot; at the very end it may as well be
+ *   a write that was never acknowledged.
+ * - **the mark** ({@link Mark}): the number of the last acknowledged write, in a file beside the store; the same number is part of each write. A store that
+ *   ends below its mark has lost its end. The mark is not synced for itself: after a loss of power it may be behind, never ahead of what was acknowledged.
+ * - **a checksum per value** ({@link seal}): what rots in a table.
+ *
+ *   mark file:  two slots of 512 bytes, written in turn:  magic u32 | number f64 | crc32c of these u32      little-endian
+ *   value:      the bytes | crc32c of key and bytes u32
+ *   log file:   blocks of 32 KiB:  masked crc32c u32 | length u16 | type u8 | data  ...                      (LevelDB's log_format.md)
+ */
+import { closeSync, constants, fsyncSync, openSync, readdirSync, readFileSync, readSync, statSync, writeSync } from 'node:fs'
+import { join } from 'node:path'
+import { crc32c } from '../../base/crc32c.ts'
+
+const MARK_FILE = 'xsan.mark'
+const MARK_MAGIC = 0x4d4e_5358
+const SLOT_BYTES = 512
+const SLOT_USED_BYTES = 16
+const SEAL_BYTES = 4
+
+export class Mark {
+  /** Of the last acknowledged write; 0: none, or not known. */
+  readonly found: number
+  readonly #fd: number
+  readonly #slot = new Uint8Array(SLOT_USED_BYTES)
+  readonly #view = new DataView(this.#slot.buffer)
+
+  /** In the directory of the store, so that both are removed together. */
+  constructor(directory: string) {
+    this.#fd = openSync(join(directory, MARK_FILE), constants.O_RDWR | constants.O_CREAT, 0o600)
+    this.found = Math.max(this.#read(0), this.#read(1))
+  }
+
+  /** The write of that number is on stable storage. */
+  set(number: number): void {
+    this.#view.setUint32(0, MARK_MAGIC, true)
+    this.#view.setFloat64(4, number, true)
+    this.#view.setUint32(12, crc32c(this.#slot, 0, 12), true)
+    writeSync(this.#fd, this.#slot, 0, SLOT_USED_BYTES, (number % 2) * SLOT_BYTES)
+  }
+
+  close(): void {
+    fsyncSync(this.#fd)
+    closeSync(this.#fd)
+  }
+
+  #read(slot: number): number {
+    if (readSync(this.#fd, this.#slot, 0, SLOT_USED_BYTES, slot * SLOT_BYTES) !== SLOT_USED_BYTES) return 0
+    if (this.#view.getUint32(0, true) !== MARK_MAGIC || this.#view.getUint32(12, true) !== crc32c(this.#slot, 0, 12) >>> 0) return 0
+    return this.#view.getFloat64(4, true)
+  }
+}
+
+const keyBytes = new TextEncoder()
+
+/** The value as it is stored. */
+export function seal(key: string, value: Uint8Array): Uint8Array {
+  const sealed = new Uint8Array(value.length + SEAL_BYTES)
+  sealed.set(value)
+  new DataView(sealed.buffer).setUint32(value.length, sealOf(key, value), true)
+  return sealed
+}
+
+/** The value, or undefined: it is not what was stored under that key. */
+export function unseal(key: string, sealed: Uint8Array): Uint8Array | undefined {
+  const length = sealed.length - SEAL_BYTES
+  if (length < 0) return undefined
+  const value = sealed.subarray(0, length)
+  return new DataView(sealed.buffer, sealed.byteOffset).getUint32(length, true) === sealOf(key, value) ? value : undefined
+}
+
+function sealOf(key: string, value: Uint8Array): number {
+  return crc32c(value, 0, value.length, crc32c(keyBytes.encode(key))) >>> 0
+}
+
+const BLOCK_BYTES = 32 * 1024
+const HEADER_BYTES = 7
+const TYPE_MAX = 4
+
+/** Which of LevelDB's logs is rotten, and where; undefined: none, as far as a reader can tell. To be asked before LevelDB opens: it removes them. */
+export function rotInLog(directory: string): string | undefined {
+  if (statSync(directory, { throwIfNoEntry: false })?.isDirectory() !== true) return undefined
+  for (const name of readdirSync(directory).sort()) {
+    if (!/^\d+\.log$/.test(name)) continue
+    const bytes = readFileSync(join(directory, name))
+    let bad = -1
+    for (let block = 0; block < bytes.length; block += BLOCK_BYTES) {
+      const { readable, badAt } = readBlock(bytes, block)
+      if (readable && bad >= 0) return `${name} at byte ${bad}`
+      if (bad < 0) bad = badAt
+    }
+  }
+  return undefined
+}
+
+/** Whether the block begins with a record that can be read, and where the first one begins that cannot; -1: all can. */
+function readBlock(bytes: Buffer, block: number): { readonly readable: boolean; readonly badAt: number } {
+  const end = Math.min(block + BLOCK_BYTES, bytes.length)
+  let at = block
+  while (end - at >= HEADER_BYTES) {
+    const length = bytes.readUInt16LE(at + 4)
+    const next = at + HEADER_BYTES + length
+    const type = bytes[at + 6]!
+    if (type < 1 || type > TYPE_MAX || next > end || unmasked(bytes.readUInt32LE(at)) !== crc32c(bytes, at + 6, next) >>> 0)
+      return { readable: at > block, badAt: at }
+    at = next
+  }
+  return { readable: at > block, badAt: -1 }
+}
+
+/** LevelDB masks the checksums it stores. */
+function unmasked(stored: number): number {
+  const rotated = (stored - 0xa282_ead8) >>> 0
+  return ((rotated >>> 17) | (rotated << 15)) >>> 0
+}
