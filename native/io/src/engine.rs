@@ -15,6 +15,7 @@ use crate::files::{self, OpenOptions, Opened};
 use crate::handles::{Handle, Handles, NO_SLOT};
 use crate::layout::*;
 use crate::net::{self, Address};
+use crate::patience::{GAP_NS, LOOK_NS, Patience};
 use crate::timers::Timers;
 use crate::wake::Waker;
 use io_uring::types::{BufRingEntry, CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
@@ -120,6 +121,7 @@ pub struct Engine {
     kernel_ops: u64,
     turn: u32,
     turns_without_enter: u32,
+    patience: Patience,
 }
 
 impl Engine {
@@ -169,6 +171,7 @@ impl Engine {
             kernel_ops: 0,
             turn: 0,
             turns_without_enter: 0,
+            patience: Patience::new(),
         };
         engine.register_buffers()?;
         engine.sample_clock();
@@ -301,13 +304,41 @@ impl Engine {
         } else if let Some(deadline_ns) = self.timers.next_deadline_ns() {
             wait_ns = wait_ns.min(deadline_ns.saturating_sub(boot_time_ns()));
         }
+        if wait_ns > 0 && self.patience.looks() {
+            self.enter(0, 0)?;
+            let limit_ns = wait_ns.min(LOOK_NS);
+            let found = !self.ring.completion().is_empty() || self.stay_awake(limit_ns);
+            wait_ns = if found { 0 } else { wait_ns - limit_ns };
+        }
         if wait_ns > 0 && self.waker.fall_asleep() {
+            let from_ns = boot_time_ns();
             self.enter(1, wait_ns)?;
+            self.patience.slept(boot_time_ns().saturating_sub(from_ns));
         } else {
             self.enter(0, 0)?;
         }
         self.waker.wake_up();
         Ok(())
+    }
+
+    /// Looks for work to come for so long; whether it came. Costs no system call: the kernel says in shared memory that it has work for this thread.
+    fn stay_awake(&mut self, limit_ns: u64) -> bool {
+        let from_ns = boot_time_ns();
+        let mut last_ns = from_ns;
+        let mut alone = true;
+        loop {
+            let found = !self.ring.completion().is_empty() || self.ring.submission().taskrun() || self.waker.is_pending();
+            let now_ns = boot_time_ns();
+            alone &= now_ns.saturating_sub(last_ns) < GAP_NS;
+            last_ns = now_ns;
+            if found || now_ns.saturating_sub(from_ns) >= limit_ns {
+                if found || limit_ns == LOOK_NS {
+                    self.patience.looked(found, alone);
+                }
+                return found;
+            }
+            std::hint::spin_loop();
+        }
     }
 
     fn expire(&mut self, now_ms: f64) {

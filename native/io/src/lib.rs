@@ -16,6 +16,7 @@ mod files;
 mod handles;
 pub mod layout;
 mod net;
+mod patience;
 mod timers;
 mod wake;
 

@@ -46,6 +46,10 @@ impl Waker {
         self.sleeping.store(false, Ordering::SeqCst);
     }
 
+    pub fn is_pending(&self) -> bool {
+        self.pending.load(Ordering::Relaxed)
+    }
+
     /// True when someone called `wake` since the last take.
     pub fn take_pending(&self) -> bool {
         self.pending.load(Ordering::Relaxed) && self.pending.swap(false, Ordering::SeqCst)
