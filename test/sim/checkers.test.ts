@@ -165,6 +165,53 @@ test('a replica of the replicated state that differs is found', async () => {
   )
 })
 
+test('what piles up in a control plane is found', async () => {
+  const piles: ReadonlyArray<readonly [string, (t: Scenario) => void]> = [
+    [
+      'indexReads',
+      (t) =>
+        Array.from({ length: 300 }, () =>
+          t
+            .node(2)
+            .control!.member!.raft!.readIndex()
+            .catch(() => undefined),
+        ),
+    ],
+    [
+      'proposals',
+      (t) =>
+        Array.from({ length: 80 }, () =>
+          t
+            .node(2)
+            .control!.member!.raft!.propose(new Uint8Array(1))
+            .catch(() => undefined),
+        ),
+    ],
+    [
+      'callsOut',
+      (t) =>
+        Array.from({ length: 30 }, () =>
+          t
+            .node(2)
+            .env!.rpc.call(t.node(1).grpc, 'xsan.v1.Cluster/Status', {}, { timeoutMs: 1000 })
+            .catch(() => undefined),
+        ),
+    ],
+    ['kvBatches', (t) => Array.from({ length: 9 }, () => t.node(2).env!.kv.batch([]))],
+  ]
+  for (const [what, pile] of piles) {
+    const t = await healthy()
+    const watch = new Watch(t)
+    watch.sample()
+    const details = () => watch.violations.map(({ detail }) => detail)
+    assert.deepEqual(details(), [])
+    pile(t)
+    watch.sample()
+    assert.equal(details().length, 1, what)
+    assert.match(details()[0]!, new RegExp(`^node-2: ${what} of the control plane: \\d+, at most \\d+`))
+  }
+})
+
 scenario('a returning node is sent what differs, and at most a tenth more', async (t, volume) => {
   t.load(volume, { on: [1, 2], ops: 300, readShare: 0 })
   await t.clientsDone()

@@ -8,6 +8,7 @@ import type { DataPlane, DataPlaneLimits } from '../../src/chain/data-plane.ts'
 import { svOf } from '../../src/chain/records.ts'
 import { MERGES_MAX } from '../../src/chain/write.ts'
 import { ReplicaState } from '../../src/placement/chain.ts'
+import type { Raft } from '../../src/raft/driver.ts'
 import { CHANNELS_PER_CLIENT, ChannelRows, ROW_WORDS } from '../../src/store/channel-rows.ts'
 import { type BlockRow, PageFlag, type ReplicaStore } from '../../src/store/store.ts'
 import type { SimCluster, SimNode } from './cluster.ts'
@@ -25,6 +26,7 @@ export const RESYNC_OVERHEAD = 1.1
  *   replicated state. (Nodes whose clock is beyond the bound are out of it: design 4.)
  * - Connections: a session with a node that was dropped from a chain as DOWN has ended on every peer that knows it, soon after (protocol 16).
  * - State machines: all replicas of the replicated state have the same content at the same index.
+ * - Queues of the control plane: nothing piles up in it (`controlQueueBounds`).
  */
 export class Watch {
   readonly violations: Violation[] = []
@@ -34,6 +36,8 @@ export class Watch {
   /** Replicated states that tell of whom they drop. */
   readonly #watched = new WeakSet<ReplicatedState>()
   #toEnd: Array<{ readonly node: SimNode; readonly plane: DataPlane; readonly dropped: number; readonly session: number; samplesLeft: number }> = []
+  /** By Raft node: what waits in it. */
+  readonly #raftQueues = new WeakMap<Raft, RaftQueues>()
   samples = 0
   #stopped = false
 
@@ -59,6 +63,31 @@ export class Watch {
     this.#leases()
     this.#states()
     this.#connections()
+    this.#controlQueues()
+  }
+
+  #controlQueues(): void {
+    const { nodes, world } = this.#cluster
+    for (const { id, env, process, control } of nodes) {
+      if (!env || process?.state !== 'running' || process.localNowMs > world.nowMs) continue
+      const { raft } = control?.member ?? {}
+      let queues = raft && this.#raftQueues.get(raft)
+      if (raft && !queues) {
+        queues = watchRaft(raft)
+        this.#raftQueues.set(raft, queues)
+      }
+      const found: Readonly<Record<string, number>> = {
+        callsOut: env.rpc.callsOut,
+        callsIn: env.rpc.callsIn,
+        kvBatches: env.kv.batches,
+        ...(queues && { proposals: queues.proposalsMost, indexReads: queues.indexReadsMost }),
+      }
+      const bounds = controlQueueBounds(nodes.length)
+      for (const what in found) {
+        if (found[what]! <= bounds[what]!) continue
+        this.#found('every queue is bounded', `${id}: ${what} of the control plane: ${found[what]}, at most ${bounds[what]}, at ${world.nowMs.toFixed(0)} ms`)
+      }
+    }
   }
 
   #connections(): void {
@@ -238,6 +267,41 @@ export function queueBounds(plane: DataPlane, limits: DataPlaneLimits): Readonly
     creditsHeld: Math.min(limits.recordsMax + limits.updatesMax, 2 * peers * HOPS * limits.creditRows),
     resyncSessions: plane.table.slotCount,
   }
+}
+
+interface RaftQueues {
+  proposalsMost: number
+  indexReadsMost: number
+}
+
+/**
+ * What a control plane may have under way at one time, in a cluster of so many nodes. The code's own limits (`src/raft/driver.ts`) are hundreds of times
+ * what a run needs; these are four times and more what brutal runs came to: beyond them something asks in a storm, or never ends.
+ */
+export function controlQueueBounds(nodes: number): Readonly<Record<string, number>> {
+  return { callsOut: 8 + 4 * nodes, callsIn: 16 + 16 * nodes, kvBatches: 8, proposals: 64, indexReads: 256 }
+}
+
+/** From now on it is counted what the Raft node has not answered. */
+function watchRaft(raft: Raft): RaftQueues {
+  const queues: RaftQueues = { proposalsMost: 0, indexReadsMost: 0 }
+  const { propose, readIndex } = raft
+  let [proposals, indexReads] = [0, 0]
+  raft.propose = (...given) => {
+    queues.proposalsMost = Math.max(queues.proposalsMost, ++proposals)
+    const answer = propose.apply(raft, given)
+    const ended = () => proposals--
+    answer.then(ended, ended)
+    return answer
+  }
+  raft.readIndex = (...given) => {
+    queues.indexReadsMost = Math.max(queues.indexReadsMost, ++indexReads)
+    const answer = readIndex.apply(raft, given)
+    const ended = () => indexReads--
+    answer.then(ended, ended)
+    return answer
+  }
+  return queues
 }
 
 /** From now on each end of a turn of the data plane is looked at. */

@@ -104,6 +104,11 @@ export class SimRpc implements Rpc {
   /** Calls this process has made that have not ended. */
   callsOut = 0
 
+  /** Calls to this process that it has not answered. */
+  get callsIn(): number {
+    return this.#serving.size
+  }
+
   constructor(shared: SimControlNetwork, process: SimProcess) {
     this.#shared = shared
     this.#process = process
@@ -412,6 +417,11 @@ export class SimKv implements Kv {
       this.#pending.length = 0
       this.#closed = true
     })
+  }
+
+  /** Batches that are not on the disk yet. */
+  get batches(): number {
+    return this.#pending.length
   }
 
   async scan(prefix: string): Promise<Array<{ key: string; value: Uint8Array }>> {

@@ -62,7 +62,7 @@ export interface SimIoQueueOptions {
   readonly providedBytes?: number
 }
 
-const CRCS_MAX = 1 << 18
+const CRCS_MAX = 1 << 16
 /** A flush takes the disk as long as a write of so many bytes. */
 const FLUSH_COST_BYTES = 64 * 1024
 const HANDLE_INDEX_BITS = 16
