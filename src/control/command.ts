@@ -11,6 +11,7 @@ import { chainsStep } from './ops/chains-step.ts'
 import { clusterInit } from './ops/cluster-init.ts'
 import { diskFailed } from './ops/disk-failed.ts'
 import { featureRaise } from './ops/feature-raise.ts'
+import { leasesSettle } from './ops/leases-settle.ts'
 import { nodeAddresses } from './ops/node-addresses.ts'
 import { nodeAdmit } from './ops/node-admit.ts'
 import { nodeLeave } from './ops/node-leave.ts'
@@ -36,6 +37,7 @@ export const OPERATIONS = {
   'node.leave': nodeLeave,
   'node.remove': nodeRemove,
   'disk.failed': diskFailed,
+  'leases.settle': leasesSettle,
   'volume.create': volumeCreate,
   'volume.resize': volumeResize,
   'volume.delete': volumeDelete,

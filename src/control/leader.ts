@@ -4,7 +4,8 @@
  *
  * All of it is volatile and begins anew with every term. Invariants (protocol 26 to 32):
  * - It begins when all earlier entries are applied, and takes every node to hold a lease until its own election + the longest L that any
- *   process has ever registered with. It grants no longer one itself (nodes take L from their own files, which may differ for a while).
+ *   process has registered with, but for those that a leader has outlived (leases-settle). It grants no longer one itself (nodes take L from their own
+ *   files, which may differ for a while).
  * - A grant follows a read-index round that began after the request arrived, and goes to the registered incarnation only.
  * - From proposing a change that drops a node until that is applied or known to be dead, the node is granted nothing.
  * - A renewal makes a node UP only if it was sent after the newest evidence against anybody: it names the number drawn for that. One that only arrived
@@ -22,7 +23,7 @@ import { Members } from './members.ts'
 import { type ChainsStepArgs, chainChanges, changesAny, type SlotFacts } from './ops/chains-step.ts'
 import { Rebalancer } from './rebalance.ts'
 import { booleanSetting, numberSetting, type OwnSettings } from './settings.ts'
-import type { ClusterState } from './state.ts'
+import { type ClusterState, FEATURE_LEVEL } from './state.ts'
 
 const DRIFT_BOUND = 0.01
 const RETRY_MS = 50
@@ -118,6 +119,7 @@ export class Coordinator {
   /** Nodes that are DOWN and whose peers were told to close their connections, by this leader. */
   readonly #told = new Set<NodeNumber>()
   #changing = false
+  #keepingHouse = false
   #wanted = false
   /** The views have news: every slot has to be looked at. */
   #lookAtAll = true
@@ -590,6 +592,7 @@ export class Coordinator {
     }
     this.#tickMs = nowMs
     this.#members.reconcile()
+    this.#keepHouse(nowMs)
     this.#lookForUnserved(nowMs)
     this.#lookForApart()
     // between changes only the passing of time can call for something
@@ -598,6 +601,43 @@ export class Coordinator {
       this.#lookedMs = nowMs
       this.wake()
     }
+  }
+
+  /** Changes that nobody asks for; one at a time, and again at a later look when it fails. */
+  #keepHouse(nowMs: number): void {
+    if (this.#keepingHouse) return
+    const change = this.#isLevelToRaise()
+      ? () => this.propose('feature.raise', { level: FEATURE_LEVEL })
+      : this.#areLeasesToSettle(nowMs)
+        ? () => this.propose('leases.settle', {})
+        : undefined
+    if (change === undefined) return
+    this.#keepingHouse = true
+    change()
+      .catch((error: unknown) => {
+        if (!this.#stopped) this.#options.log.log('DEBUG', 'a change of the cluster failed, trying again', { error: messageOf(error) })
+      })
+      .finally(() => {
+        this.#keepingHouse = false
+      })
+  }
+
+  /** All nodes that have ever run here know more than the cluster uses. */
+  #isLevelToRaise(): boolean {
+    if (this.#state.cluster === undefined || this.#state.featureLevel >= FEATURE_LEVEL) return false
+    for (const node of this.#state.nodes.values()) if (node.featureMax < FEATURE_LEVEL) return false
+    return true
+  }
+
+  /**
+   * `failover.lease` was lowered everywhere, and what earlier leaders have granted is over: this one has led for longer than that. Its own grants count as
+   * those of a registered process only once it is registered with its own length.
+   */
+  #areLeasesToSettle(nowMs: number): boolean {
+    const { featureLevel, leaseMsMax, longestRegisteredLeaseMs: longestMs } = this.#state
+    if (featureLevel < 2 || longestMs === undefined || longestMs >= leaseMsMax) return false
+    const own = this.#state.nodes.get(this.#raft.id)
+    return (own?.leaseMs ?? 0) >= this.#options.leaseMs && nowMs - this.#electedMs > leaseMsMax * (1 + DRIFT_BOUND)
   }
 
   #lookForApart(): void {

@@ -19,7 +19,7 @@ import { View } from '../placement/view.ts'
 import { healthOf } from './health.ts'
 import type { Hmac, Registration } from './options.ts'
 import { ControlPlane } from './plane.ts'
-import { ClusterState } from './state.ts'
+import { ClusterState, FEATURE_LEVEL } from './state.ts'
 
 const SLOTS = 64
 const LEASE_MS = 2000
@@ -441,7 +441,7 @@ test('who only guesses a token, or has a name that is none, writes nothing to th
   await cluster.world.runFor(1000)
   const { lastIndex } = raft.status()
   const admit = (changes: Message) =>
-    one.call('Peer/Admit', { token, joinId: 'j', nodeId: 'node-2', clusterId: 'c1', blockSize: 4 * 1024 * 1024, featureLevelMax: 1, ...changes })
+    one.call('Peer/Admit', { token, joinId: 'j', nodeId: 'node-2', clusterId: 'c1', blockSize: 4 * 1024 * 1024, featureLevelMax: FEATURE_LEVEL, ...changes })
   const { s: _, ...known } = JSON.parse(Buffer.from(token.slice(6), 'base64url').toString('utf8'))
   const guessed = `xsan1.${Buffer.from(JSON.stringify({ ...known, s: 'guessed' })).toString('base64url')}`
   await assert.rejects(admit({ token: guessed }), { status: 'PERMISSION_DENIED' })
@@ -1077,6 +1077,37 @@ async function steps(cluster: TestCluster, durationMs: number, check: () => void
     check()
   }
 }
+
+test('once a lowered lease is the longest of all, and one of the old length has passed, a new leader waits for the new one only', async () => {
+  const cluster = await TestCluster.up({ seed: 62, nodes: 3, leasesMs: [8000, 8000, 8000] })
+  await cluster.threeVoters(20_000)
+  for (const node of cluster.nodes) {
+    node.leaseMs = 1000
+    node.kill()
+    cluster.refused(node)
+    await node.restart()
+    await cluster.until(() => cluster.full(3), 60_000, 'all serve again')
+  }
+  const max = () => cluster.leader!.plane.member!.state.leaseMsMax
+  assert.equal(max(), 8000)
+  await cluster.world.runFor(9000)
+  assert.equal(max(), 1000)
+  const leader = cluster.leader!
+  const survivors = cluster.nodes.filter((node) => node !== leader)
+  // without proof of death: a lease has to pass
+  for (const other of survivors) cluster.network.cut(leader.host, other.host)
+  leader.kill()
+  const tookMs = await cluster.until(
+    () =>
+      survivors.every(
+        ({ data }) =>
+          data!.serves && [...data!.chains.values()].every(({ entries }) => entries.filter(({ state }) => state === ReplicaState.SERVING).length === 2),
+      ),
+    20_000,
+    'the two serve alone',
+  )
+  assert.ok(tookMs < 5000, `${tookMs} ms`)
+})
 
 test('a node is removed: its replicas move, then it leaves Raft and stops', async () => {
   const cluster = await TestCluster.up({ seed: 40, nodes: 4 })

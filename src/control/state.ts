@@ -23,7 +23,7 @@ import { type Chain, DiskUse, packChains, unpackChains } from '../placement/chai
 export const STATE_PREFIX = 'state/'
 const STATE_FORMAT = 1
 /** What this program can apply; a command of a higher level halts the node. */
-export const FEATURE_LEVEL = 1
+export const FEATURE_LEVEL = 2
 const SLOTS_PER_VALUE = 64
 /** Results of commands that are kept to answer a repeated one. */
 const RECENT_MAX = 512
@@ -63,6 +63,8 @@ export interface NodeRecord extends NodeAddresses {
   readonly dataDir: string
   readonly bootId: string
   readonly featureMax: number
+  /** For so long the registered process would grant leases, if it led; absent: not known. */
+  readonly leaseMs?: number
 }
 
 export interface DiskRecord {
@@ -123,7 +125,7 @@ interface Meta {
   nextDisk: number
   nextVolume: number
   nextRecent: number
-  /** No lease was ever granted for longer. */
+  /** No lease is out that was granted for longer. */
   leaseMsMax: number
   /** Ids of the nodes that were removed last, in that order, without those that a newer node has taken. */
   removedIds: readonly string[]
@@ -319,6 +321,23 @@ export class ClusterState {
 
   noteLease(leaseMs: number): void {
     if (leaseMs <= this.#meta.leaseMsMax) return
+    this.#meta.leaseMsMax = leaseMs
+    this.#dirty.add('meta')
+  }
+
+  /** Undefined while it is not known of all. */
+  get longestRegisteredLeaseMs(): number | undefined {
+    let longestMs = 0
+    for (const { leaseMs, incarnation } of this.#nodes.values()) {
+      if (incarnation === 0) continue
+      if (leaseMs === undefined) return undefined
+      longestMs = Math.max(longestMs, leaseMs)
+    }
+    return longestMs === 0 ? undefined : longestMs
+  }
+
+  settleLeases(leaseMs: number): void {
+    if (leaseMs >= this.#meta.leaseMsMax) return
     this.#meta.leaseMsMax = leaseMs
     this.#dirty.add('meta')
   }

@@ -59,7 +59,9 @@ export const nodeRegister: Operation<NodeRegisterArgs, { incarnation: Incarnatio
     }
     const { grpc, data, nbd, nbdSocket, admin, zone, rack, version, dataDir, bootId, featureMax } = args
     const incarnation = (node.incarnation + 1) as Incarnation
-    state.putNode({ ...node, incarnation, grpc, data, nbd, nbdSocket, admin, zone, rack, version, dataDir, bootId, featureMax })
+    const { leaseMs: _, ...before } = node
+    const lease = args.leaseMs === undefined ? {} : { leaseMs: args.leaseMs }
+    state.putNode({ ...before, ...lease, incarnation, grpc, data, nbd, nbdSocket, admin, zone, rack, version, dataDir, bootId, featureMax })
     state.noteLease(args.leaseMs ?? 0)
     const disks = args.disks.map(({ uuid, path, type, role, capacityBytes }) => {
       const old = known.get(uuid)
