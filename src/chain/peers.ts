@@ -372,7 +372,9 @@ export class Peers {
       if (other.session === c.session && other.incarnation === c.incarnation) peer.next.push(other)
       else this.#drop(other)
     }
-    peer.next.push(c)
+    // of one lane the first: a peer that dials it twice in one session does not keep to the rules
+    if (peer.next.some(({ lane }) => lane === c.lane)) this.#drop(c)
+    else peer.next.push(c)
     this.#closeSession(peer)
   }
 
