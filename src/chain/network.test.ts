@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
 import { ChainCluster, DATA_PORT, PageLoad, pattern, RELAXED_VOLUME, TestClient, VOLUME } from '../../test/support/chain-cluster.ts'
+import type { Incarnation, NodeNumber, TableRevision } from '../base/ids.ts'
 import { Status } from '../base/status.ts'
 import { AsyncIo } from '../env/async-io.ts'
 import { SimHost } from '../env/sim/host.ts'
@@ -371,4 +372,40 @@ test('resync ends under a steady load on the very blocks that are copied', { tim
   await cluster.world.settle(load.verify(), 10_000)
   await cluster.until('quiet', () => cluster.quiet)
   cluster.assertEqual()
+})
+
+test('nodes that come in the place of removed ones are known, however many there have been', { timeout: 60_000 }, async () => {
+  const cluster = new ChainCluster({ nodes: 2, slots: 1, chainOf: () => [1, 2] })
+  await cluster.start()
+  const node = cluster.node(1)
+  const real = cluster.nodes.map(({ number }) => ({
+    node: number,
+    id: `node-${number}`,
+    incarnation: 1 as Incarnation,
+    dataAddress: `10.0.0.${number}:${DATA_PORT}`,
+  }))
+  const table = (others: readonly number[]) => {
+    const more = others.map((each) => ({
+      node: each as NodeNumber,
+      id: `node-${each}`,
+      incarnation: 1 as Incarnation,
+      dataAddress: `10.9.0.${each}:${DATA_PORT}`,
+    }))
+    node.send({ type: 'table', revision: 2 as TableRevision, slotCount: 1, chains: new Int32Array(0), nodes: [...real, ...more] })
+  }
+  const known = () => node.plane.peers.peers.map((peer) => peer.node as number)
+  for (let round = 0; round < 8; round++) {
+    const others = Array.from({ length: 20 }, (_, i) => 10 + round * 20 + i)
+    table(others)
+    await cluster.world.runFor(20)
+    assert.deepEqual(
+      others.filter((each) => !known().includes(each)),
+      [],
+      `round ${round}`,
+    )
+    table([])
+    await cluster.world.runFor(2000)
+  }
+  assert.ok(known().length <= 64 && known()[0] === 2)
+  assert.equal(await cluster.world.settle(new TestClient(node).write(0, 0, pattern(1)), 5000), Status.SUCCESS)
 })

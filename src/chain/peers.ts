@@ -30,7 +30,7 @@ import { Connection, DIAL_FIRST_MS, IN_BYTES, LaneState, OUT_BYTES, Owner, Peer,
 import { NONE } from './records.ts'
 import type { ChainTable } from './table.ts'
 
-/** Other nodes of a cluster that a reactor can know. */
+/** Other nodes of a cluster that a reactor can know at one time. */
 export const PEERS_MAX = 64
 /** Inbound connections whose peer is not known yet. */
 const HANDSHAKES_MAX = 64
@@ -164,11 +164,10 @@ export class Peers {
     for (const { node, dataAddress, incarnation } of this.#table.nodes.values()) {
       if (node === this.#table.identity.node) continue
       let peer = this.#byNode.get(node)
+      peer ??= this.#newPeer(node)
       if (peer === undefined) {
-        if (this.peers.length >= PEERS_MAX) continue
-        peer = new Peer(this.peers.length, node, this.#queue.nowMs)
-        this.peers.push(peer)
-        this.#byNode.set(node, peer)
+        this.#logOnce(`many ${node}`, 'more nodes than a reactor can know: it has no connection to this one', { node, max: PEERS_MAX })
+        continue
       }
       if (peer.incarnation !== 0 && peer.incarnation < incarnation) this.#closeSession(peer)
       if (peer.address !== dataAddress || peer.incarnation < incarnation) {
@@ -179,6 +178,19 @@ export class Peers {
     }
     for (const peer of this.peers) if (!this.#table.nodes.has(peer.node)) this.#closeSession(peer)
     this.#dialDue()
+  }
+
+  /** With a place of its own, or that of a node which was removed and of which nothing is left. */
+  #newPeer(node: NodeNumber): Peer | undefined {
+    const isFull = this.peers.length >= PEERS_MAX
+    const gone = isFull ? this.peers.find((peer) => peer.connections === 0 && !peer.told && !this.#table.nodes.has(peer.node)) : undefined
+    if (isFull && gone === undefined) return undefined
+    const peer = new Peer(gone?.index ?? this.peers.length, node, this.#queue.nowMs)
+    if (gone !== undefined) this.#byNode.delete(gone.node)
+    this.peers[peer.index] = peer
+    this.#byNode.set(node, peer)
+    this.#probes.clear(peer)
+    return peer
   }
 
   /** The process is dead or its lease is over: its connections are closed, so that nothing waits in a socket. */
