@@ -251,7 +251,7 @@ export class Member {
 
   async #sayHello(): Promise<void> {
     for (let i = 0; i < HELLOS_MAX && !this.#stopped && this.#raft?.leader === 0; i++) {
-      for (const node of this.#grpcOf.keys()) if (node !== this.node) this.#nudge(node)
+      for (const node of this.#grpcOfAll().keys()) if (node !== this.node) this.#nudge(node)
       await this.#sleep(HELLO_EVERY_MS)
     }
   }
@@ -539,13 +539,18 @@ export class Member {
     return handler(this.#context, request, { sender, timeoutMs })
   }
 
-  async #callPeer(to: NodeNumber, method: string, request: Message, timeoutMs: number, oneWay = false): Promise<Message> {
-    const { env, config } = this.#options
+  /** Where members can be reached, as far as this node knows. */
+  #grpcOfAll(): ReadonlyMap<NodeNumber, string> {
     if (this.state.nodesRevision !== this.#nodesRevision) {
       this.#nodesRevision = this.state.nodesRevision
       for (const { node, grpc } of this.state.nodes.values()) if (grpc !== '') this.#grpcOf.set(node, grpc)
     }
-    const address = this.#grpcOf.get(to)
+    return this.#grpcOf
+  }
+
+  async #callPeer(to: NodeNumber, method: string, request: Message, timeoutMs: number, oneWay = false): Promise<Message> {
+    const { env, config } = this.#options
+    const address = this.#grpcOfAll().get(to)
     if (address === undefined) throw new XsanError('NODE_UNREACHABLE', `the address of node ${to} is not known`)
     if (method === 'Admit') return env.rpc.call(address, `${PEER}/${method}`, request, { timeoutMs })
     const { clusterUuid } = this.identity
@@ -571,7 +576,7 @@ export class Member {
   }
 
   async #askAllWhetherRemoved(): Promise<void> {
-    await Promise.all([...this.#grpcOf.keys()].filter((node) => node !== this.node).map((node) => this.#askWhetherRemoved(node)))
+    await Promise.all([...this.#grpcOfAll().keys()].filter((node) => node !== this.node).map((node) => this.#askWhetherRemoved(node)))
   }
 
   async #askWhetherRemoved(node: NodeNumber): Promise<void> {

@@ -35,6 +35,29 @@ scenario(
 )
 
 scenario(
+  'the first node of a cluster, removed while it was away and did not vote any more, is told so when it comes back',
+  async (t, volume) => {
+    const raftOf = (number: number) => t.node(number).control?.member?.raft
+    t.load(volume, { on: [2, 3], ops: 60 })
+    await t.settle(t.insist('xsan.v1.Config/Set', { key: 'failover.replace_voter_after', valueJson: '700' }))
+    t.node(1).crash({ losing: 'nothing' })
+    await t.until('its vote is given to node 4', () => t.nodes.some((_, i) => raftOf(i + 1)?.isLeader && raftOf(i + 1)!.members.voters.join() === '2,3,4'))
+    t.node(1).start()
+    await t.until('it knows that it does not vote', () => raftOf(1)?.members.learners.includes(t.node(1).control!.member!.node) === true)
+    await t.healthy()
+    t.node(1).crash({ losing: 'nothing' })
+    await t.settle(t.insist('xsan.v1.Cluster/RemoveNode', { nodeId: 'node-1' }))
+    await t.until('it is gone from Raft', () => t.nodes.some((_, i) => raftOf(i + 1)?.isLeader && raftOf(i + 1)!.members.learners.length === 0))
+    t.node(1).start()
+    await t.until('it knows', () => t.node(1).fatal !== undefined, 20_000)
+    assert.match(t.node(1).fatal!.message, /removed from the cluster/)
+    await t.clientsDone()
+    await t.allIsWell()
+  },
+  { nodes: 4 },
+)
+
+scenario(
   'the leader may be removed where two nodes stay, of which one votes',
   async (t, volume) => {
     const { leader } = t
