@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
-import { portPair, SimControlNetwork } from './control.ts'
+import { copyOf, portPair, SimControlNetwork } from './control.ts'
 import { SimHost } from './host.ts'
 import { SimIoQueue } from './ioqueue.ts'
 import { SimNetwork } from './network.ts'
@@ -14,6 +14,27 @@ function make(seed = 1) {
   return { world, network, shared, hosts }
 }
 const bytes = (text: string) => new TextEncoder().encode(text)
+
+test('a message between threads is copied as structured clones are', () => {
+  const shared = new Uint8Array(new SharedArrayBuffer(4))
+  const message = {
+    text: 'a',
+    none: undefined,
+    nothing: null,
+    big: 1n,
+    list: [1, [{ deep: bytes('abc') }]],
+    words: new Uint32Array([1, 2]),
+    map: new Map([[1, { a: 1 }]]),
+    shared,
+  }
+  const copy = copyOf(message)
+  assert.deepEqual(copy, structuredClone(message))
+  assert.notEqual((copy.list[1] as [{ deep: Uint8Array }])[0].deep, (message.list[1] as [{ deep: Uint8Array }])[0].deep)
+  assert.notEqual(copy.words.buffer, message.words.buffer)
+  shared[0] = 7
+  assert.equal(copy.shared[0], 7, 'shared memory stays shared')
+  assert.throws(() => copyOf({ answer: () => undefined }), /cannot carry a function/)
+})
 
 test('a call to a process killed while it serves ends with NODE_UNREACHABLE; to a silent host with the timeout', async () => {
   const { world, shared, hosts, network } = make()

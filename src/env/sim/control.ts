@@ -45,6 +45,20 @@ const RPC_RETRY_MS = 50
 /** Chance that a call overtakes an earlier one to the same server. */
 const RPC_REORDER = 0.05
 
+/** As `structuredClone`, which takes several times as long for what messages are made of. */
+export function copyOf<T>(value: T): T {
+  if (typeof value !== 'object' || value === null) {
+    if (typeof value === 'function' || typeof value === 'symbol') throw new TypeError(`a message cannot carry a ${typeof value}`)
+    return value
+  }
+  if (Array.isArray(value)) return value.map(copyOf) as T
+  if (value instanceof Uint8Array && value.buffer instanceof ArrayBuffer && !Buffer.isBuffer(value)) return value.slice() as T
+  if (Object.getPrototypeOf(value) !== Object.prototype) return structuredClone(value)
+  const copy: Record<string, unknown> = {}
+  for (const [name, field] of Object.entries(value)) copy[name] = copyOf(field)
+  return copy as T
+}
+
 /** What the control environments of one world share. */
 export class SimControlNetwork {
   readonly network: SimNetwork
@@ -629,7 +643,7 @@ export function portPair<Down, Up>(process: SimProcess, queue: SimIoQueue): { co
   return {
     control: {
       send(message: Down): void {
-        const copy = structuredClone(message)
+        const copy = copyOf(message)
         downAtMs = Math.max(downAtMs, process.localNowMs + 0.005 + random.unit() * 0.1)
         process.schedule(downAtMs - process.localNowMs, 'to reactor', () => {
           toReactor.push(copy)
@@ -643,7 +657,7 @@ export function portPair<Down, Up>(process: SimProcess, queue: SimIoQueue): { co
     },
     reactor: {
       send(message: Up): void {
-        const copy = structuredClone(message)
+        const copy = copyOf(message)
         upAtMs = Math.max(upAtMs, process.localNowMs + 0.005 + random.unit() * 0.1)
         process.schedule(upAtMs - process.localNowMs, 'to control', () => {
           toControl.push(copy)
