@@ -5,12 +5,22 @@ import { asDryRun, dryRunOption } from './dry-run.ts'
 import { command } from './program.ts'
 import { type RequestIdOptions, requestIdOf, requestIdOption } from './request-id.ts'
 
-export const clusterRemove = command<RequestIdOptions & { force?: boolean; yes?: boolean; dryRun?: boolean }>({
+export const clusterRemove = command<RequestIdOptions & { force?: boolean; cancel?: boolean; yes?: boolean; dryRun?: boolean }>({
   usage: 'remove <node-id>',
   description: 'take a node out of the cluster',
-  options: [new Option('--force', 'the node is gone for good: do not wait for it'), yesOption(), requestIdOption(), dryRunOption()],
+  options: [
+    new Option('--force', 'although fewer nodes stay than copies are wanted; or because the node is gone for good'),
+    new Option('--cancel', 'call a removal off that has not ended: the node stays'),
+    yesOption(),
+    requestIdOption(),
+    dryRunOption(),
+  ],
   async run({ client, options, args }) {
     const request = { nodeId: args[0], force: options.force ?? false, ...requestIdOf(options) }
+    if (options.cancel) {
+      const kept = await client.call('Cluster/RemoveNode', { ...request, cancel: true, dryRun: options.dryRun ?? false })
+      return asDryRun(options.dryRun, { data: kept, table: () => `${String(kept['nodeId'])} stays` })
+    }
     if (options.dryRun) {
       const found = await client.call('Cluster/RemoveNode', { ...request, dryRun: true })
       return asDryRun(true, {

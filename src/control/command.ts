@@ -17,6 +17,7 @@ import { nodeAdmit } from './ops/node-admit.ts'
 import { nodeLeave } from './ops/node-leave.ts'
 import { nodeRegister } from './ops/node-register.ts'
 import { nodeRemove } from './ops/node-remove.ts'
+import { nodeStay } from './ops/node-stay.ts'
 import type { Operation } from './ops/operation.ts'
 import { settingsSet } from './ops/settings-set.ts'
 import { tokenAdd } from './ops/token-add.ts'
@@ -35,6 +36,7 @@ export const OPERATIONS = {
   'node.register': nodeRegister,
   'node.addresses': nodeAddresses,
   'node.leave': nodeLeave,
+  'node.stay': nodeStay,
   'node.remove': nodeRemove,
   'disk.failed': diskFailed,
   'leases.settle': leasesSettle,

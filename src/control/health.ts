@@ -111,6 +111,7 @@ export function healthOf({ state, view, planned, downMs, lostPages, fullDisks, a
 /** Nodes that have joined vote a moment later; and a vote may be free for as long as nobody is there to have it. */
 function voterReasons(state: ClusterState, voters: readonly NodeNumber[]): string[] {
   const members = [...state.nodes.values()].filter((node) => node.incarnation > 0 && node.state === 'member')
+  if (members.length === 0) return []
   const wanted = votersWanted(members.length)
   const voting = voters.filter((node) => members.some((of) => of.node === node))
   if (voting.length >= wanted) return []

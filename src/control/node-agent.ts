@@ -24,6 +24,7 @@ import { tableSince } from './table.ts'
 /** Renewals under way at one time (a trigger does not wait for an answer that may never come). */
 const RENEWALS_MAX = 4
 const REPEAT_MS = 500
+const FETCH_TIMEOUT_MS = 1000
 const QUERY_TIMEOUT_MS = 2000
 /** Statistics go to the leader when they have changed, and so often in any case; never oftener than the other. */
 const STATS_AGAIN_MS = 5000
@@ -91,6 +92,8 @@ export class NodeAgent {
   /** By disk and slot: chain version, id high, id low, LastIdFlag. */
   readonly #lastIds = new Map<DiskNumber, Map<SlotIndex, readonly [ChainVersion, number, number, number]>>()
   readonly #diskFailures = new Map<DiskNumber, string>()
+  #fetching = false
+  #fetchAgain = false
   #reporting = false
   #reportAgain = false
   #stats: AgentStats | undefined
@@ -407,8 +410,16 @@ export class NodeAgent {
 
   async #fetchTable(slot: SlotIndex, version: ChainVersion): Promise<void> {
     if ((this.#state.chains[slot]?.version ?? 0) >= version && this.#sentRevision >= this.#state.revision) return
-    // the state machine is up to date when it resolves; `onApplied` has published then
-    await this.#options.raft.readIndex({ timeoutMs: 1000 }).catch(() => undefined)
+    // one for all slots that are asked for meanwhile, and one more, which starts after they were
+    this.#fetchAgain = true
+    if (this.#fetching) return
+    this.#fetching = true
+    while (this.#fetchAgain && !this.#stopped) {
+      this.#fetchAgain = false
+      // the state machine is up to date when it resolves; `onApplied` has published then
+      await this.#options.raft.readIndex({ timeoutMs: FETCH_TIMEOUT_MS }).catch(() => undefined)
+    }
+    this.#fetching = false
   }
 
   // ---- reports ------------------------------------------------------------------------------------------------------------

@@ -1157,6 +1157,35 @@ test('what is asked for again after its answer was lost: a removal says that it 
   await assert.rejects(one.call('Volume/Create', { ...create, requestId: 'x'.repeat(129) }), { status: 'INVALID_PARAM' })
 })
 
+test('a removal can be called off until it has ended; the last node, and the last with disks, are not removed at all', async () => {
+  const cluster = await TestCluster.up({ seed: 86, nodes: 3, replicas: 2 })
+  const [one, two, three] = cluster.nodes as [TestNode, TestNode, TestNode]
+  await cluster.until(() => one.plane.member!.state.featureLevel === FEATURE_LEVEL, 10_000, 'every node can do it')
+  // it cannot move while its replicas do not catch up anywhere else
+  for (const node of cluster.nodes) node.data!.syncMs = 1e9
+  await one.call('Cluster/RemoveNode', { nodeId: 'node-3' })
+  await cluster.world.runFor(2000)
+  assert.match(((await one.call('Cluster/Status'))['reasons'] as string[]).join(), /Node node-3 is being emptied, to be removed\./)
+  assert.equal((await two.call('Cluster/RemoveNode', { nodeId: 'node-3', cancel: true }))['removed'], false)
+  for (const node of cluster.nodes) node.data!.syncMs = 5
+  await cluster.world.runFor(20_000)
+  assert.equal(three.fatal, undefined)
+  assert.equal(one.plane.member!.state.nodes.get(3 as NodeNumber)?.state, 'member')
+  await one.call('Cluster/RemoveNode', { nodeId: 'node-3', cancel: true })
+  const alone = await TestCluster.up({ seed: 87, nodes: 1 })
+  for (const force of [true, false]) {
+    await assert.rejects(alone.node(1).call('Cluster/RemoveNode', { nodeId: 'node-1', force }), {
+      status: 'BUSY',
+      message: 'node-1 is the only node: a cluster has at least one',
+    })
+  }
+  const witnessed = await TestCluster.up({ seed: 88, nodes: 2, diskless: 2, replicas: 1 })
+  await assert.rejects(witnessed.node(2).call('Cluster/RemoveNode', { nodeId: 'node-1', force: true }), {
+    status: 'BUSY',
+    message: /no other node than node-1 has disks/,
+  })
+})
+
 test('a node that has the id of one that was removed is a node of its own', async () => {
   const cluster = await TestCluster.up({ seed: 85, nodes: 4, volume: false })
   const [one, , , four] = cluster.nodes as [TestNode, TestNode, TestNode, TestNode]

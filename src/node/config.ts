@@ -29,7 +29,8 @@ const size = (bytes: { min: number; max: number }) =>
       .max(bytes.max, `must be at most ${formatSize(bytes.max)}`),
   )
 const port = (byDefault: number) => z.number().int().min(0).max(65535).default(byDefault)
-const ms = (limits: { min: number; max: number; byDefault: number }) => z.number().int().min(limits.min).max(limits.max).default(limits.byDefault)
+const ms = (limits: { min: number; max: number; byDefault: number }) =>
+  z.number('must be a number of milliseconds').int('must be a whole number of milliseconds').min(limits.min).max(limits.max).default(limits.byDefault)
 const ipv4 = z.ipv4('must be an IPv4 address')
 const name = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/, 'must be letters, digits, ".", "_", "-", at most 63, beginning with a letter or digit')
 

@@ -16,9 +16,24 @@ export const nodeLeave: Operation<NodeLeaveArgs, null> = {
     if (record === undefined && state.wasRemoved(node)) return null
     if (record === undefined) throw new XsanError('NODE_NOT_FOUND', `there is no node ${node}`, 'See `xsan node list`.')
     if (record.state === 'leaving') return null
-    const left = state.nodesWithDisks()
-    if (copies !== undefined && left.delete(node) && left.size < copies) {
-      throw new XsanError('BUSY', `without ${record.id} there are ${left.size} nodes with disks for ${copies} copies`, 'Add a node first, or say --force.')
+    if (![...state.nodes.values()].some((other) => other.node !== node && other.state === 'member')) {
+      const why = state.nodes.size === 1 ? 'the only node' : 'the last node that stays'
+      throw new XsanError(
+        'BUSY',
+        `${record.id} is ${why}: a cluster has at least one`,
+        'Add a node first; to give the cluster up, stop its daemons and wipe their disks.',
+      )
+    }
+    const others = state.nodesWithDisks()
+    const hasDisks = others.delete(node)
+    if (others.size === 0 && state.chains.some(({ entries }) => entries.some((entry) => entry.node === node)))
+      throw new XsanError('BUSY', `no other node than ${record.id} has disks that can be used: its copies could go nowhere`, 'Add a node with disks first.')
+    if (copies !== undefined && hasDisks && others.size < copies) {
+      throw new XsanError(
+        'BUSY',
+        `without ${record.id} there are ${others.size} nodes with disks for ${copies} copies`,
+        'Add a node first, or say --force: all data has a copy less then.',
+      )
     }
     state.putNode({ ...record, state: 'leaving' })
     return null

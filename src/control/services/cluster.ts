@@ -84,10 +84,14 @@ export const clusterService: AdminService = {
     const nodeId = text(request, 'nodeId')
     const node = state.nodeById(nodeId)
     // asked again after its answer was lost: what was asked for is so
-    if (node === undefined && state.wasRemovedById(nodeId)) return { nodeId, chains: 0, removed: true }
+    if (node === undefined && !flag(request, 'cancel') && state.wasRemovedById(nodeId)) return { nodeId, chains: 0, removed: true }
     if (node === undefined) throw new XsanError('NODE_NOT_FOUND', `there is no node ${nodeId}`, 'See `xsan node list`.')
     const args = { node: node.node, ...(flag(request, 'force') ? {} : { copies: replicaCount(state) }) }
     const chains = state.chains.filter(({ entries }) => entries.some((entry) => entry.node === node.node)).length
+    if (flag(request, 'cancel')) {
+      if (!flag(request, 'dryRun')) await coordinator.propose('node.stay', { node: node.node }, call.requestId)
+      return { nodeId, chains }
+    }
     if (flag(request, 'dryRun')) tryOut(state, 'node.leave', args)
     else await coordinator.propose('node.leave', args, call.requestId)
     return { nodeId, chains }
