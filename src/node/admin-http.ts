@@ -1,11 +1,12 @@
 /** The admin port: /metrics (Prometheus text), /healthz (the process runs), /readyz (it serves). Nothing here changes anything. */
 import { createServer, type Server } from 'node:http'
-import type { AddressInfo } from 'node:net'
+import type { AddressInfo, Socket } from 'node:net'
 import { messageOf, XsanError } from '../base/errors.ts'
 import { portHolder } from '../env/node/port-holder.ts'
 
 const CONNECTIONS_MAX = 64
 const REQUEST_MS_MAX = 10_000
+const CHECK_MS = 1000
 
 export interface AdminHttpOptions {
   readonly host: string
@@ -21,7 +22,7 @@ export interface AdminHttp {
 }
 
 export async function serveAdminHttp(options: AdminHttpOptions): Promise<AdminHttp> {
-  const server = createServer((request, response) => {
+  const server = createServer({ connectionsCheckingInterval: CHECK_MS }, (request, response) => {
     const reply = (code: number, type: string, body: string) => {
       response.writeHead(code, { 'content-type': type, 'cache-control': 'no-store' })
       response.end(request.method === 'HEAD' ? undefined : body)
@@ -45,7 +46,14 @@ export async function serveAdminHttp(options: AdminHttpOptions): Promise<AdminHt
         return text(404, 'there are /metrics, /healthz and /readyz')
     }
   })
-  server.maxConnections = CONNECTIONS_MAX
+  // a probe must get through whoever holds connections and says nothing: the oldest goes
+  const open = new Set<Socket>()
+  server.on('connection', (socket: Socket) => {
+    open.add(socket)
+    socket.once('close', () => open.delete(socket))
+    const [oldest] = open
+    if (open.size > CONNECTIONS_MAX) oldest?.destroy()
+  })
   server.requestTimeout = REQUEST_MS_MAX
   server.headersTimeout = REQUEST_MS_MAX
   server.on('clientError', (_, socket) => socket.destroy())
