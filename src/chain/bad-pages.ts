@@ -298,7 +298,8 @@ export class BadPages {
     const capture = store.capture(row)
     const status = await store.readCaptured(capture, page, 1, buffer)
     store.release(capture)
-    arena.free(buffer)
+    if (store.failed) void store.ioEnded().then(() => arena.free(buffer))
+    else arena.free(buffer)
     return status === Status.SUCCESS
   }
 
@@ -335,7 +336,8 @@ export class BadPages {
     arena.view.setUint32(about + 12, flag, true)
     store.release(capture)
     if (status !== Status.SUCCESS) {
-      arena.free(buffer)
+      if (store.failed) void store.ioEnded().then(() => arena.free(buffer))
+      else arena.free(buffer)
       return answerOf(status)
     }
     return { status, page: buffer, lengthBytes: PAGE_BYTES + aboutBytes, free: () => arena.free(buffer as PageNumber) }

@@ -161,7 +161,8 @@ export class ResyncSource {
         status = await this.#badPages.recover(slot, { volume, layer, index }, capture, bad, places, lost)
       }
       if (status !== Status.SUCCESS) {
-        arena.free(buffer)
+        if (store.failed) void store.ioEnded().then(() => arena.free(buffer))
+        else arena.free(buffer)
         if (this.#told.get(slot) !== asked.version) {
           this.#told.set(slot, asked.version)
           this.#log('WARN', 'a resync source cannot read a block', {

@@ -357,6 +357,34 @@ test('a disk that hangs, or cannot write, fails once, and everything that waits 
   }
 })
 
+test('a disk that hangs ends the reads of captures; their pages are free when it has given them back', async () => {
+  const bench = new Bench(12)
+  await bench.format()
+  const store = await bench.mount()
+  const w = write(bench, store, { index: 0, firstPage: 0, pageCount: 4, id: 1 })
+  await bench.until(() => bench.events.durable >= w.seq)
+  const capture = store.capture(store.findBlock(5, 0, 0))
+  const buffer = bench.alloc(4)
+  bench.disk.hang()
+  let status = -1
+  void store.readCaptured(capture, 0, 4, buffer).then((result) => {
+    status = result
+  })
+  await bench.until(() => status >= 0, 5000)
+  assert.equal(status, Status.READ_FAILED)
+  assert.match(bench.events.failed!, /has not answered/)
+  store.release(capture)
+  let hasEnded = false
+  void store.ioEnded().then(() => {
+    hasEnded = true
+  })
+  await bench.world.runFor(1000)
+  assert.equal(hasEnded, false)
+  bench.disk.resume()
+  await bench.until(() => hasEnded)
+  bench.queue.arena.free(buffer as never)
+})
+
 test('a process that was stopped for a while does not take its disk for hung', async () => {
   const bench = new Bench(11)
   await bench.format()

@@ -121,6 +121,8 @@ export class DiskStore implements ReplicaStore {
   readonly #captures = new Set<DiskCapture>()
   #nextCapture = 1
   #captureWaiters: Array<() => void> = []
+  /** Reads of captures under way: nobody waits for those of a disk that has failed. */
+  readonly #capturedReads = new Set<(status: number) => void>()
   #room: Array<() => void> = []
   #rejecting = false
   readonly #extentsKept: number
@@ -629,11 +631,13 @@ export class DiskStore implements ReplicaStore {
 
   #readOnce(capture: DiskCapture, firstPage: number, pageCount: number, bufferPage: number): Promise<number> {
     return new Promise((resolve) => {
-      const done = (_row: number, status: number): void => {
+      const end = (status: number): void => {
+        if (!this.#capturedReads.delete(end)) return
         this.#queue.asyncPending = true
         resolve(status)
       }
-      this.reader.read(capture, 0, capture.row, firstPage, pageCount, bufferPage, done, 0)
+      this.#capturedReads.add(end)
+      this.reader.read(capture, 0, capture.row, firstPage, pageCount, bufferPage, (_row, status) => end(status), 0)
     })
   }
 
@@ -705,8 +709,9 @@ export class DiskStore implements ReplicaStore {
     return await this.journal.durable()
   }
 
-  ioEnded(): Promise<void> {
-    return this.journal.ioEnded()
+  async ioEnded(): Promise<void> {
+    await this.journal.ioEnded()
+    await this.reader.ended()
   }
 
   isLost(block: BlockRow, page: number): boolean {
@@ -777,6 +782,7 @@ export class DiskStore implements ReplicaStore {
     this.reader.failed = true
     this.#queue.asyncPending = true
     for (const resolve of this.#captureWaiters.splice(0)) resolve()
+    for (const end of this.#capturedReads) end(Status.READ_FAILED)
     void this.reservation?.stop()
     this.#parts.options.events.onFailed(reason)
   }

@@ -80,6 +80,7 @@ export class Reader {
   #epoch = 0
   readonly #inEpoch = [0, 0]
   #quiesced: (() => void) | undefined
+  readonly #endedWaiters: Array<() => void> = []
 
   constructor(options: ReaderOptions) {
     this.#o = options
@@ -150,6 +151,11 @@ export class Reader {
     await new Promise<void>((resolve) => {
       this.#quiesced = resolve
     })
+  }
+
+  /** Resolves when no read is under way: never, if the disk hangs for good. */
+  async ended(): Promise<void> {
+    while (this.#reads.inUse > 0) await new Promise<void>((resolve) => this.#endedWaiters.push(resolve))
   }
 
   oldestTick(): number {
@@ -297,6 +303,10 @@ export class Reader {
       this.#quiesced = undefined
       this.#queue.asyncPending = true
       resolve()
+    }
+    if (this.#endedWaiters.length > 0 && this.#reads.inUse === 0) {
+      this.#queue.asyncPending = true
+      for (const resolve of this.#endedWaiters.splice(0)) resolve()
     }
     done(caller, status, extra)
   }

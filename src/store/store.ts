@@ -188,7 +188,7 @@ export interface ReplicaStore {
   /** Order-independent digest of (identity, page ids, crcs) of all blocks of a slot, two u32: equal content has equal digests. */
   slotDigest(slot: number): [number, number]
   capture(block: BlockRow): BlockCapture
-  /** Content of captured DATA pages into the arena. Status as `read`. */
+  /** Content of captured DATA pages into the arena. Status as `read`; READ_FAILED at once when the disk fails, which may write to the pages until `ioEnded`. */
   readCaptured(capture: BlockCapture, firstPage: number, pageCount: number, bufferPage: number): Promise<number>
   release(capture: BlockCapture): void
   /**
@@ -201,7 +201,7 @@ export interface ReplicaStore {
    * an id takes any, and `flag` may then be ZERO or NEVER. False as well when the disk fails meanwhile: see `ioEnded`.
    */
   repairPage(block: BlockRow, page: number, idHigh: number, idLow: number, payloadPage: number, crc: number, flag?: number): Promise<boolean>
-  /** After a failure: resolves when no write reads payload pages any more. Never if the disk hangs for good: they are then lost to the arena. */
+  /** After a failure: resolves when the disk has given back all memory. Never if it hangs for good: that is then lost to the arena. */
   ioEnded(): Promise<void>
   isLost(block: BlockRow, page: number): boolean
   /** Pages marked as lost, in no order, at most so many. */
