@@ -65,6 +65,9 @@ const SWEPT_MS = 12_000
 /** Buffers of one lane to a peer. */
 const CONNECTION_BYTES = 128 * KiB
 const SPARE_CONNECTIONS_MAX = 32
+/** Clients that give up, and after how long. */
+const IMPATIENT_SHARE = 0.3
+const PATIENCE_MS = [150, 2500] as const
 /** A server that stands still may take so much longer to see that its client has gone. */
 const NBD_SLACK_MS = 2500
 
@@ -267,12 +270,19 @@ function startClients(
         : { largeShare: largeShareOf(schedule.seed), removeShare: removeShareOf(schedule.seed) }),
       // So that they are at work all the time
       thinkMs: (depth * schedule.durationMs) / schedule.opsPerClient,
-      patienceMs: mix?.patienceMs && random.between(...mix.patienceMs),
+      patienceMs: mix ? mix.patienceMs && random.between(...mix.patienceMs) : patienceOf(cluster),
       seat: initiator?.seat ?? seat,
     })
     clients.push(client)
     client.start(world, WRITE_LIFE_MS + LIFE_SLACK_MS + (isNbd ? NBD_SLACK_MS : 0))
   }
+}
+
+/** Some clients of the profiles give up what takes too long, and go on by another node; most wait for ever. */
+function patienceOf({ world }: SimCluster): number | undefined {
+  const random = world.random('patience')
+  const patienceMs = random.between(...PATIENCE_MS)
+  return random.chance(IMPATIENT_SHARE) ? patienceMs : undefined
 }
 
 /** Connects to its home most of the time, to any node that runs otherwise. */
