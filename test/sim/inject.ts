@@ -9,7 +9,7 @@ import { describeFault, type Fault } from './faults.ts'
 import type { History } from './history.ts'
 import { SimClient } from './workload.ts'
 
-/** Longer ones are a dead disk by design, which stays out until it is replaced: that is `disk-gone`. */
+/** Longer ones may be a dead disk by design, which stays out until it is replaced: only where others serve all that is on it. */
 const DISK_HANG_MAX_MS = 1000
 /** After a clock was off by more than the bound, leases that were counted by it may go on for so long. */
 const UNTRUSTED_MS = 5000
@@ -176,10 +176,18 @@ export function inject(stage: Stage, fault: Fault): void {
       })
       return
     }
-    case 'disk-hang':
+    case 'disk-hang': {
+      const isDead = fault.durationMs > DISK_HANG_MAX_MS && allServedElsewhere(cluster, node)
+      if (isDead) bay.suffered = true
       disk.hang()
-      world.schedule(Math.min(fault.durationMs, DISK_HANG_MAX_MS), 'fault ends', () => disk.resume())
+      world.schedule(isDead ? fault.durationMs : Math.min(fault.durationMs, DISK_HANG_MAX_MS), 'fault ends', () => {
+        disk.resume()
+        if (!isDead || !node.diskFailed(bay)) return
+        node.serviceDisk(bay)
+        node.restart()
+      })
       return
+    }
     case 'disk-eio': {
       if (!allServedElsewhere(cluster, node)) return
       const { faults } = disk
