@@ -135,6 +135,35 @@ export const CANARIES: readonly Canary[] = [
       ),
   },
   {
+    name: 'flush-joins-one-under-way',
+    bug: 'a flush is answered with one that had begun before it, and knows nothing of what was acknowledged in between',
+    seedsMax: 80,
+    plan: { focus: 'flushes' },
+    plant: () => {
+      const underWay = new WeakMap<Flushes, Map<number, Array<(status: number) => void>>>()
+      return method<Flushes, [number, number, (status: number) => void], void>(
+        Flushes.prototype,
+        'flush',
+        (original) =>
+          function (volume, deadlineMs, done) {
+            const volumes = underWay.get(this) ?? new Map<number, Array<(status: number) => void>>()
+            underWay.set(this, volumes)
+            const first = volumes.get(volume)
+            if (first !== undefined) {
+              first.push(done)
+              return
+            }
+            const all = [done]
+            volumes.set(volume, all)
+            original.call(this, volume, deadlineMs, (status) => {
+              volumes.delete(volume)
+              for (const each of all) each(status)
+            })
+          },
+      )
+    },
+  },
+  {
     name: 'acknowledged-before-durable',
     bug: 'every replica acknowledges what its kernel holds, also where acknowledged means durable',
     seedsMax: 12,

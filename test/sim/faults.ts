@@ -65,6 +65,7 @@ export interface Fault {
 export const FOCUS_NAMES = [
   'blackouts',
   'blackouts-relaxed',
+  'flushes',
   'destage',
   'churn',
   'contention',

@@ -50,6 +50,8 @@ export interface Mix {
   readonly wholeShare?: number
   /** Share of the operations that zero which take a whole block. */
   readonly removeShare?: number
+  /** Of what does not read, the share that flushes; an eighth unless given. */
+  readonly flushShare?: number
   /** Mean time of a flush; each run draws one. */
   readonly flushMs: readonly number[]
   /** Operations that a client has under way at one time, at least and at most; 1 to 4 unless given. */
@@ -80,6 +82,16 @@ const FOCUSES: Readonly<Record<FocusName, Focus>> = {
     lastsMs: [20, 300],
     unflushed: ['lose', 'lose', 'random'],
     mix: { volumes: 'relaxed', hotPages: 3, readShares: [0.2, 0.4], home: 0.7, flushMs: [0, 5] },
+  },
+  /** Flushes that meet others under way, slow disks, and the power going everywhere soon after. */
+  flushes: {
+    durationMs: 3000,
+    clients: [3, 4],
+    opsPerSecond: 100,
+    rates: { 'power-all': 1.5 },
+    lastsMs: [20, 200],
+    unflushed: ['lose'],
+    mix: { volumes: 'relaxed', hotPages: 4, readShares: [0.1, 0.2], home: 0, flushShare: 0.35, flushMs: [10, 20], depth: [6, 10], wholeShare: 0.8 },
   },
   /** The power goes while much is written, and the journal is emptied and used again. */
   destage: {

@@ -266,7 +266,13 @@ function startClients(
       // Some do little but read: they are the ones to see what is stale
       readShare: mix ? random.pick(mix.readShares) : random.chance(0.4) ? 0.98 : 0.4,
       ...(mix
-        ? { hotPages: mix.hotPages, largeShare: mix.largeShare ?? 0, removeShare: mix.removeShare ?? 0, wholeShare: mix.wholeShare ?? 0 }
+        ? {
+            hotPages: mix.hotPages,
+            largeShare: mix.largeShare ?? 0,
+            removeShare: mix.removeShare ?? 0,
+            wholeShare: mix.wholeShare ?? 0,
+            ...(mix.flushShare === undefined ? {} : { flushShare: mix.flushShare }),
+          }
         : { largeShare: largeShareOf(schedule.seed), removeShare: removeShareOf(schedule.seed) }),
       // So that they are at work all the time
       thinkMs: (depth * schedule.durationMs) / schedule.opsPerClient,

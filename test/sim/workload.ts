@@ -47,6 +47,8 @@ export interface WorkloadOptions {
   readonly removeShare?: number
   /** Share of operations on exactly one page. */
   readonly wholeShare?: number
+  /** Of what does not read, the share that flushes. */
+  readonly flushShare?: number
   /** Mean pause between operations. */
   readonly thinkMs: number
   /** Where something has taken so long, it gets up, as an initiator with several paths does, and sits down wherever `seat` says; otherwise it stays. */
@@ -183,7 +185,7 @@ export class SimClient {
   }
 
   #step(seat: ClientSeat, name: string, tag: Tag): void {
-    const { random, opsMax, thinkMs, readShare } = this.options
+    const { random, opsMax, thinkMs, readShare, flushShare = 0.12 } = this.options
     if (this.#stopped || this.begun >= opsMax) return
     const next = () => {
       if (this.#seat === seat) seat.queue.timeout(random.unit() * 2 * thinkMs, tag, 0)
@@ -196,8 +198,8 @@ export class SimClient {
     this.begun++
     const dice = random.chance(readShare) ? 0 : random.unit()
     if (dice === 0) this.#read(seat, name, next)
-    else if (dice < 0.75) this.#write(seat, name, next)
-    else if (dice < 0.88) this.#zero(seat, name, next)
+    else if (dice < 0.75 - (flushShare - 0.12)) this.#write(seat, name, next)
+    else if (dice < 1 - flushShare) this.#zero(seat, name, next)
     else this.#flush(seat, next)
   }
 
