@@ -5,7 +5,7 @@
 //! ```text
 //! asleep: `wanted` more short sleeps than others ─────────> awake, with full credit
 //! awake:  something came while it looked: credit + 1 ──┐
-//!         nothing came, or another thread ran here: - 4 ┴─> no credit left: asleep, and `wanted` doubles
+//!         nothing came, or another thread ran here: - 16 ┴─> no credit left: asleep, and `wanted` doubles
 //! ```
 
 /// How long it looks.
@@ -16,10 +16,11 @@ const SHORT_NS: u64 = 100_000;
 const LONG_NS: u64 = 1_000_000;
 /// Between two looks at the clock: longer, and another thread (or guest) had the core.
 pub const GAP_NS: u64 = 15_000;
-const CREDIT_MAX: i32 = 32;
-const LOSS: i32 = 4;
+const CREDIT_MAX: i32 = 64;
+/// One look in vain costs what sixteen gain: where another process has the client's core, client and reactor are better off sharing theirs.
+const LOSS: i32 = 16;
 const WANTED_MIN: u32 = 32;
-const WANTED_MAX: u32 = 1 << 15;
+const WANTED_MAX: u32 = 1 << 12;
 
 pub struct Patience {
     /// 0: it sleeps at once.
