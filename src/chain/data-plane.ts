@@ -33,6 +33,7 @@ import { Resync } from './resync.ts'
 import { ResyncSource } from './resync-source.ts'
 import { Space } from './space.ts'
 import type { MountedStore } from './store-relay.ts'
+import { Sweep } from './sweep.ts'
 import { ChainTable, type Identity } from './table.ts'
 import { Writes } from './write.ts'
 
@@ -46,6 +47,8 @@ export interface DataPlaneLimits {
   readonly creditBytes: number
   /** Arena set apart for what peers send, at most a quarter of it; more, up to half of an arena that is large, as a cluster of many nodes needs (8 MiB per peer). */
   readonly peerPoolBytes: number
+  /** What is left of a copy that has moved to other disks is kept for at least so long: it may come back. */
+  readonly keepMovedMs: number
 }
 export const DEFAULT_LIMITS: DataPlaneLimits = {
   recordsMax: 16384,
@@ -55,6 +58,7 @@ export const DEFAULT_LIMITS: DataPlaneLimits = {
   creditRows: 128,
   creditBytes: 8 * MiB,
   peerPoolBytes: 64 * MiB,
+  keepMovedMs: 600_000,
 }
 export const DEFAULT_SETTINGS: ClientSettings = { retryTotalMs: 60_000, retryFirstMs: 100, retryMaxMs: 1000, writeLifeMs: 4000 }
 
@@ -64,8 +68,6 @@ const STATS_MS = 1000
 const CLOCK_AGE_MS_MAX = 150
 /** From this size on half of the arena may be for what peers send; in a smaller one resync would find no room for its answers. */
 const LARGE_ARENA_BYTES = 128 * MiB
-/** After the volumes have changed: once soon, and once for writes that were under way when a volume went. */
-const SWEEP_AFTER_MS = [1000, 10_000] as const
 
 /** By key of the configuration. */
 export type HotSettings = Extract<ControlToReactor, { type: 'settings' }>['settings']
@@ -131,10 +133,7 @@ export class DataPlane {
   #unreachable: NodeNumber[] = []
   #nextStatsMs = 0
   /** When blocks of deleted volumes are looked for, ascending. */
-  #sweepAtMs: number[] = []
-  #sweeping = false
-  /** Highest volume number ever given, as far as the tables so far tell: numbers rise and are never used again, so what is below and absent is deleted. */
-  #newestVolume = 0
+  readonly #sweep: Sweep
 
   constructor(options: DataPlaneOptions) {
     const { queue, port, stores, identity } = options
@@ -268,6 +267,7 @@ export class DataPlane {
       creditFreed: (peer, hop, bytes) => this.forwarding.creditFreed(peer, hop, bytes),
     })
     this.#allocation = new Allocation({ queue, io: options.asyncIo, table, replicas })
+    this.#sweep = new Sweep({ queue, table, replicas, log, keepMovedMs: limits.keepMovedMs })
     this.#flushes = new Flushes({ io: options.asyncIo, table, replicas, peers, calls: this.calls, counters, log })
     const { calls } = this
     this.#badPages = new BadPages({ io: options.asyncIo, table, replicas, peers, calls, counters, log })
@@ -458,10 +458,7 @@ export class DataPlane {
     this.calls.tick()
     if (this.#poolIsShort) this.#shareCredits()
     this.reads.retryStalled()
-    if (!this.#sweeping && this.#queue.nowMs >= (this.#sweepAtMs[0] ?? Number.POSITIVE_INFINITY)) {
-      this.#sweepAtMs.shift()
-      void this.#sweep()
-    }
+    this.#sweep.tick()
     if (this.#queue.nowMs >= this.#nextStatsMs) {
       this.#nextStatsMs = this.#queue.nowMs + STATS_MS
       const resync = this.#resync.stats()
@@ -565,23 +562,13 @@ export class DataPlane {
     }
     if (message.volumes) {
       this.#flushes.volumesChanged()
-      this.#newestVolume = Math.max(this.#newestVolume, (message.nextVolume ?? 1) - 1)
-      for (const { volume } of message.volumes) this.#newestVolume = Math.max(this.#newestVolume, volume)
-      this.#sweepAtMs = SWEEP_AFTER_MS.map((afterMs) => this.#queue.nowMs + afterMs)
+      this.#sweep.volumesChanged(message.nextVolume ?? 1)
     }
     for (const slot of changed) replicas.learn(slot)
     this.writes.tableLearned()
     this.#sendLastIds(changed)
     this.#port.send({ type: 'tableApplied', revision: table.revision })
     this.#client.wake()
-  }
-
-  /** Blocks of deleted volumes give their space back (protocol 25). */
-  async #sweep(): Promise<void> {
-    this.#sweeping = true
-    const exists = (volume: number) => volume > this.#newestVolume || this.table.volumes.has(volume)
-    for (const store of this.replicas.stores) if (!this.#stopped) await store.sweep(exists)
-    this.#sweeping = false
   }
 
   /** All credit together fits into the rows and the memory set apart for it. */
@@ -741,6 +728,7 @@ export class DataPlane {
     this.#stopped = true
     this.#resync.stop()
     this.#badPages.stop()
+    this.#sweep.stop()
     this.#queue.cancelTimeout(this.#tickTag, 0)
     this.#port.send({ type: 'stopped' })
   }

@@ -625,8 +625,8 @@ test('sweeping drops the blocks of volumes that are gone', async () => {
     await bench.world.runFor(5)
   }
   assert.deepEqual(store.listBlocks(5, 2, 3), [2, 3, 4])
-  assert.equal(await bench.settle(store.sweep((volume) => volume === 5)), 0)
-  assert.equal(await bench.settle(store.sweep((volume) => volume !== 5)), 6)
+  assert.equal(await bench.settle(store.sweep((volume, slot) => volume !== 5 || slot !== 1)), 0)
+  assert.equal(await bench.settle(store.sweep((volume, slot) => volume === 5 && slot === 1)), 6)
   await bench.settle(store.close())
   bench.kill()
   store = await bench.mount()

@@ -722,14 +722,14 @@ export class DiskStore implements ReplicaStore {
     return this.#table.lostPages(limit).map(({ row, page }) => ({ block: row as BlockRow, page }))
   }
 
-  async sweep(exists: (volume: number) => boolean): Promise<number> {
+  async sweep(isGarbage: (volume: number, slot: number) => boolean): Promise<number> {
     const table = this.#table
     let dropped = 0
     for (let row = 0; row < table.extentCount; row++) {
-      if (table.used[row] === 0 || exists(table.volume[row]!)) continue
+      if (table.used[row] === 0 || !isGarbage(table.volume[row]!, table.slot[row]!)) continue
       while (!this.failed && (this.journal.tooManyWaiting(true) || this.journal.freePages < PAGES_KEPT * 2)) await this.#io.sleep(1)
       if (this.failed) break
-      if (table.used[row] === 0 || exists(table.volume[row]!)) continue
+      if (table.used[row] === 0 || !isGarbage(table.volume[row]!, table.slot[row]!)) continue
       const { volume, layer, index, slot } = this.blockIdentity(row as BlockRow)
       const at = this.journal.begin(RecordHeader.size, 0)
       this.#encodePart(at, { kind: JournalKind.REMOVE, flags: 0, slot, volume, layer, index, pageCount: 0, rowCount: 0, idHigh: 0, idLow: 0 })

@@ -526,8 +526,8 @@ export class MemoryStore implements ReplicaStore {
     return lost
   }
 
-  async sweep(exists: (volume: number) => boolean): Promise<number> {
-    const gone = [...this.#live.blocks].filter(([, block]) => !exists(block.volume))
+  async sweep(isGarbage: (volume: number, slot: number) => boolean): Promise<number> {
+    const gone = [...this.#live.blocks].filter(([, block]) => isGarbage(block.volume, block.slot))
     for (const [key] of gone)
       this.#enter(
         false,

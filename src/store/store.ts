@@ -206,8 +206,8 @@ export interface ReplicaStore {
   isLost(block: BlockRow, page: number): boolean
   /** Pages marked as lost, in no order, at most so many. */
   lostPages(limit: number): ReadonlyArray<{ readonly block: BlockRow; readonly page: number }>
-  /** Drops all blocks of volumes for which `exists` says no (garbage of deleted volumes). Returns how many. */
-  sweep(exists: (volume: number) => boolean): Promise<number>
+  /** Drops all blocks for which `isGarbage` says so (asked again just before each is dropped). Returns how many. */
+  sweep(isGarbage: (volume: number, slot: number) => boolean): Promise<number>
   /** Every slot here has been served, or resynced, since the host lost power: what is on this disk is what there is. Kept over mounts. */
   forgetPowerLoss(): Promise<void>
   /** For `block-location` and `volume-info`: updateVer, commitVer is the chain's, checksum over the pages, state DIRTY/CLEAN, timestamp, size. */

@@ -31,7 +31,7 @@ import { type NetworkOptions, SimNetwork } from '../../src/env/sim/network.ts'
 import { type Seed, World } from '../../src/env/sim/world.ts'
 import { NbdServer } from '../../src/export/nbd/server.ts'
 import { describeKey } from '../../src/node/config.ts'
-import { ReplicaState } from '../../src/placement/chain.ts'
+import { isMember, ReplicaState } from '../../src/placement/chain.ts'
 import type { ControlPort, ControlToReactor, ReactorPort, ReactorToControl } from '../../src/placement/messages.ts'
 import { planGeometry } from '../../src/store/layout.ts'
 import { formatStore, mountStore } from '../../src/store/mount.ts'
@@ -55,7 +55,7 @@ const DISK_BYTES = 128 * MiB
 /** Small, so that segments are used again and again. */
 const JOURNAL = { journalBytes: 16 * MiB, segmentBytes: 4 * MiB }
 /** Small tables: quickly made, and sometimes full. */
-const LIMITS = { recordsMax: 1024, updatesMax: 256, readsMax: 256, clientOpsMax: 512 }
+const LIMITS = { recordsMax: 1024, updatesMax: 256, readsMax: 256, clientOpsMax: 512, keepMovedMs: 1500 }
 const LOG_LINES_KEPT = 400
 const ARENA_BYTES = 32 * MiB
 /** Of a freed range: the memory of an answer of resync is mostly never touched. */
@@ -697,17 +697,25 @@ export class SimCluster {
     return found
   }
 
-  /** Blocks of deleted volumes that are still there. */
+  /** Blocks of deleted volumes, and of copies that have moved away, that are still there. */
   orphans(): string[] {
     const found: string[] = []
     const { state } = this
     if (!state) return found
     for (const node of this.members()) {
-      for (const store of node.stores) {
-        for (let slot = 0; slot < state.chains.length; slot++) {
-          const orphan = store.blocksOf(slot).find((block) => !state.volumes.has(store.blockIdentity(block).volume as VolumeNumber))
-          if (orphan !== undefined)
-            found.push(`slot ${slot}: disk ${store.disk} still holds a block of the deleted volume ${store.blockIdentity(orphan).volume}`)
+      for (const store of node.stores.filter(({ failed }) => !failed)) {
+        for (const [slot, { entries }] of state.chains.entries()) {
+          const isHere = entries.some(({ disk }) => disk === store.disk)
+          const copies = entries.filter((entry) => isMember(entry.state)).length
+          for (const block of store.blocksOf(slot)) {
+            const { volume } = store.blockIdentity(block)
+            const of = state.volumes.get(volume as VolumeNumber)
+            const why =
+              of === undefined ? `the deleted volume ${volume}` : !isHere && copies >= of.replicas ? `volume ${volume}, which has moved elsewhere` : ''
+            if (why === '') continue
+            found.push(`slot ${slot}: disk ${store.disk} still holds a block of ${why}`)
+            break
+          }
         }
       }
     }

@@ -60,7 +60,7 @@ const QUIET_MS = 5000
 /** What a flush costs on the disks of a run, as a mean: nothing, as with protected caches, or what common drives need. */
 const FLUSH_MS = [0, 0, 1, 4, 15] as const
 const FINAL_READ_PAGES_MAX = 64
-/** Blocks of deleted volumes are gone by then. */
+/** Blocks of deleted volumes, and of copies that have moved away, are gone by then. */
 const SWEPT_MS = 12_000
 /** Buffers of one lane to a peer. */
 const CONNECTION_BYTES = 128 * KiB

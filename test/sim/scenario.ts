@@ -158,7 +158,7 @@ export class Scenario extends SimCluster {
   async allIsWell(): Promise<void> {
     await this.healthy()
     for (const initiator of this.initiators) initiator.close()
-    await this.world.run(() => this.quiet && leftovers(this).length === 0, 5000)
+    await this.world.run(() => this.quiet && leftovers(this).length === 0 && this.orphans().length === 0, 8000)
     this.watch.stop()
     assert.deepEqual(this.watch.violations, [])
     assert.deepEqual(this.inspect(), [])

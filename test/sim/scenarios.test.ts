@@ -178,6 +178,18 @@ scenario('a node is added, another one is removed: no client notices, and the sp
   await t.allIsWell()
 })
 
+scenario('a node is added: what moves to it gives its space back where it was', async (t, volume) => {
+  t.load(volume, { on: [1, 2], ops: 200 })
+  const used = () => t.nodes.reduce((sum, { stores }) => sum + stores.reduce((bytes, store) => bytes + store.usedBytes, 0), 0)
+  const added = t.addNode()
+  t.operate('add', () => t.join(added))
+  await t.until('it has its share', () => added.stores[0] !== undefined && added.stores[0].usedBytes > 0 && t.unhealthy() === '', 60_000)
+  await t.clientsDone()
+  t.assertNoErrors()
+  await t.until('three copies take as much as before', () => used() === 3 * volume.sizeBytes, 20_000, () => `${used()} bytes`)
+  await t.allIsWell()
+})
+
 scenario('a node is not removed while the others could not keep all copies', async (t) => {
   await assert.rejects(t.settle(t.insist('xsan.v1.Cluster/RemoveNode', { nodeId: 'node-3' })), /BUSY|for 3 copies/)
   await t.allIsWell()

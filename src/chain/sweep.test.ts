@@ -1,0 +1,51 @@
+import assert from 'node:assert/strict'
+import test from 'node:test'
+import { ChainCluster, pattern, TestClient } from '../../test/support/chain-cluster.ts'
+import { Status } from '../base/status.ts'
+import { View } from '../placement/view.ts'
+
+const KEEP_MS = 1000
+const LAST_LOOK_MS = 3 * KEEP_MS
+
+/** Three nodes with a block each; the third one leaves the chain, and lives, has a lease and hears every table. */
+async function leftByThree(replicas: number) {
+  const volumes = [{ volume: 1 as never, name: 'db', sizeBytes: 2 ** 30, replicas, syncWhenWrite: true, readOnly: false }]
+  const cluster = new ChainCluster({ nodes: 3, slots: 1, seed: 5, volumes, chainOf: () => [1, 2, 3], plane: { limits: { keepMovedMs: KEEP_MS } } })
+  await cluster.start()
+  const status = await cluster.world.settle(new TestClient(cluster.node(1)).write(0, 0, pattern(1)), 5000)
+  assert.equal(status, Status.SUCCESS)
+  await cluster.until('quiet', () => cluster.quiet)
+  cluster.views[2] = View.DOWN
+  cluster.step()
+  cluster.step({ remove: cluster.node(3).disk })
+  assert.deepEqual(
+    cluster.chains[0]!.entries.map(({ node }) => node),
+    [1, 2],
+  )
+  await cluster.until('it has the table', () => cluster.node(3).plane.table.entryCount[0] === 2)
+  assert.ok(cluster.node(3).store.usedBytes > 0)
+  return cluster
+}
+
+test('what is left of a copy gives its space back when others hold as many as are wanted, not at once', async () => {
+  const cluster = await leftByThree(2)
+  await cluster.world.runFor(KEEP_MS - 200)
+  assert.ok(cluster.node(3).store.usedBytes > 0, 'it may come back')
+  await cluster.until('its space is free', () => cluster.node(3).store.usedBytes === 0, LAST_LOOK_MS)
+  for (const number of [1, 2]) assert.ok(cluster.node(number).store.usedBytes > 0)
+  cluster.views[2] = View.UP
+  cluster.step({ add: { disk: cluster.node(3).disk, node: 3 as never } })
+  await cluster.until('it has copied all of it', () => cluster.chains[0]!.entries.length === 3 && cluster.allServing)
+  cluster.assertEqual()
+})
+
+test('what is left of a copy stays where the chain has fewer than are wanted, and where a node has no lease: it may not know the chain of now', async () => {
+  const short = await leftByThree(3)
+  await short.world.runFor(LAST_LOOK_MS)
+  assert.ok(short.node(3).store.usedBytes > 0)
+  const unsure = await leftByThree(2)
+  unsure.leaseMs = 0
+  unsure.node(3).plane.table.endLease()
+  await unsure.world.runFor(LAST_LOOK_MS)
+  assert.ok(unsure.node(3).store.usedBytes > 0)
+})

@@ -1,0 +1,92 @@
+/**
+ * Gives back the space of blocks that nothing refers to any more (protocol 25):
+ *
+ *   volume deleted         soon after the table says so, and once more for writes that were under way
+ *   copy moved elsewhere   the chain names this disk no more, other disks hold as many copies as the volume wants, and its version has been the
+ *                          same for two looks, `keepMovedMs` apart: until then the copy shortens the resync of a replica that comes back
+ *
+ * Only what this node's table says while its lease is valid counts: one that lags behind sweeps nothing. A replica that comes (back) to a slot whose
+ * blocks are gone copies them, as any other.
+ */
+import type { IoQueue } from '../env/ioqueue.ts'
+import type { ReactorLog } from '../placement/messages.ts'
+import type { ReplicaStore } from '../store/store.ts'
+import type { Replicas } from './replica.ts'
+import type { ChainTable } from './table.ts'
+
+const DELETED_AFTER_MS = [1000, 10_000] as const
+
+export class Sweep {
+  readonly #queue: IoQueue
+  readonly #table: ChainTable
+  readonly #replicas: Replicas
+  readonly #log: ReactorLog
+  readonly #keepMovedMs: number
+  /** When to look for blocks of deleted volumes. */
+  #atMs: number[] = []
+  /** Highest number ever given, as far as the tables so far tell: numbers rise and are never used again, so what is below and absent is deleted. */
+  #newestVolume = 0
+  #nextLookMs = Number.NaN
+  /** Versions of the chains at the last look. */
+  #seen = new Int32Array(0)
+  #running = false
+  #stopped = false
+
+  constructor(options: { queue: IoQueue; table: ChainTable; replicas: Replicas; log: ReactorLog; keepMovedMs: number }) {
+    this.#queue = options.queue
+    this.#table = options.table
+    this.#replicas = options.replicas
+    this.#log = options.log
+    this.#keepMovedMs = options.keepMovedMs
+  }
+
+  /** The table has a new list of volumes; what is below `nextVolume` and not in it was deleted. */
+  volumesChanged(nextVolume: number): void {
+    this.#newestVolume = Math.max(this.#newestVolume, nextVolume - 1, ...this.#table.volumes.keys())
+    this.#atMs = DELETED_AFTER_MS.map((afterMs) => this.#queue.nowMs + afterMs)
+  }
+
+  stop(): void {
+    this.#stopped = true
+  }
+
+  tick(): void {
+    if (this.#running || this.#stopped || this.#table.slotCount === 0) return
+    const { nowMs } = this.#queue
+    if (nowMs >= (this.#atMs[0] ?? Number.POSITIVE_INFINITY)) {
+      this.#atMs.shift()
+      void this.#run((volume) => this.#isDeleted(volume))
+    } else if (!(nowMs < this.#nextLookMs)) this.#look()
+  }
+
+  #look(): void {
+    const table = this.#table
+    const isFirst = Number.isNaN(this.#nextLookMs)
+    this.#nextLookMs = this.#queue.nowMs + this.#keepMovedMs
+    const seen = this.#seen
+    this.#seen = table.version.slice()
+    if (!isFirst) void this.#run((volume, slot, store) => seen[slot] === table.version[slot] && this.#hasMoved(volume, slot, store))
+  }
+
+  #isDeleted(volume: number): boolean {
+    return volume <= this.#newestVolume && !this.#table.volumes.has(volume)
+  }
+
+  #hasMoved(volume: number, slot: number, store: ReplicaStore): boolean {
+    const table = this.#table
+    if (!table.leaseValid(this.#queue.nowMs)) return false
+    if (table.stateOf(slot, store.disk) !== undefined || this.#replicas.sessions.has(slot)) return false
+    const wanted = table.volumes.get(volume)?.replicas
+    return wanted !== undefined && table.copies[slot]! >= Math.max(1, wanted)
+  }
+
+  async #run(isGarbage: (volume: number, slot: number, store: ReplicaStore) => boolean): Promise<void> {
+    this.#running = true
+    for (const store of this.#replicas.stores) {
+      if (this.#stopped || store.failed) continue
+      const blocks = await store.sweep((volume, slot) => isGarbage(volume, slot, store))
+      if (blocks > 0) this.#log('INFO', 'blocks that nothing refers to have given their space back', { disk: store.disk, blocks })
+    }
+    this.#running = false
+  }
+}
