@@ -3,8 +3,8 @@
  * that forgets what it has promised in Raft (a vote, an entry it has acknowledged) can break the safety of all others, so this has to be noticed.
  *
  * Three guards, each for what the others cannot see:
- * - **the log before it is opened** ({@link rotInLog}): an unreadable record with readable ones in later blocks is rot; at the very end it may as well be
- *   a write that was never acknowledged.
+ * - **the log before it is opened** ({@link rotInLog}): an unreadable record is rot when a later write begins behind it, for a write begins when the one before
+ *   is on stable storage. Without that it may as well be a write that was never acknowledged; a loss of power may leave any parts of one.
  * - **the mark** ({@link Mark}): the number of the last acknowledged write, in a file beside the store; the same number is part of each write. A store that
  *   ends below its mark has lost its end. The mark is not synced for itself: after a loss of power it may be behind, never ahead of what was acknowledged.
  * - **a checksum per value** ({@link seal}): what rots in a table.
@@ -80,7 +80,8 @@ function sealOf(key: string, value: Uint8Array): number {
 
 const BLOCK_BYTES = 32 * 1024
 const HEADER_BYTES = 7
-const TYPE_MAX = 4
+/** A write is one FULL record, or FIRST, any MIDDLE, LAST. */
+const RecordType = { FULL: 1, FIRST: 2, MIDDLE: 3, LAST: 4 } as const
 
 /** Which of LevelDB's logs is rotten, and where; undefined: none, as far as a reader can tell. To be asked before LevelDB opens: it removes them. */
 export function rotInLog(directory: string): string | undefined {
@@ -90,27 +91,27 @@ export function rotInLog(directory: string): string | undefined {
     const bytes = readFileSync(join(directory, name))
     let bad = -1
     for (let block = 0; block < bytes.length; block += BLOCK_BYTES) {
-      const { readable, badAt } = readBlock(bytes, block)
-      if (readable && bad >= 0) return `${name} at byte ${bad}`
+      const { begins, badAt } = readBlock(bytes, block)
+      if (begins && bad >= 0) return `${name} at byte ${bad}`
       if (bad < 0) bad = badAt
     }
   }
   return undefined
 }
 
-/** Whether the block begins with a record that can be read, and where the first one begins that cannot; -1: all can. */
-function readBlock(bytes: Buffer, block: number): { readonly readable: boolean; readonly badAt: number } {
+/** Whether a write begins among the readable records of the block, and where the first record begins that cannot be read; -1: all can. */
+function readBlock(bytes: Buffer, block: number): { readonly begins: boolean; readonly badAt: number } {
   const end = Math.min(block + BLOCK_BYTES, bytes.length)
-  let at = block
-  while (end - at >= HEADER_BYTES) {
-    const length = bytes.readUInt16LE(at + 4)
-    const next = at + HEADER_BYTES + length
+  let begins = false
+  for (let at = block; end - at >= HEADER_BYTES; ) {
+    const next = at + HEADER_BYTES + bytes.readUInt16LE(at + 4)
     const type = bytes[at + 6]!
-    if (type < 1 || type > TYPE_MAX || next > end || unmasked(bytes.readUInt32LE(at)) !== crc32c(bytes, at + 6, next) >>> 0)
-      return { readable: at > block, badAt: at }
+    if (type < RecordType.FULL || type > RecordType.LAST || next > end || unmasked(bytes.readUInt32LE(at)) !== crc32c(bytes, at + 6, next) >>> 0)
+      return { begins, badAt: at }
+    if (type <= RecordType.FIRST) begins = true
     at = next
   }
-  return { readable: at > block, badAt: -1 }
+  return { begins, badAt: -1 }
 }
 
 /** LevelDB masks the checksums it stores. */

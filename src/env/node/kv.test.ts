@@ -71,6 +71,25 @@ test('a log that ends in the middle of a write nobody was told of is fine', asyn
   await kv.close()
 })
 
+test('a write of many blocks that a loss of power has left in parts is fine, when nobody was told of it', async (t) => {
+  for (const lost of [0, 1, 5, 20]) {
+    const { path, log } = await written(t, 20)
+    const mark = readFileSync(join(path, 'xsan.mark'))
+    const kv = await LevelKv.open(path)
+    await kv.batch([{ type: 'put', key: 'large', value: new Uint8Array(300_000).fill(7) }])
+    await kv.close()
+    writeFileSync(join(path, 'xsan.mark'), mark)
+    const bytes = readFileSync(log())
+    const page = Math.ceil((bytes.length - 300_000) / 4096) + lost
+    bytes.fill(0, page * 4096, (page + 1) * 4096)
+    writeFileSync(log(), bytes)
+    const again = await LevelKv.open(path)
+    assert.equal((await again.scan('key/')).length, 20, `page ${lost} of the write is lost`)
+    assert.equal((await again.scan('large')).length, 0)
+    await again.close()
+  }
+})
+
 test('a store put back to an older copy of it, beside its mark, is refused', async (t) => {
   const { path } = await written(t, 3)
   const old = `${path}.old`
