@@ -4,7 +4,7 @@ import { closeSync, fstatSync, openSync, readdirSync, readFileSync, rmSync, writ
 import { join } from 'node:path'
 import test, { after, before } from 'node:test'
 import { bin, must, until } from '../support/commands.ts'
-import { DevCluster } from '../support/dev-cluster.ts'
+import { DevCluster, isAlive } from '../support/dev-cluster.ts'
 
 let cluster: DevCluster
 
@@ -134,7 +134,10 @@ test('two of three nodes lost, one back: recover names the missing one, and goes
 test('a node whose metadata has lost what it acknowledged does not start, so that it cannot vote twice; the others go on', { timeout: 120_000 }, async () => {
   await cluster.start('node-2')
   await cluster.healthy()
-  await cluster.kill('node-3')
+  // ended in order: the end of its log is acknowledged
+  const { pid } = cluster.node('node-3')
+  process.kill(pid, 'SIGTERM')
+  await until('node-3 has ended', 30_000, () => !isAlive(pid))
   const meta = join(cluster.dir, 'node-3', 'data', 'meta')
   const log = join(meta, readdirSync(meta).find((name) => name.endsWith('.log'))!)
   const bytes = readFileSync(log)

@@ -186,7 +186,12 @@ scenario('a node is added: what moves to it gives its space back where it was', 
   await t.until('it has its share', () => added.stores[0] !== undefined && added.stores[0].usedBytes > 0 && t.unhealthy() === '', 60_000)
   await t.clientsDone()
   t.assertNoErrors()
-  await t.until('three copies take as much as before', () => used() === 3 * volume.sizeBytes, 20_000, () => `${used()} bytes`)
+  await t.until(
+    'three copies take as much as before',
+    () => used() === 3 * volume.sizeBytes,
+    20_000,
+    () => `${used()} bytes`,
+  )
   await t.allIsWell()
 })
 

@@ -83,17 +83,20 @@ const HEADER_BYTES = 7
 /** A write is one FULL record, or FIRST, any MIDDLE, LAST. */
 const RecordType = { FULL: 1, FIRST: 2, MIDDLE: 3, LAST: 4 } as const
 
-/** Which of LevelDB's logs is rotten, and where; undefined: none, as far as a reader can tell. To be asked before LevelDB opens: it removes them. */
+/**
+ * Where LevelDB's logs are rotten; undefined: nowhere, as far as a reader can tell. To be asked before LevelDB opens: it removes them. Two logs are there
+ * when a table was about to be made of the older one.
+ */
 export function rotInLog(directory: string): string | undefined {
   if (statSync(directory, { throwIfNoEntry: false })?.isDirectory() !== true) return undefined
-  for (const name of readdirSync(directory).sort()) {
-    if (!/^\d+\.log$/.test(name)) continue
+  const names = readdirSync(directory).filter((name) => /^\d+\.log$/.test(name))
+  let bad: string | undefined
+  for (const name of names.sort((a, b) => Number.parseInt(a, 10) - Number.parseInt(b, 10))) {
     const bytes = readFileSync(join(directory, name))
-    let bad = -1
     for (let block = 0; block < bytes.length; block += BLOCK_BYTES) {
       const { begins, badAt } = readBlock(bytes, block)
-      if (begins && bad >= 0) return `${name} at byte ${bad}`
-      if (bad < 0) bad = badAt
+      if (begins && bad !== undefined) return bad
+      if (badAt >= 0) bad ??= `${name} at byte ${badAt}`
     }
   }
   return undefined

@@ -63,6 +63,18 @@ test('rot anywhere in the log of the store is noticed, at its end too, where Lev
   }
 })
 
+test('rot at the end of a log is noticed when another log follows it', async (t) => {
+  const { path, log } = await written(t, 10)
+  const older = { name: log(), bytes: readFileSync(log()) }
+  const kv = await LevelKv.open(path)
+  await kv.batch([{ type: 'put', key: 'later', value: new Uint8Array(1) }])
+  await kv.close()
+  assert.notEqual(log(), older.name)
+  older.bytes[older.bytes.length - 1]! ^= 1
+  writeFileSync(older.name, older.bytes)
+  await assert.rejects(LevelKv.open(path), is('DISK_CORRUPTED', /has lost writes that were acknowledged/))
+})
+
 test('a log that ends in the middle of a write nobody was told of is fine', async (t) => {
   const { path, log } = await written(t, 50)
   appendFileSync(log(), Buffer.from([1, 2, 3, 4, 200, 0, 1, 9, 9, 9]))
