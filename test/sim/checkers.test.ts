@@ -190,7 +190,7 @@ test('what piles up in a control plane is found', async () => {
     [
       'callsOut',
       (t) =>
-        Array.from({ length: 30 }, () =>
+        Array.from({ length: 60 }, () =>
           t
             .node(2)
             .env!.rpc.call(t.node(1).grpc, 'xsan.v1.Cluster/Status', {}, { timeoutMs: 1000 })

@@ -133,6 +133,8 @@ export class Watch {
       const number = node.control?.member?.node
       for (const [slot, chain] of state.chains.entries()) {
         if (table.ownState[slot] !== ReplicaState.SERVING || table.version[slot]! >= chain.version) continue
+        // a disk that has failed answers nothing, whatever its node knows of the chain
+        if (plane.replicas.storeOf(slot) === undefined) continue
         const entry = chain.entries.find((of) => of.node === number)
         if (entry !== undefined && entry.state <= ReplicaState.DRAINING) continue
         this.#found(
@@ -279,7 +281,8 @@ interface RaftQueues {
  * what a run needs; these are four times and more what brutal runs came to: beyond them something asks in a storm, or never ends.
  */
 export function controlQueueBounds(nodes: number): Readonly<Record<string, number>> {
-  return { callsOut: 8 + 4 * nodes, callsIn: 16 + 16 * nodes, kvBatches: 8, proposals: 64, indexReads: 256 }
+  // a leader that has just died is followed again and let go for each of its messages that is still on its way: a renewal and a report each time
+  return { callsOut: 16 + 8 * nodes, callsIn: 16 + 16 * nodes, kvBatches: 8, proposals: 64, indexReads: 256 }
 }
 
 /** From now on it is counted what the Raft node has not answered. */
