@@ -241,6 +241,9 @@ async function form(cluster: DevCluster, options: Options, progress: (line: stri
     await Promise.all(nodes.map((node) => startProcess(dir, node)))
     await Promise.all(nodes.map((node) => waitState(dir, node, leftMs(OPEN_MS), ({ state }) => state !== 'unresponsive')))
     const [first, ...others] = nodes as readonly [DevNode, ...DevNode[]]
+    // on a busy machine the answer itself may come after the time was over
+    if (leftMs(OPEN_MS) === 0)
+      throw new XsanError('NETWORK_TIMEOUT', `${first.id} is not ready after ${(options.timeout / 1000).toFixed(1)} s`, `Look at ${dir}/${first.id}/xsand.log`)
     const client = new AdminClient(first.grpc)
     try {
       await client.call('Cluster/Init', {}, JOIN_MS)
