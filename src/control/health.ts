@@ -116,9 +116,9 @@ function voterReasons(state: ClusterState, voters: readonly NodeNumber[]): strin
   const voting = voters.filter((node) => members.some((of) => of.node === node))
   if (voting.length >= wanted) return []
   const names = voting.map((node) => state.nodes.get(node)?.id).join(', ')
-  const spare = Math.ceil(voting.length / 2) - 1
+  const losses = Math.ceil(voting.length / 2)
   return [
-    `${voting.length} of ${wanted} nodes that should vote ${voting.length === 1 ? 'does' : 'do'} (${names}): the loss of ${spare === 0 ? 'one' : `${spare + 1}`} of them stops changes and, a lease later, all I/O.`,
+    `${voting.length} of ${wanted} nodes that should vote ${voting.length === 1 ? 'does' : 'do'} (${names}): the loss of ${losses === 1 ? 'one' : losses} of them stops changes and, a lease later, all I/O.`,
   ]
 }
 

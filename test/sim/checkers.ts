@@ -288,22 +288,18 @@ export function controlQueueBounds(nodes: number): Readonly<Record<string, numbe
 /** From now on it is counted what the Raft node has not answered. */
 function watchRaft(raft: Raft): RaftQueues {
   const queues: RaftQueues = { proposalsMost: 0, indexReadsMost: 0 }
-  const { propose, readIndex } = raft
-  let [proposals, indexReads] = [0, 0]
-  raft.propose = (...given) => {
-    queues.proposalsMost = Math.max(queues.proposalsMost, ++proposals)
-    const answer = propose.apply(raft, given)
-    const ended = () => proposals--
-    answer.then(ended, ended)
-    return answer
+  const counted = <A extends unknown[], T>(call: (...given: A) => Promise<T>, most: keyof RaftQueues) => {
+    let underWay = 0
+    return (...given: A): Promise<T> => {
+      queues[most] = Math.max(queues[most], ++underWay)
+      const answer = call.apply(raft, given)
+      const ended = () => underWay--
+      answer.then(ended, ended)
+      return answer
+    }
   }
-  raft.readIndex = (...given) => {
-    queues.indexReadsMost = Math.max(queues.indexReadsMost, ++indexReads)
-    const answer = readIndex.apply(raft, given)
-    const ended = () => indexReads--
-    answer.then(ended, ended)
-    return answer
-  }
+  raft.propose = counted(raft.propose, 'proposalsMost')
+  raft.readIndex = counted(raft.readIndex, 'indexReadsMost')
   return queues
 }
 

@@ -114,7 +114,6 @@ class NbdConnection implements SeatVolumes {
   readonly #inPage: number
   readonly #toSend: Uint8Array[] = []
   #sending = false
-  /** Received and not yet consumed. */
   /** What has come and was not taken: from `#gotStart` to `#gotEnd`. */
   #got = new Uint8Array(2 * STAGE_BYTES)
   #gotStart = 0
@@ -364,14 +363,18 @@ class NbdConnection implements SeatVolumes {
 
   async #take(lengthBytes: number): Promise<Uint8Array | undefined> {
     while (this.#gotEnd - this.#gotStart < lengthBytes) if (!(await this.#more())) return undefined
+    return this.#consume(lengthBytes).slice()
+  }
+
+  /** Of what has come; valid until more does. */
+  #consume(lengthBytes: number): Uint8Array {
     this.#gotStart += lengthBytes
-    return this.#got.slice(this.#gotStart - lengthBytes, this.#gotStart)
+    return this.#got.subarray(this.#gotStart - lengthBytes, this.#gotStart)
   }
 
   async #takeData(pending: Pending, lengthBytes: number): Promise<boolean> {
     while (this.#gotEnd - this.#gotStart < lengthBytes) if (!(await this.#more())) return false
-    this.#gotStart += lengthBytes
-    this.queue.arena.bytes.set(this.#got.subarray(this.#gotStart - lengthBytes, this.#gotStart), pending.page * PAGE_BYTES + (pending.offsetBytes % PAGE_BYTES))
+    this.queue.arena.bytes.set(this.#consume(lengthBytes), pending.page * PAGE_BYTES + (pending.offsetBytes % PAGE_BYTES))
     return true
   }
 }

@@ -13,6 +13,9 @@ import type { SimIoQueue } from '../../src/env/sim/ioqueue.ts'
 import type { VolumeLayer } from '../../src/volume/volume.ts'
 import { type History, type OpenOp, writeStamps } from './history.ts'
 
+/** Of what does not read, where nothing else is asked for. */
+const FLUSH_SHARE = 0.12
+
 /** What a client does with volumes: the volume layer of a node, or whatever stands in front of it. */
 export type SeatVolumes = Pick<VolumeLayer, 'read' | 'write' | 'zero' | 'zeroScratchPages' | 'trim' | 'flush' | 'open'> &
   Partial<Pick<VolumeLayer, 'orphan' | 'isHeld'>>
@@ -185,7 +188,7 @@ export class SimClient {
   }
 
   #step(seat: ClientSeat, name: string, tag: Tag): void {
-    const { random, opsMax, thinkMs, readShare, flushShare = 0.12 } = this.options
+    const { random, opsMax, thinkMs, readShare, flushShare = FLUSH_SHARE } = this.options
     if (this.#stopped || this.begun >= opsMax) return
     const next = () => {
       if (this.#seat === seat) seat.queue.timeout(random.unit() * 2 * thinkMs, tag, 0)
@@ -198,7 +201,7 @@ export class SimClient {
     this.begun++
     const dice = random.chance(readShare) ? 0 : random.unit()
     if (dice === 0) this.#read(seat, name, next)
-    else if (dice < 0.75 - (flushShare - 0.12)) this.#write(seat, name, next)
+    else if (dice < 0.75 - (flushShare - FLUSH_SHARE)) this.#write(seat, name, next)
     else if (dice < 1 - flushShare) this.#zero(seat, name, next)
     else this.#flush(seat, next)
   }

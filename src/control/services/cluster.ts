@@ -201,18 +201,29 @@ export function nodeFacts({ state, raft }: Pick<ServiceContext, 'state' | 'raft'
   }
 }
 
+/** Chains in which a node takes part, and how. */
+export interface ChainCounts {
+  headed: number
+  serving: number
+  syncing: number
+}
+
+/** Adds an entry of the node, the one at `position` of its chain. */
+export function countEntry(counts: ChainCounts, state: ReplicaState, position: number): void {
+  if (position === 0 && state <= ReplicaState.DRAINING) counts.headed++
+  if (state === ReplicaState.SERVING) counts.serving++
+  else if (state === ReplicaState.SYNCING) counts.syncing++
+}
+
 export function nodeStatuses(context: ServiceContext, coordinator: Coordinator): Array<Message & NodeNumbers> {
   const { state, stats, env } = context
   const nowMs = env.clock.nowMs()
-  const counts = new Map<NodeNumber, { headed: number; serving: number; syncing: number }>()
+  const counts = new Map<NodeNumber, ChainCounts>()
   for (const node of state.nodes.keys()) counts.set(node, { headed: 0, serving: 0, syncing: 0 })
   for (const { entries } of state.chains) {
     entries.forEach((entry, i) => {
       const count = counts.get(entry.node)
-      if (count === undefined) return
-      if (i === 0 && entry.state <= ReplicaState.DRAINING) count.headed++
-      if (entry.state === ReplicaState.SERVING) count.serving++
-      else if (entry.state === ReplicaState.SYNCING) count.syncing++
+      if (count !== undefined) countEntry(count, entry.state, i)
     })
   }
   return [...state.nodes.values()]

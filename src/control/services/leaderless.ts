@@ -6,11 +6,10 @@
 import { messageOf } from '../../base/errors.ts'
 import type { NodeNumber } from '../../base/ids.ts'
 import type { Message } from '../../env/control.ts'
-import { ReplicaState } from '../../placement/chain.ts'
 import type { ResyncStats } from '../../placement/messages.ts'
 import type { NodeAgent } from '../node-agent.ts'
 import type { ClusterState, NodeRecord } from '../state.ts'
-import { HEARD_MS, nodeFacts } from './cluster.ts'
+import { type ChainCounts, countEntry, HEARD_MS, nodeFacts } from './cluster.ts'
 import type { ServiceContext } from './service.ts'
 
 /** What a node says of itself, without anybody else. JSON. */
@@ -24,7 +23,7 @@ export interface Standing {
   readonly leaseMs: number
   /** Whose heartbeats it receives. */
   readonly hears: readonly NodeNumber[]
-  readonly chains: { readonly headed: number; readonly serving: number; readonly syncing: number }
+  readonly chains: Readonly<ChainCounts>
   readonly usedBytes: number
   readonly resync: Pick<ResyncStats, 'blocksLeft' | 'bytesMoved' | 'bytesNeeded'>
 }
@@ -46,14 +45,11 @@ export function standingOf({ state, self, raft, heartbeats, env }: Omit<ServiceC
 }
 
 /** By the table that the node holds a lease for. */
-function servedBy(state: ClusterState, node: NodeNumber): Standing['chains'] {
+function servedBy(state: ClusterState, node: NodeNumber): ChainCounts {
   const counts = { headed: 0, serving: 0, syncing: 0 }
   for (const { entries } of state.chains) {
     entries.forEach((entry, at) => {
-      if (entry.node !== node || entry.incarnation !== state.incarnation(node)) return
-      if (at === 0 && entry.state <= ReplicaState.DRAINING) counts.headed++
-      if (entry.state === ReplicaState.SERVING) counts.serving++
-      else if (entry.state === ReplicaState.SYNCING) counts.syncing++
+      if (entry.node === node && entry.incarnation === state.incarnation(node)) countEntry(counts, entry.state, at)
     })
   }
   return counts
