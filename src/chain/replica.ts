@@ -468,10 +468,10 @@ export class Replicas {
     const peer = records.peer[row]!
     const hop = records.hop[row]!
     const payloadBytes = records.kind[row] === RecordKind.WRITE ? records.pageCount[row]! * PAGE_BYTES : 0
-    // a failed disk may hang in the middle of reading the payload: those pages are not used again in this process
+    // a failed disk may hang in the middle of reading the payload
     const isDiskReading = this.storeFailed[records.store[row]!] === true && records.journalSeq[row]! > 0 && (records.state[row]! & RecordState.STAGED) === 0
-    if (records.owned[row] === 1 && !isDiskReading) this.#pool.free(records.payloadPage[row] as PageNumber)
-    if (pinned !== NONE && isDiskReading && payloadBytes > 0) this.#leaveToDisk(row)
+    if (isDiskReading && payloadBytes > 0) this.#leaveToDisk(row)
+    else if (records.owned[row] === 1) this.#pool.free(records.payloadPage[row] as PageNumber)
     records.update[row] = records.pinned[row] = NONE
     records.journalSeq[row] = 0
     records.free(row)
@@ -481,12 +481,21 @@ export class Replicas {
     this.#hooks.roomForRecords()
   }
 
-  /** The client's operation may end, and its buffer is the hanging disk's: its owner asks before it is used again. */
+  /** The payload stays the disk's until it reads no more: what is the record's own is freed then; the owner of a client's buffer asks `isHeld` before it is used again. */
   #leaveToDisk(row: number): void {
     const { records } = this
-    const buffer = { page: records.payloadPage[row]!, pageCount: records.pageCount[row]! }
-    this.#heldBuffers.add(buffer)
-    void this.stores[records.store[row]!]!.ioEnded().then(() => this.#heldBuffers.delete(buffer))
+    const page = records.payloadPage[row] as PageNumber
+    const ended = this.stores[records.store[row]!]!.ioEnded()
+    if (records.owned[row] === 1) {
+      void ended.then(() => {
+        this.#pool.free(page)
+        this.#hooks.roomForRecords()
+      })
+    } else if (records.pinned[row] !== NONE) {
+      const buffer = { page, pageCount: records.pageCount[row]! }
+      this.#heldBuffers.add(buffer)
+      void ended.then(() => this.#heldBuffers.delete(buffer))
+    }
   }
 
   /** Whether a failed disk may still read one of those pages. */

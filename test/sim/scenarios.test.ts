@@ -3,6 +3,7 @@ import assert from 'node:assert/strict'
 import { statusName } from '../../src/base/status.ts'
 import { BLOCK_BYTES, MiB } from '../../src/base/units.ts'
 import { ReplicaState } from '../../src/placement/chain.ts'
+import { usedBytes } from './cluster.ts'
 import { scenario } from './scenario.ts'
 
 scenario('a killed process costs the others a stall well under a second and no error; back again, it catches up', async (t, volume) => {
@@ -162,6 +163,20 @@ for (const nbd of [false, true]) {
     { nbd },
   )
 }
+
+scenario('what peers had sent to a disk that hung is memory again once the disk has read it (swarm seed 15000234)', async (t, volume) => {
+  const used = () => usedBytes(t.node(3).queue!)
+  const idleBytes = used()
+  t.load(volume, { on: [1, 2], ops: 600, depth: 6, readShare: 0 })
+  await t.seconds(1)
+  t.node(3).disk.hang()
+  await t.clientsDone()
+  t.assertNoErrors()
+  assert.ok(used() > idleBytes, 'the premise: the disk still reads what it was given')
+  t.node(3).disk.resume()
+  await t.seconds(1)
+  assert.equal(used(), idleBytes)
+})
 
 // ---- the cluster changes while clients work ----------------------------------------------------------------------------
 scenario('a node is added, another one is removed: no client notices, and the space moves along', async (t, volume) => {
