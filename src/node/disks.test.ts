@@ -109,6 +109,38 @@ test('what the operator has zeroed at both ends is a new disk', (t) => {
   assert.equal(find()[0]?.formatted, false)
 })
 
+test('what begins behind the first page, or lies at the end, is foreign as well: nothing is formatted over it', (t) => {
+  // btrfs, ReiserFS and GFS2 begin at 64 KiB; RAID metadata lies in the last pages
+  for (const offset of [64 * 1024 + 64, MiB - 1, 64 * MiB - 64 * 1024, 64 * MiB - 8192]) {
+    const { find, blank, device } = playground(t)
+    blank()
+    const fd = openSync(device.path, 'r+')
+    writeSync(fd, Buffer.from('_BHRfS_M'), 0, 1, offset)
+    closeSync(fd)
+    assert.throws(find, { status: 'DISK_FOREIGN', message: /storage\.devices\[0\]: .* holds something that is not XSAN's/ }, `${offset}`)
+  }
+})
+
+test('over a disk of this node, it makes that disk broken', (t) => {
+  const { find, write, device, uuid } = formatted(t)
+  write(Buffer.alloc(4096), 'first')
+  write(Buffer.alloc(4096), 'last')
+  const fd = openSync(device.path, 'r+')
+  writeSync(fd, Buffer.from('_BHRfS_M'), 0, 8, 64 * 1024 + 64)
+  closeSync(fd)
+  const [disk] = find()
+  assert.deepEqual([disk?.uuid, disk?.formatted, disk?.broken?.status], [uuid, true, 'DISK_CORRUPTED'])
+})
+
+test('a power loss between the two superblocks of a new disk: it is mounted by the one that is there', (t) => {
+  const { dir, find, write, blank, superblock, device } = formatted(t)
+  const fresh = 'f'.repeat(32)
+  blank()
+  writeFileSync(join(dir, 'disks.json'), JSON.stringify({ [device.path]: { uuid: 'ffffffff-ffff-ffff-ffff-ffffffffffff', formatted: false } }))
+  write(superblock(fresh), 'last')
+  assert.deepEqual([find()[0]?.uuid, find()[0]?.formatted], ['ffffffff-ffff-ffff-ffff-ffffffffffff', true])
+})
+
 test('a device of this node that is gone keeps no node from starting, and is itself again when it is back; one never seen does', (t) => {
   const { dir, device, uuid } = formatted(t)
   const gone = { path: device.path, type: device.type, role: device.role }

@@ -25,6 +25,10 @@ export const METADATA_DIR = 'meta'
 const WIPE =
   'If what is on it may be lost, and only then: remove it if it is a file, zero its first and its last MiB if it is a device, and start the node again. It becomes a new disk, and the other copies rebuild it.'
 
+/** `wipefs` would not do: it leaves most of what it finds. */
+const WIPE_FOREIGN =
+  'If it may be lost, and only then: blkdiscard it, or zero its first and its last MiB; if it is a file, truncate it to nothing, and give "size".'
+
 export interface FoundDisk {
   readonly uuid: string
   readonly path: string
@@ -172,26 +176,24 @@ function findDisk(device: DeviceConfig, place: string, names: Names, newUuid: ()
   if (!stat.isFile() && !stat.isBlockDevice())
     throw new XsanError('INVALID_PARAM', `${place}: ${path} is neither a block device nor a file`, 'Name a disk, or a file.')
   const wasOurs = remembered?.formatted === true
-  const page = readFirstPage(path, place)
+  const page = readEnds(path, place)
   const capacityBytes = page.sizeBytes === 0 && size !== undefined ? size : page.sizeBytes
   const superblock = decode(page.bytes, path)
-  // a first page that is lost or overwritten does not make another disk of it: the second superblock tells
-  if (wasOurs && (superblock === 'foreign' || superblock === 'blank')) {
+  // a first page that is lost, overwritten or not yet written (a power loss while it was formatted) does not make another disk of it: the second superblock tells
+  if (remembered !== undefined && (superblock === 'foreign' || superblock === 'blank')) {
     const second = page.last === undefined ? 'blank' : decode(page.last, path)
     if (typeof second === 'object' && uuidText(second.diskUuid) === remembered.uuid)
       return { uuid: remembered.uuid, path, type, role, capacityBytes, formatted: true }
-    if (superblock === 'foreign' || second === 'damaged') {
+    if (wasOurs && (superblock === 'foreign' || second === 'damaged' || !page.endsBlank)) {
       const message = `${place}: ${path} held a disk of this node, and holds something else now`
       return { uuid: remembered.uuid, path, type, role, capacityBytes, formatted: true, broken: { status: 'DISK_CORRUPTED', message, nextStep: WIPE } }
     }
   }
-  switch (superblock) {
+  // not every file system begins on the first page: btrfs leaves 64 KiB to others
+  const found = superblock === 'blank' && !page.endsBlank ? 'foreign' : superblock
+  switch (found) {
     case 'foreign':
-      throw new XsanError(
-        'DISK_FOREIGN',
-        `${place}: ${path} holds something that is not XSAN's`,
-        `If it may be lost: wipefs -a ${path}, or for a file: truncate -s 0 ${path}, and give "size".`,
-      )
+      throw new XsanError('DISK_FOREIGN', `${place}: ${path} holds something that is not XSAN's`, WIPE_FOREIGN)
     case 'blank':
       return {
         uuid: uuidOfBlank(),
@@ -207,7 +209,7 @@ function findDisk(device: DeviceConfig, place: string, names: Names, newUuid: ()
       if (remembered !== undefined) return { uuid: remembered.uuid, path, type, role, capacityBytes, formatted: true }
       throw new XsanError('DISK_CORRUPTED', `${place}: the superblock of ${path} is damaged`, WIPE)
     default:
-      return { uuid: uuidText(superblock.diskUuid), path, type, role, capacityBytes, formatted: true }
+      return { uuid: uuidText(found.diskUuid), path, type, role, capacityBytes, formatted: true }
   }
 }
 
@@ -215,8 +217,19 @@ function decode(bytes: Uint8Array, path: string): SuperblockFound {
   return decodeSuperblock({ bytes, view: new DataView(bytes.buffer), crc32c: (_, delta, length) => crc32c(bytes.subarray(delta, delta + length)) }, 0, path)
 }
 
-/** And the last one, where there is one. */
-function readFirstPage(path: string, place: string): { bytes: Uint8Array; last?: Uint8Array; sizeBytes: number } {
+/** As much of each end is zero where a disk is blank: what labels of other owners lie in. */
+const END_BYTES = MiB
+
+interface Ends {
+  /** The first page. */
+  readonly bytes: Uint8Array
+  /** The page of the second superblock, where there is one. */
+  readonly last?: Uint8Array
+  readonly endsBlank: boolean
+  readonly sizeBytes: number
+}
+
+function readEnds(path: string, place: string): Ends {
   try {
     const fd = openSync(path, 'r')
     try {
@@ -224,10 +237,15 @@ function readFirstPage(path: string, place: string): { bytes: Uint8Array; last?:
       const stat = fstatSync(fd)
       readSync(fd, bytes, 0, PAGE_BYTES, 0)
       const sizeBytes = stat.isFile() ? stat.size : blockDeviceBytes(fd)
-      if (sizeBytes < 2 * PAGE_BYTES) return { bytes, sizeBytes }
+      const isZero = (offset: number) => {
+        const end = Buffer.alloc(END_BYTES)
+        return end.subarray(0, readSync(fd, end, 0, END_BYTES, offset)).every((byte) => byte === 0)
+      }
+      const endsBlank = isZero(0) && isZero(Math.max(0, sizeBytes - END_BYTES))
+      if (sizeBytes < 2 * PAGE_BYTES) return { bytes, endsBlank, sizeBytes }
       const last = new Uint8Array(PAGE_BYTES)
       readSync(fd, last, 0, PAGE_BYTES, secondSuperblockOffset({ sizeBytes }))
-      return { bytes, last, sizeBytes }
+      return { bytes, last, endsBlank, sizeBytes }
     } finally {
       closeSync(fd)
     }
