@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import test from 'node:test'
 import { ChainCluster, pattern, TestClient } from '../../test/support/chain-cluster.ts'
 import { Status } from '../base/status.ts'
+import { ReplicaState } from '../placement/chain.ts'
 import { View } from '../placement/view.ts'
 
 const KEEP_MS = 1000
@@ -48,4 +49,29 @@ test('what is left of a copy stays where the chain has fewer than are wanted, an
   unsure.node(3).plane.table.endLease()
   await unsure.world.runFor(LAST_LOOK_MS)
   assert.ok(unsure.node(3).store.usedBytes > 0)
+})
+
+test('a copy whose blocks have been swept is not taken for one, whatever its ids: an older one that is there serves when the others are lost', async () => {
+  const volumes = [{ volume: 1 as never, name: 'db', sizeBytes: 2 ** 30, replicas: 1, syncWhenWrite: true, readOnly: false }]
+  const cluster = new ChainCluster({ nodes: 3, slots: 1, seed: 6, volumes, chainOf: () => [1, 2, 3], plane: { limits: { keepMovedMs: KEEP_MS } } })
+  await cluster.start()
+  const write = (tag: number) => cluster.world.settle(new TestClient(cluster.node(1)).write(0, 0, pattern(tag)), 5000)
+  assert.equal(await write(1), Status.SUCCESS)
+  await cluster.kill(2)
+  assert.equal(await write(2), Status.SUCCESS)
+  await cluster.until('quiet', () => cluster.quiet)
+  cluster.views[2] = View.DOWN
+  cluster.step()
+  cluster.step({ remove: cluster.node(3).disk })
+  await cluster.until('its space is free', () => cluster.node(3).store.usedBytes === 0, LAST_LOOK_MS)
+  cluster.views[2] = View.UP
+  await cluster.kill(1)
+  cluster.restart(2)
+  cluster.step({ add: { disk: cluster.node(3).disk, node: 3 as never } })
+  await cluster.world.runFor(100)
+  cluster.step({ acceptDataLoss: true })
+  const serving = cluster.chains[0]!.entries.filter(({ state }) => state === ReplicaState.SERVING).map(({ node }) => node as number)
+  assert.deepEqual(serving, [2])
+  const { bytes } = await cluster.world.settle(new TestClient(cluster.node(2)).read(0, 0, 1), 5000)
+  assert.deepEqual(bytes, pattern(1))
 })

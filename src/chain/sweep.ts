@@ -6,8 +6,10 @@
  *                          same for two looks, `keepMovedMs` apart: until then the copy shortens the resync of a replica that comes back
  *
  * Only what this node's table says while its lease is valid counts: one that lags behind sweeps nothing. A replica that comes (back) to a slot whose
- * blocks are gone copies them, as any other.
+ * blocks are gone copies them, as any other. Before it has, it may be asked what it holds, because nobody serves any more: from before the first
+ * block goes the journal says, as at the start of a resync, that this copy is not whole.
  */
+import { XsanError } from '../base/errors.ts'
 import type { IoQueue } from '../env/ioqueue.ts'
 import type { ReactorLog } from '../placement/messages.ts'
 import type { ReplicaStore } from '../store/store.ts'
@@ -65,7 +67,10 @@ export class Sweep {
     this.#nextLookMs = this.#queue.nowMs + this.#keepMovedMs
     const seen = this.#seen
     this.#seen = table.version.slice()
-    if (!isFirst) void this.#run((volume, slot, store) => seen[slot] === table.version[slot] && this.#hasMoved(volume, slot, store))
+    if (!isFirst) {
+      const hasMoved = (volume: number, slot: number, store: ReplicaStore) => seen[slot] === table.version[slot] && this.#hasMoved(volume, slot, store)
+      void this.#run((volume, slot, store) => hasMoved(volume, slot, store) && isForgotten(store, slot))
+    }
   }
 
   #isDeleted(volume: number): boolean {
@@ -89,4 +94,18 @@ export class Sweep {
     }
     this.#running = false
   }
+}
+
+/** What the disk holds of the slot counts as no copy any more, whatever its ids. False: there is no room in the journal to say so now. */
+function isForgotten(store: ReplicaStore, slot: number): boolean {
+  if (store.failed) return false
+  if (store.isIncomplete(slot)) return true
+  try {
+    store.startSession(slot)
+  } catch (error) {
+    if (!(error instanceof XsanError) || error.status !== 'BUSY') throw error
+    return false
+  }
+  store.endSession(slot)
+  return true
 }
