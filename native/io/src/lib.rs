@@ -17,6 +17,7 @@ mod handles;
 pub mod layout;
 mod net;
 mod patience;
+mod ring;
 mod timers;
 mod wake;
 
