@@ -179,7 +179,7 @@ export class Client implements BlockClient {
       failures: i32,
       startedMs: f64,
       deadlineMs: f64,
-      /** When whoever waits is told that the outcome is unknown, if it still is. */
+      /** When whoever waits (or keeps row and buffer for who has gone) is told that the outcome is unknown, if it still is. */
       answerByMs: f64,
       retryAtMs: f64,
       backoffMs: f64,
@@ -244,6 +244,7 @@ export class Client implements BlockClient {
         if (this.#done[op] !== done) continue
         ops.orphaned[op] = 1
         ops.deadlineMs[op] = Math.min(ops.deadlineMs[op]!, lostMs + this.settings.writeLifeMs)
+        ops.answerByMs[op] = Math.min(ops.answerByMs[op]!, lostMs + 2 * this.settings.writeLifeMs)
       }
     }
   }
@@ -610,7 +611,7 @@ export class Client implements BlockClient {
     if (ops.inUse === 0 || nowMs < this.#lookAgainMs) return
     this.#lookAgainMs = nowMs + UNKNOWN_EVERY_MS
     for (let op = 0; op < ops.rowsMax; op++) {
-      if (!ops.isUsed(op) || nowMs < ops.answerByMs[op]! || ops.orphaned[op] === 1 || ops.channel[op] === NONE) continue
+      if (!ops.isUsed(op) || nowMs < ops.answerByMs[op]! || ops.channel[op] === NONE) continue
       if (ops.pins[op]! > 0) this.#writes.takeOverPayload(op)
       if (ops.pins[op]! > 0) continue
       const done = this.#done[op]

@@ -181,6 +181,24 @@ test('when nobody is left who could say what became of a write, its client is to
   assert.equal(await cluster.world.settle(client.write(0, 0, pattern(3)), 5000), Status.VOLUME_UNAVAILABLE)
 })
 
+test('a write that nobody can decide and nobody waits for gives back its row and its buffer, and the cancel goes on', { timeout: 60_000 }, async () => {
+  const cluster = new ChainCluster({ nodes: 1, slots: 1 })
+  await cluster.start()
+  const node = cluster.node(1)
+  const client = new TestClient(node)
+  assert.equal(await cluster.world.settle(client.write(0, 0, pattern(1)), 5000), Status.SUCCESS)
+  // the only copy's disk fails under it
+  node.storeOptions.stageMs = 1e9
+  const { status, orphan } = client.orphanable(0, 0, pattern(2))
+  await cluster.world.runFor(10)
+  orphan()
+  node.store.fail('it hangs')
+  await cluster.world.runFor(4000)
+  assert.equal(client.pending, 1)
+  assert.equal(await cluster.world.settle(status, 5000), Status.NETWORK_TIMEOUT)
+  assert.equal(node.plane.resources['clientOperations'], 1, 'its cancel')
+})
+
 test('the head is here and cut off with its record: the client is told that nobody knows, its buffer is its own again, and the record keeps what was written', {
   timeout: 60_000,
 }, async () => {
