@@ -24,6 +24,8 @@ import { touchedBytes, type Writes } from './write.ts'
 
 const ENTRIES_MAX = 500
 const UPDATE_HEAD_BYTES = FRAME_BYTES + Update.size
+/** Reads of one peer that were refused and not told so yet: more than its clients can have under way. */
+const REFUSED_READS_MAX = 32_768
 
 export class RemoteExchange {
   readonly #queue: IoQueue
@@ -42,6 +44,8 @@ export class RemoteExchange {
   readonly #answers: number[][] = Array.from({ length: PEERS_MAX }, () => [])
   /** Reads whose answers wait for room on the lane: row, status, detail. Bounded by the table of reads. */
   readonly #readAnswers: number[][] = Array.from({ length: PEERS_MAX }, () => [])
+  /** Reads that found no row and whose refusal waits for room on the lane: request row, generation. At most REFUSED_READS_MAX of each peer. */
+  readonly #refusedReads: number[][] = Array.from({ length: PEERS_MAX }, () => [])
 
   constructor(options: {
     queue: IoQueue
@@ -320,7 +324,7 @@ export class RemoteExchange {
     if (reason !== null) return reason
     if (slot >= this.#table.slotCount || pageCount === 0 || pageCount > CHAIN_OP_PAGES_MAX || firstPage + pageCount > PAGES_PER_BLOCK) return 'a bad range'
     const r = this.#reads.admits(peer) ? reads.alloc() : NONE
-    if (r < 0) return this.#refuseRead(peer, body) ? null : 'too many reads at one time'
+    if (r < 0) return this.#refuseRead(peer, get.requestRow(view, body), get.requestGeneration(view, body)) ? null : 'too many reads at one time'
     this.#reads.ofPeer[peer]!++
     reads.peer[r] = peer
     reads.session[r] = this.#peers.sessionOf(peer)
@@ -340,8 +344,15 @@ export class RemoteExchange {
     return null
   }
 
-  /** No row for the read: its client tries again. False: no room to say so. */
-  #refuseRead(peer: number, body: number): boolean {
+  /** No row for the read: its client tries again. False: it asks for more than anybody would. */
+  #refuseRead(peer: number, requestRow: number, requestGeneration: number): boolean {
+    this.#counters.readsRefused++
+    const waiting = this.#refusedReads[peer]!
+    if (waiting.length === 0 && this.#sendReadRefusal(peer, requestRow, requestGeneration)) return true
+    return waiting.push(requestRow, requestGeneration) <= REFUSED_READS_MAX * 2
+  }
+
+  #sendReadRefusal(peer: number, requestRow: number, requestGeneration: number): boolean {
     const { view } = this.#arena
     const headBytes = FRAME_BYTES + ReadAnswer.size
     const at = this.#peers.reserve(peer, Lane.BULK, headBytes)
@@ -349,14 +360,13 @@ export class RemoteExchange {
     const { set } = ReadAnswer
     const answer = at + FRAME_BYTES
     putFrame(view, at, PeerFrame.READ_ANSWER, headBytes, 0)
-    set.requestRow(view, answer, Read.get.requestRow(view, body))
-    set.requestGeneration(view, answer, Read.get.requestGeneration(view, body))
+    set.requestRow(view, answer, requestRow)
+    set.requestGeneration(view, answer, requestGeneration)
     set.status(view, answer, Status.BUSY)
     set.chainVersion(view, answer, 0)
     set.payloadCrc(view, answer, 0)
     set.detail(view, answer, 0)
     this.#peers.send(peer, Lane.BULK, at, headBytes, 0, 0, 0, Owner.NONE, NONE)
-    this.#counters.readsRefused++
     return true
   }
 
@@ -401,10 +411,14 @@ export class RemoteExchange {
     let sent = 0
     while (sent < waiting.length && this.#sendReadAnswer(peer, waiting[sent]!, waiting[sent + 1]!, waiting[sent + 2]!)) sent += 3
     waiting.splice(0, sent)
+    const refused = this.#refusedReads[peer]!
+    let told = 0
+    while (told < refused.length && this.#sendReadRefusal(peer, refused[told]!, refused[told + 1]!)) told += 2
+    refused.splice(0, told)
   }
 
   down(peer: number): void {
-    this.#answers[peer]!.length = 0
+    this.#answers[peer]!.length = this.#refusedReads[peer]!.length = 0
     const waiting = this.#readAnswers[peer]!.splice(0)
     for (let i = 0; i < waiting.length; i += 3) this.#reads.release(waiting[i]!)
   }

@@ -105,6 +105,26 @@ test('one peer cannot take all rows of reads', { timeout: 60_000 }, async () => 
   for (const { status } of await cluster.world.settle(Promise.all(reads), 60_000)) assert.equal(status, Status.SUCCESS)
 })
 
+test('a peer whose reads are refused faster than it can be told so keeps its session', { timeout: 60_000 }, async () => {
+  const network = { windowMinBytes: 64 * 1024, windowMaxBytes: 64 * 1024, delayMinMs: 1, delayMaxMs: 1 }
+  const cluster = new ChainCluster({ nodes: 2, slots: 1, chainOf: () => [1], plane: { limits: { readsMax: 512 } }, network })
+  await cluster.start()
+  const { plane } = cluster.node(1)
+  const greedy = new TestClient(cluster.node(2))
+  assert.equal(await cluster.world.settle(greedy.write(0, 0, pattern(1)), 5000), Status.SUCCESS)
+  // the lane has enough to do, and the rows are taken
+  cluster.node(1).storeOptions.readMs = 20
+  const reads = Array.from({ length: 16 }, () => greedy.read(0, 0, 256))
+  await cluster.world.runFor(25)
+  cluster.node(1).storeOptions.readMs = 500
+  reads.push(...Array.from({ length: 3000 }, () => greedy.read(0, 0, 1)))
+  await cluster.world.runFor(400)
+  assert.ok(plane.counters.readsRefused > 1500, 'more than the lane takes')
+  cluster.node(1).storeOptions.readMs = 0
+  for (const { status } of await cluster.world.settle(Promise.all(reads), 60_000)) assert.equal(status, Status.SUCCESS)
+  assert.equal(plane.counters.sessionsLost, 0)
+})
+
 test('a row that is used again in the turn in which its earlier user went is not given up', { timeout: 60_000 }, async () => {
   const { cluster } = await twoAndClient({ plane: { settings: { writeLifeMs: 400 } } })
   const node = cluster.node(1)
