@@ -50,14 +50,16 @@ function twoNodes(uuid: string): ClusterState {
 }
 
 /** One end: what it sent, what it logged. */
-function make(state: ClusterState, n: number, options: { multicast?: boolean; incarnation?: number } = {}) {
+function make(state: ClusterState, n: number, options: { multicast?: boolean; incarnation?: number; taken?: number } = {}) {
   const sent: Array<{ bytes: Uint8Array; to: string }> = []
   const logged: string[] = []
   let receive: (bytes: Uint8Array, from: string) => void = () => undefined
   let nowMs = 100
+  let taken = options.taken ?? 0
   let beat: () => void = () => undefined
   const datagram: Datagram = {
     async bind(_options, onMessage) {
+      if (taken-- > 0) throw new Error('taken')
       receive = onMessage
       return { port: 1, multicast: options.multicast ?? true }
     },
@@ -199,4 +201,15 @@ test('unicast goes to those who are not heard, always where there is no multicas
     alone.sent.map(({ to }) => to),
     ['10.0.0.2:1'],
   )
+})
+
+test('a port that something else holds is told once, and had as soon as it is free', async () => {
+  const a = make(twoNodes('c'), 1, { taken: 3 })
+  await a.beats.start()
+  assert.deepEqual([a.sent.length, a.logged.length], [0, 1])
+  for (let i = 0; i < 3; i++) {
+    a.advance(5000)
+    await new Promise(setImmediate)
+  }
+  assert.deepEqual([a.sent.length > 0, a.logged.length], [true, 2])
 })

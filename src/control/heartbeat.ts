@@ -16,6 +16,8 @@ import type { ClusterState } from './state.ts'
 const LOGGED_MAX = 64
 /** A node not heard of by multicast for so many intervals gets unicast ones. */
 const UNICAST_AFTER_INTERVALS = 3
+/** Between two tries to get the port, while something else has it. */
+const BIND_RETRY_MS = 5000
 /** Kinds of datagrams refused. */
 export const HEARTBEAT_REFUSALS = ['malformed', 'otherCluster', 'unknownNode', 'forged', 'fenced', 'replayed', 'duplicate'] as const
 export type HeartbeatRefusal = (typeof HEARTBEAT_REFUSALS)[number]
@@ -71,6 +73,8 @@ export class Heartbeats {
 
   #counter = 0
   #multicast = false
+  /** The port could not be had so far. */
+  #isDeaf = false
   #timer: TimerId | undefined
   #stopped = false
 
@@ -78,13 +82,25 @@ export class Heartbeats {
     this.#options = options
   }
 
+  /** Never fails: a port that cannot be had is told once and tried again. Nobody's service depends on heartbeats. */
   async start(): Promise<void> {
-    const { datagram, host, port, multicastGroup, multicastPort } = this.#options
+    const { datagram, clock, log, host, port, multicastGroup, multicastPort } = this.#options
     const group = multicastGroup === '' ? undefined : `${multicastGroup}:${multicastPort}`
-    const { multicast } = await datagram.bind({ host, port, multicastGroup: group }, (bytes, from) => {
-      this.#receive(bytes, from)
-    })
+    let multicast: boolean
+    try {
+      ;({ multicast } = await datagram.bind({ host, port, multicastGroup: group }, (bytes, from) => {
+        this.#receive(bytes, from)
+      }))
+    } catch (error) {
+      if (this.#stopped) return
+      if (!this.#isDeaf)
+        log.log('ERROR', 'no heartbeats: this node shows no load, and sees none of the others; it serves all the same, and tries again', { error })
+      this.#isDeaf = true
+      this.#timer = clock.setTimer(BIND_RETRY_MS, () => void this.start())
+      return
+    }
     if (this.#stopped) return
+    if (this.#isDeaf) log.log('INFO', 'heartbeats are sent and received from now on')
     this.#multicast = multicast
     this.#beat()
   }

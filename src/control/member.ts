@@ -335,9 +335,7 @@ export class Member {
     this.#registered()
     this.#tellSettings()
     void this.#rehearse()
-    await this.#heartbeats.start().catch((error: unknown) => {
-      env.log.log('ERROR', 'no heartbeats: the port cannot be had', { error: messageOf(error) })
-    })
+    await this.#heartbeats.start()
   }
 
   #registration(requestId: string): Message {

@@ -285,9 +285,11 @@ export class NodeAgent {
       if (this.#stopped) return
       // there was news that this renewal had not heard of: it counts for the lease, not as a sign of life
       const doubt = Number(answer['doubt'] ?? 0)
-      if (doubt > this.#doubt) this.renewNow(doubt)
+      const hasNews = doubt > this.#doubt
+      if (hasNews) this.renewNow(doubt)
       if (answer['granted'] !== true) {
-        this.#logRefusal(`the lease is not renewed: ${String(answer['reason'])}`)
+        // the one that has heard of it is on its way: so it goes at every start
+        if (!hasNews) this.#logRefusal(`the lease is not renewed: ${String(answer['reason'])}`)
         this.#publish()
         return
       }

@@ -5,6 +5,7 @@
 import { createSocket, type Socket } from 'node:dgram'
 import { messageOf, XsanError } from '../../base/errors.ts'
 import type { Datagram, Log } from '../control.ts'
+import { portHolder } from './port-holder.ts'
 
 /** Links, not routers: the group stays in the local network. */
 const MULTICAST_TTL = 1
@@ -30,10 +31,14 @@ export class NodeDatagram implements Datagram {
       await bound(socket, options.host, options.port)
     } catch (error) {
       socket.close()
+      const isTaken = (error as NodeJS.ErrnoException).code === 'EADDRINUSE'
+      const holder = isTaken ? portHolder(options.port, 'udp') : undefined
       throw new XsanError(
-        'BUSY',
-        `cannot receive on UDP ${options.host}:${options.port}: ${messageOf(error)}`,
-        'Stop what holds the port, or choose another one.',
+        isTaken ? 'BUSY' : 'INVALID_PARAM',
+        isTaken
+          ? `UDP port ${options.port} on ${options.host} is taken${holder ? ` by ${holder}` : ''}`
+          : `cannot receive on UDP ${options.host}:${options.port}: ${messageOf(error)}`,
+        'Stop what holds it, or choose another cluster.bind_port.',
         { cause: error },
       )
     }

@@ -1,12 +1,13 @@
-/** Who holds a TCP port of this host: for the error that says a port is taken. Best effort; needs /proc. */
+/** Who holds a TCP or UDP port of this host: for the error that says a port is taken. Best effort; needs /proc. */
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { basename } from 'node:path'
 
-const LISTEN = '0A'
+/** States of sockets that hold a port: TCP listens; UDP that receives from everybody is "closed". */
+const HOLDING = { tcp: '0A', udp: '07' } as const
 
 /** "PID 123 (nginx)", or undefined when it cannot be found out (another user's process). */
-export function portHolder(port: number): string | undefined {
-  const inodes = new Set(['/proc/net/tcp', '/proc/net/tcp6'].flatMap((path) => listeningInodes(path, port)))
+export function portHolder(port: number, protocol: keyof typeof HOLDING = 'tcp'): string | undefined {
+  const inodes = new Set([`/proc/net/${protocol}`, `/proc/net/${protocol}6`].flatMap((path) => holdingInodes(path, HOLDING[protocol], port)))
   if (inodes.size === 0) return undefined
   for (const pid of entries('/proc')) {
     if (!/^\d+$/.test(pid)) continue
@@ -29,12 +30,12 @@ function programOf(pid: string): string {
   return script === 'xsand' ? [script, ...args.slice(at + 1)].join(' ').trim() : `node ${script}`
 }
 
-/** Columns of /proc/net/tcp: sl, local address:port in hex, remote, state, ..., inode as the 10th. */
-function listeningInodes(path: string, port: number): string[] {
+/** Columns of /proc/net/tcp and its like: sl, local address:port in hex, remote, state, ..., inode as the 10th. */
+function holdingInodes(path: string, state: string, port: number): string[] {
   const lines = (attempt(() => readFileSync(path, 'utf8')) ?? '').split('\n').slice(1)
   return lines
     .map((line) => line.trim().split(/\s+/))
-    .filter((columns) => columns[3] === LISTEN && Number.parseInt(columns[1]?.split(':')[1] ?? '', 16) === port)
+    .filter((columns) => columns[3] === state && Number.parseInt(columns[1]?.split(':')[1] ?? '', 16) === port)
     .map((columns) => columns[9] ?? '')
 }
 
