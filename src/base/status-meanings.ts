@@ -17,7 +17,7 @@ export const STATUS_MEANINGS: Readonly<Record<StatusName, string>> = {
   BUFFER_SIZE_EXCEEDED: 'More in one request than any buffer holds.',
   NO_BUFFER: 'All buffers are in use. It passes; if it does not, raise `reactor.arena_size`.',
   UNAVAILABLE_IN_CURRENT_STATUS: 'Not possible in the present state of the thing; the message says which.',
-  BUFFER_LOST: 'A disk that hangs has kept the buffer of a read, and there was no memory for another one.',
+  BUFFER_LOST: 'A disk that hangs has kept the buffer of a read, which goes on with another one: no client is told.',
   NODE_UNREACHABLE: 'Nothing answers at that address: see whether xsand runs there, and the firewall.',
   CLUSTER_NOT_READY: 'The node belongs to no cluster yet, is still starting, or no leader is known.',
   CONSENSUS_FAILED: 'No majority of the voting nodes answered in time: bring nodes back.',

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
 import { MemoryBlockClient } from '../../../test/support/memory-block-client.ts'
+import { Status } from '../../base/status.ts'
 import { MiB, PAGE_BYTES } from '../../base/units.ts'
 import type { PageNumber } from '../../env/arena.ts'
 import { AsyncIo } from '../../env/async-io.ts'
@@ -47,7 +48,9 @@ function make(options: { operationsMax?: number; log?: Log; arenaBytes?: number;
     assert.equal(await receive(18), 18)
     await send(Buffer.concat([Buffer.from([0, 0, 0, 3]), Buffer.from('IHAVEOPT'), Buffer.from([0, 0, 0, 1, 0, 0, 0, 1]), Buffer.from('v')]))
     assert.equal(await receive(10), 10)
-    return { process, send, receive }
+    /** Of the simple reply whose beginning was received last. */
+    const error = () => own.arena.view.getUint32((page + 256) * PAGE_BYTES + 4)
+    return { process, send, receive, error }
   }
   return { world, queue, blocks, server, open, clients, network, host }
 }
@@ -168,6 +171,37 @@ test('a connection that waits for memory goes on when peers or disks free some, 
   assert.ok(!(await world.run(() => state === 'answered', 500)))
   for (const page of all) queue.arena.free(page as PageNumber)
   assert.ok(await world.run(() => state === 'answered', 1000))
+})
+
+test('a read whose buffer a hanging disk has kept waits for memory for another one; its client is told of no error, and may leave meanwhile', async () => {
+  for (const leaves of [false, true]) {
+    const { world, queue, blocks, server, open } = make()
+    blocks.isHeld = () => isHeld
+    blocks.holding = true
+    let isHeld = true
+    let answer = -1
+    void open().then(async (client) => {
+      if (leaves) world.schedule(500, 'leave', () => client.process.kill())
+      await client.send(request(READ, 0, 4096))
+      await client.receive(8)
+      answer = client.error()
+    })
+    assert.ok(await world.run(() => blocks.calls.length === 1, 10_000))
+    const all: number[] = []
+    for (let page = queue.arena.alloc(PAGE_BYTES); page >= 0; page = queue.arena.alloc(PAGE_BYTES)) all.push(page)
+    blocks.failing.set(0, Status.BUFFER_LOST)
+    blocks.holding = false
+    await world.run(() => false, 200)
+    blocks.failing.clear()
+    await world.run(() => false, 1000)
+    assert.equal(answer, -1)
+    if (leaves) assert.deepEqual([server.requestCount, blocks.calls.length], [0, 1])
+    for (const page of all) queue.arena.free(page as PageNumber)
+    if (!leaves) assert.ok(await world.run(() => answer === 0, 1000))
+    isHeld = false
+    await world.run(() => false, 500)
+    assert.equal(server.requestCount, 0)
+  }
 })
 
 test('peers that send nonsense do not fill the log: ten lines in ten seconds, then how many there were', async () => {

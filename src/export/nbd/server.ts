@@ -141,6 +141,8 @@ export class NbdServer {
   readonly #requests
   /** Connections that wait for a row or a buffer, in order. */
   readonly #blocked: number[] = []
+  /** Reads that wait for another buffer, theirs being left to a disk that hangs. */
+  readonly #bufferless: number[] = []
   /** Connections with replies to send at the end of this turn. */
   readonly #dirty: number[] = []
 
@@ -620,16 +622,20 @@ export class NbdServer {
     this.#reply(r)
   }
 
-  /** The request's buffer is left to the disk that hangs; false: there is no other one, or nobody waits for it. */
+  /** The request's buffer is left to the disk that hangs; it is read again as soon as there is another one. False: nobody waits for it. */
   #readAgain(r: number): boolean {
-    const t = this.#connections
     const q = this.#requests
+    if (q.basePage[r] !== NONE) this.#freeBuffer(q.basePage[r]!, q.pages[r]!)
+    q.basePage[r] = NONE
     const c = q.connection[r]!
-    const pages = q.pages[r]!
-    this.#freeBuffer(q.basePage[r]!, pages)
-    q.basePage[r] = t.state[c] === State.RUNNING ? this.#queue.arena.alloc(pages * PAGE_BYTES) : NONE
-    if (q.basePage[r] === NONE) return false
-    this.#volumes.read(t.volume[c] as VolumeNumber, q.offsetBytes[r]!, q.lengthBytes[r]!, q.basePage[r]! + 1, this.#done, r)
+    if (this.#connections.state[c] !== State.RUNNING) return false
+    const page = this.#queue.arena.alloc(q.pages[r]! * PAGE_BYTES)
+    if (page === -1) {
+      this.#bufferless.push(r)
+      return true
+    }
+    q.basePage[r] = page
+    this.#volumes.read(this.#connections.volume[c] as VolumeNumber, q.offsetBytes[r]!, q.lengthBytes[r]!, page + 1, this.#done, r)
     return true
   }
 
@@ -664,7 +670,7 @@ export class NbdServer {
     const { nowMs } = this.#queue
     if (nowMs - this.#turnMs > STANDSTILL_MS_MAX) this.#dropAll()
     this.#turnMs = nowMs
-    if (this.#blocked.length > 0) this.#resumeBlocked()
+    if (this.#blocked.length > 0 || this.#bufferless.length > 0) this.#resumeBlocked()
     if (nowMs >= this.#silenceAtMs) this.#dropSilent()
     this.#sendReplies()
   }
@@ -809,6 +815,7 @@ export class NbdServer {
     if (!this.#hasFreed && nowMs < this.#blockedAgainMs) return
     this.#hasFreed = false
     this.#blockedAgainMs = nowMs + BLOCKED_AGAIN_MS
+    for (const r of this.#bufferless.splice(0)) this.#onDone(r, Status.BUFFER_LOST)
     for (const c of this.#blocked.splice(0)) {
       if (!t.isUsed(c) || t.blocked[c] !== 1) continue
       t.blocked[c] = 0
