@@ -1,6 +1,9 @@
 /**
  * Proof of death (design 4): the connections of a process have closed, and a fresh connect is refused by its host. A process is suspected when
  * its session ends, and no more once there is a new one; it is tried a number of times, for its port closes last.
+ *
+ * A refusal says something of the process that was suspected when the connect began, and listened at that address: not of one that has come since
+ * (a connect may be under way for long), nor of one that listens elsewhere (the table with its address is still to come).
  */
 import type { Incarnation } from '../base/ids.ts'
 import { Errno, type Handle, type IoQueue, type Tag } from '../env/ioqueue.ts'
@@ -16,6 +19,8 @@ class Suspect {
   probeAtMs = 0
   handle = -1 as Handle
   isProbing = false
+  /** Whom the connect under way is about. */
+  probed = 0
 }
 
 export class DeathProbes {
@@ -57,10 +62,10 @@ export class DeathProbes {
     this.#of(peer.index).incarnation = 0
   }
 
-  /** Its host has refused a connection. */
+  /** Its host has refused a connection that was begun while there was no session. */
   refused(peer: Peer): void {
     const suspect = this.#of(peer.index)
-    if (suspect.incarnation === 0 || peer.up) return
+    if (suspect.incarnation === 0 || suspect.incarnation !== peer.addressOf || peer.up) return
     this.#proven(peer, suspect.incarnation as Incarnation)
     suspect.incarnation = 0
   }
@@ -81,12 +86,14 @@ export class DeathProbes {
     }
     suspect.probesLeft--
     suspect.isProbing = true
+    suspect.probed = suspect.incarnation
     suspect.probeAtMs = this.#queue.nowMs + PROBE_EVERY_MS
     suspect.handle = this.#queue.connectTcp(to, this.#probeTag, peer.index)
   }
 
   #onProbe(index: number, result: number): void {
-    if (result === -Errno.ECONNREFUSED) this.refused(this.#peers[index]!)
-    this.#queue.close(this.#of(index).handle, this.#closedTag, index)
+    const { probed, incarnation, handle } = this.#of(index)
+    if (result === -Errno.ECONNREFUSED && probed === incarnation) this.refused(this.#peers[index]!)
+    this.#queue.close(handle, this.#closedTag, index)
   }
 }

@@ -208,6 +208,8 @@ export class Peer {
   readonly index: number
   readonly node: NodeNumber
   address = ''
+  /** Incarnation of the process that listens there, by the table. */
+  addressOf = 0
   /** All lanes of `session` are open: it may be used. */
   up = false
   /** The session was told to be up, and not yet to be down. */

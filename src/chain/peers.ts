@@ -175,6 +175,7 @@ export class Peers {
         peer.dialWaitMs = DIAL_FIRST_MS
       }
       peer.address = dataAddress
+      peer.addressOf = incarnation
     }
     for (const peer of this.peers) if (!this.#table.nodes.has(peer.node)) this.#closeSession(peer)
     this.#dialDue()
