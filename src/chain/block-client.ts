@@ -39,7 +39,8 @@ export interface BlockClient {
   /** How often, as far as this node knows, writes of the volume that were acknowledged and not flushed may have been lost (flush.ts); only grows. */
   lossCount(volume: VolumeNumber): number
   /**
-   * The client that waits for (done, row) has gone (connection lost): the write is retried until `writeLifeMs` after `lostMs` at most, then cancelled; `done` still follows, with NETWORK_TIMEOUT after as long again.
+   * The client that waits for (done, row) has gone (connection lost): the write is retried until `writeLifeMs` after `lostMs` at most, then cancelled; `done` still follows, with
+   * NETWORK_TIMEOUT when nobody has decided it by the time at which its client would have been told so.
    * `lostMs`: since when it may have been gone, on the queue's clock; default: now. A process that stood still learns of it late.
    */
   orphan(done: Done, row: number, lostMs?: number): void

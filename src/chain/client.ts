@@ -244,7 +244,6 @@ export class Client implements BlockClient {
         if (this.#done[op] !== done) continue
         ops.orphaned[op] = 1
         ops.deadlineMs[op] = Math.min(ops.deadlineMs[op]!, lostMs + this.settings.writeLifeMs)
-        ops.answerByMs[op] = Math.min(ops.answerByMs[op]!, lostMs + 2 * this.settings.writeLifeMs)
       }
     }
   }

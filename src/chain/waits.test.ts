@@ -202,7 +202,7 @@ test('when nobody is left who could say what became of a write, its client is to
 })
 
 test('a write that nobody can decide and nobody waits for gives back its row and its buffer, and the cancel goes on', { timeout: 60_000 }, async () => {
-  const cluster = new ChainCluster({ nodes: 1, slots: 1 })
+  const cluster = new ChainCluster({ nodes: 1, slots: 1, plane: { settings: { retryTotalMs: 5000 } } })
   await cluster.start()
   const node = cluster.node(1)
   const client = new TestClient(node)
@@ -213,7 +213,7 @@ test('a write that nobody can decide and nobody waits for gives back its row and
   await cluster.world.runFor(10)
   orphan()
   node.store.fail('it hangs')
-  await cluster.world.runFor(4000)
+  await cluster.world.runFor(8000)
   assert.equal(client.pending, 1)
   assert.equal(await cluster.world.settle(status, 5000), Status.NETWORK_TIMEOUT)
   assert.equal(node.plane.resources['clientOperations'], 1, 'its cancel')
