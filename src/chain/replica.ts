@@ -485,17 +485,19 @@ export class Replicas {
   #leaveToDisk(row: number): void {
     const { records } = this
     const page = records.payloadPage[row] as PageNumber
-    const ended = this.stores[records.store[row]!]!.ioEnded()
     if (records.owned[row] === 1) {
-      void ended.then(() => {
+      void this.stores[records.store[row]!]!.ioEnded().then(() => {
         this.#pool.free(page)
         this.#hooks.roomForRecords()
       })
-    } else if (records.pinned[row] !== NONE) {
-      const buffer = { page, pageCount: records.pageCount[row]! }
-      this.#heldBuffers.add(buffer)
-      void ended.then(() => this.#heldBuffers.delete(buffer))
-    }
+    } else if (records.pinned[row] !== NONE) this.#holdBuffer(row)
+  }
+
+  #holdBuffer(row: number): void {
+    const { records } = this
+    const buffer = { page: records.payloadPage[row]!, pageCount: records.pageCount[row]! }
+    this.#heldBuffers.add(buffer)
+    void this.stores[records.store[row]!]!.ioEnded().then(() => this.#heldBuffers.delete(buffer))
   }
 
   /** Whether a failed disk may still read one of those pages. */
@@ -505,15 +507,23 @@ export class Replicas {
     return false
   }
 
-  /** The record that reads the buffer of a client's operation goes on with a copy: as soon as there is room for one, and nobody is in the middle of reading. */
+  /**
+   * The record that reads the buffer of a client's operation goes on with a copy: as soon as there is room for one, and nobody is in the middle of
+   * reading. A disk that has failed may be, perhaps for ever: then the buffer `isHeld`.
+   */
   takeOverPayload(operation: number): void {
     const { records } = this
     for (let row = 0; row < records.rowsMax; row++) {
       if (!records.isUsed(row) || records.pinned[row] !== operation) continue
-      if ((records.state[row]! & RecordState.STAGED) === 0 || records.sends[row] !== 0) continue
+      const isStaged = (records.state[row]! & RecordState.STAGED) !== 0
+      if ((!isStaged && !this.storeFailed[records.store[row]!]) || records.sends[row] !== 0) continue
       if (records.kind[row] === RecordKind.WRITE) {
         const copy = this.#pool.copyOf(records.payloadPage[row] as PageNumber, records.pageCount[row]! * PAGE_BYTES)
         if (copy === -1) return
+        if (!isStaged) {
+          this.#holdBuffer(row)
+          records.journalSeq[row] = 0
+        }
         records.payloadPage[row] = copy
         records.owned[row] = 1
       }

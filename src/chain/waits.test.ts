@@ -244,6 +244,42 @@ test('the head is here and cut off with its record: the client is told that nobo
   assert.equal(node.plane.resources['clientOperations'], 0)
 })
 
+for (const what of ['before its disk has the write', 'when it has']) {
+  test(`the head is here, cut off, and its disk fails ${what}: the client is told that nobody knows, and its buffer is free when the disk lets go`, {
+    timeout: 60_000,
+  }, async () => {
+    const { cluster } = await twoAndClient({ plane: { settings: { retryTotalMs: 1000, writeLifeMs: 300 } } })
+    const node = cluster.node(1)
+    const page = node.queue.arena.alloc(4096)
+    cluster.cutOff.add(1)
+    for (const other of [2, 3]) {
+      cluster.network.cut(node.host, cluster.node(other).host)
+      cluster.network.cut(cluster.node(other).host, node.host)
+    }
+    if (what !== 'when it has') node.storeOptions.stageMs = 1e9
+    const write = called(node, (done) => node.client.write(1 as never, 0, 0, 4096, page, 0, done, 7))
+    await cluster.world.runFor(100)
+    assert.equal(node.plane.replicas.records.inUse, 1)
+    let letGo = () => {}
+    const ended = new Promise<void>((resolve) => {
+      letGo = resolve
+    })
+    node.store.ioEnded = () => ended
+    node.store.fail('it hangs')
+    await cluster.until('an answer', () => write.status >= 0, 5000)
+    assert.equal(write.status, Status.NETWORK_TIMEOUT)
+    assert.equal(node.client.isHeld(page, 1), what !== 'when it has')
+    letGo()
+    await cluster.world.runFor(10)
+    assert.equal(node.client.isHeld(page, 1), false)
+    cluster.network.healAll()
+    cluster.cutOff.clear()
+    cluster.failedDisks.add(node.disk)
+    cluster.step()
+    await cluster.until('quiet', () => cluster.quiet, 10_000)
+  })
+}
+
 test('a block that is being removed is read as removed only when that is committed, and gives its space back', { timeout: 60_000 }, async () => {
   const { cluster } = await twoAndClient()
   for (const node of cluster.nodes) node.send({ type: 'lease', untilMs: node.host.bootMs() + 3_600_000, revision: 0 as never })
