@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
-import { ChainCluster, pattern, TestClient } from '../../test/support/chain-cluster.ts'
+import { ChainCluster, pattern, TestClient, VOLUME } from '../../test/support/chain-cluster.ts'
 import { Status } from '../base/status.ts'
 import { ReplicaState } from '../placement/chain.ts'
 import { View } from '../placement/view.ts'
@@ -74,4 +74,23 @@ test('a copy whose blocks have been swept is not taken for one, whatever its ids
   assert.deepEqual(serving, [2])
   const { bytes } = await cluster.world.settle(new TestClient(cluster.node(2)).read(0, 0, 1), 5000)
   assert.deepEqual(bytes, pattern(1))
+})
+
+test('a write of a deleted volume that reaches a replica long after gives its space back, too', async () => {
+  const cluster = new ChainCluster({ nodes: 2, slots: 1, seed: 7, chainOf: () => [1, 2], plane: { limits: { keepMovedMs: 20_000 } } })
+  await cluster.start()
+  const [head, tail] = [cluster.node(1), cluster.node(2)]
+  cluster.network.cut(head.host, tail.host)
+  cluster.network.cut(tail.host, head.host)
+  void new TestClient(head).write(0, 0, pattern(1))
+  await cluster.world.runFor(100)
+  assert.ok(head.store.usedBytes > 0)
+  cluster.volumes = cluster.volumes.filter(({ volume }) => volume !== VOLUME)
+  cluster.publish([0])
+  await cluster.world.runFor(12_000)
+  assert.equal(head.store.usedBytes, 0)
+  cluster.network.healAll()
+  await cluster.until('it has come through', () => tail.store.usedBytes > 0, 5000)
+  await cluster.until('its space is free', () => tail.store.usedBytes === 0, 30_000)
+  cluster.assertEqual()
 })

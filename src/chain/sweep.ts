@@ -1,7 +1,7 @@
 /**
  * Gives back the space of blocks that nothing refers to any more (protocol 25):
  *
- *   volume deleted         soon after the table says so, and once more for writes that were under way
+ *   volume deleted         soon after the table says so, and again for writes that were under way, some of them for long
  *   copy moved elsewhere   the chain names this disk no more, other disks hold as many copies as the volume wants, and its version has been the
  *                          same for two looks, `keepMovedMs` apart: until then the copy shortens the resync of a replica that comes back
  *
@@ -69,7 +69,7 @@ export class Sweep {
     this.#seen = table.version.slice()
     if (!isFirst) {
       const hasMoved = (volume: number, slot: number, store: ReplicaStore) => seen[slot] === table.version[slot] && this.#hasMoved(volume, slot, store)
-      void this.#run((volume, slot, store) => hasMoved(volume, slot, store) && isForgotten(store, slot))
+      void this.#run((volume, slot, store) => this.#isDeleted(volume) || (hasMoved(volume, slot, store) && isForgotten(store, slot)))
     }
   }
 
