@@ -148,6 +148,10 @@ test('settings that contradict each other are refused', () => {
     messageOfRefusal(() => withKey('network.data_port=8080')),
     /port 8080 is already cluster\.bind_port/,
   )
+  assert.match(
+    messageOfRefusal(() => withKey('cluster.bind_ip=0.0.0.0')),
+    /cluster\.bind_ip: the other nodes are told it, so it must be one address of this host/,
+  )
   const devices = (second: object) => ({ ...MINIMAL, storage: { devices: [{ path: '/a', type: 'ssd', role: 'cache' }, second] } })
   assert.match(
     messageOfRefusal(() => resolveOne(devices({ path: '/a', type: 'hdd', role: 'capacity' }))),

@@ -16,6 +16,8 @@ import { BLOCK_BYTES, formatSize, GiB, MiB, parseSize } from '../base/units.ts'
 export const DEFAULT_CONFIG_PATH = '/etc/xsan/xsan.json'
 /** Of network.max_connections: three operations each are a good part of what an io queue takes. */
 export const CONNECTIONS_MAX = 8192
+/** Listens on all addresses of the host; nobody can be told it. */
+export const ANY_ADDRESS = '0.0.0.0'
 /** A path of a UNIX socket must fit sun_path with its closing zero. */
 const SOCKET_PATH_BYTES_MAX = 107
 
@@ -76,7 +78,7 @@ export const configSchema = z.strictObject({
       max_connections: hot(z.number().int().min(1).max(CONNECTIONS_MAX).default(1000)).describe('Clients of one listener; the next one is refused.'),
       data_port: port(8000).describe('Port of the data plane, for the other nodes.'),
       admin_port: port(9000).describe('Port of /metrics, /healthz and /readyz.'),
-      admin_ip: ipv4.optional().describe('Address of the admin port; default: bind_ip.'),
+      admin_ip: ipv4.optional().describe('Address of the admin port; default: bind_ip. 0.0.0.0: all of this host.'),
       heartbeat_group: z
         .union([ipv4.regex(/^(22[4-9]|23\d)\./, 'must be a multicast address, such as 239.255.88.10'), z.literal('')])
         .default('239.255.88.10')
@@ -87,7 +89,7 @@ export const configSchema = z.strictObject({
 
   nbd: z
     .strictObject({
-      bind_ip: ipv4.default('127.0.0.1').describe('Address of the NBD export.'),
+      bind_ip: ipv4.default('127.0.0.1').describe('Address of the NBD export. 0.0.0.0: all of this host; URIs name cluster.bind_ip then.'),
       port: port(10809).describe('Port of the NBD export.'),
       socket: z.string().default('/run/xsan/nbd.sock').describe('UNIX socket of the NBD export; "": none.'),
     })
@@ -364,6 +366,9 @@ function editDistance(a: string, b: string): number {
 function crossChecks(config: Config): Problem[] {
   const problems: Problem[] = []
   const { cluster, storage, network, nbd } = config
+  if (cluster.bind_ip === ANY_ADDRESS) {
+    problems.push({ path: ['cluster', 'bind_ip'], text: `cluster.bind_ip: the other nodes are told it, so it must be one address of this host, not ${ANY_ADDRESS}` })
+  }
   if (network.election_timeout <= network.heartbeat_interval) {
     problems.push({
       path: ['network', 'election_timeout'],
@@ -393,7 +398,7 @@ function crossChecks(config: Config): Problem[] {
     ['nbd.port', nbd.bind_ip, nbd.port],
   ]
   listeners.forEach(([key, ip, port], index) => {
-    const same = listeners.slice(0, index).find((other) => port !== 0 && other[2] === port && (other[1] === ip || other[1] === '0.0.0.0' || ip === '0.0.0.0'))
+    const same = listeners.slice(0, index).find((other) => port !== 0 && other[2] === port && (other[1] === ip || other[1] === ANY_ADDRESS || ip === ANY_ADDRESS))
     if (same) problems.push({ path: key.split('.'), text: `${key}: port ${port} is already ${same[0]}` })
   })
   return problems

@@ -25,7 +25,7 @@ import { NodeLog } from '../env/node/log.ts'
 import { GrpcRpc } from '../env/node/rpc.ts'
 import type { ReactorToControl } from '../placement/messages.ts'
 import { serveAdminHttp } from './admin-http.ts'
-import { CONNECTIONS_MAX, type Config, describeKey, type LoadedConfig } from './config.ts'
+import { ANY_ADDRESS, CONNECTIONS_MAX, type Config, describeKey, type LoadedConfig } from './config.ts'
 import { makeDirectory } from './directories.ts'
 import { type FoundDisk, findDisks, METADATA_DIR, overcommitted, rememberFormatted } from './disks.ts'
 import { FlightRecorders } from './flight-file.ts'
@@ -208,6 +208,7 @@ function loadEngine() {
 
 function controlConfig({ config, items }: LoadedConfig, disks: readonly FoundDisk[], bootId: string): ControlConfig {
   const { cluster, storage, network, nbd, failover } = config
+  const told = (ip: string) => (ip === ANY_ADDRESS ? cluster.bind_ip : ip)
   return {
     nodeId: cluster.node_id,
     clusterId: cluster.cluster_id,
@@ -215,9 +216,9 @@ function controlConfig({ config, items }: LoadedConfig, disks: readonly FoundDis
     addresses: {
       grpc: `${cluster.bind_ip}:${cluster.bind_port}`,
       data: `${cluster.bind_ip}:${network.data_port}`,
-      nbd: `${nbd.bind_ip}:${nbd.port}`,
+      nbd: `${told(nbd.bind_ip)}:${nbd.port}`,
       nbdSocket: nbd.socket,
-      admin: `${network.admin_ip ?? cluster.bind_ip}:${network.admin_port}`,
+      admin: `${told(network.admin_ip ?? cluster.bind_ip)}:${network.admin_port}`,
     },
     zone: cluster.zone ?? '',
     rack: cluster.rack ?? '',

@@ -163,6 +163,8 @@ test('wrong use is refused with the next step, and starts nothing', { timeout: 1
     [64, ['up', '--set', '=1'], /not of the form key=value/],
     [64, ['up', '--set', 'cluster.node_id=x'], /cluster\.node_id cannot be set for a playground.*each node has its own/],
     [64, ['up', '--set', 'cluster={"bind_port":1}'], /cluster\.bind_port cannot be set for a playground.*--base-port/],
+    [64, ['up', '--set', 'cluster.bind_ip=127.0.0.2'], /a playground is reached at 127\.0\.0\.1.*Leave it out, or set it to 127\.0\.0\.1\./],
+    [64, ['up', '--set', 'nbd={"bind_ip":"127.0.0.2"}'], /a playground is reached at 127\.0\.0\.1.*127\.0\.0\.1 or 0\.0\.0\.0/],
   ] as const) {
     const ran = await refused(...args)
     assert.equal(ran.code, code, ran.stderr)

@@ -10,7 +10,7 @@ let cluster: DevCluster
 
 before(
   async () => {
-    cluster = await DevCluster.up({ nodes: 1, diskSize: '512M', set: ['storage.read_only=true', 'network.max_connections=2', 'reactor.spin=50'] })
+    cluster = await DevCluster.up({ nodes: 1, diskSize: '512M', set: ['storage.read_only=true', 'network.max_connections=2', 'reactor.spin=50', 'nbd.bind_ip=0.0.0.0'] })
     await cluster.createVolume('v', '64M')
   },
   { timeout: 120_000 },
@@ -42,6 +42,13 @@ test('storage.read_only of the file holds from the start; set at run time it cha
   assert.equal(await errnoOf(client.trim(0, PAGE)), Errno.EPERM)
   assert.deepEqual(await client.read(0, PAGE), page)
   await client.close()
+})
+
+test('an export on all addresses is named by one that a client can connect to', async () => {
+  const { uris } = await cluster.call<{ uris: string[] }>('Volume/Info', { volume: 'v' })
+  assert.equal(uris[0], `${cluster.node('node-1').nbd}/v`)
+  assert.match(uris[0]!, /^nbd:\/\/127\.0\.0\.1:/)
+  await (await cluster.nbd('node-1', 'v')).close()
 })
 
 test('network.max_connections of the file holds, and may be raised while the node runs', async () => {

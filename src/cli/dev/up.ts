@@ -181,13 +181,24 @@ const OWN_KEYS: Readonly<Record<string, string>> = {
   'nbd.socket': 'each node has its own, in --dir',
 }
 
+/** What `up` and `status` say of addresses must be true. */
+const ADDRESS_KEYS: Readonly<Record<string, readonly string[]>> = {
+  'cluster.bind_ip': [HOST],
+  'network.admin_ip': [HOST],
+  'nbd.bind_ip': [HOST, '0.0.0.0'],
+}
+
 function parseSet(text: string): void {
   const { json } = usage(() => assignment(text))
+  const given = (key: string) =>
+    key.split('.').reduce<unknown>((inner, part) => (typeof inner === 'object' ? (inner as Record<string, unknown> | null)?.[part] : undefined), json)
   for (const [key, why] of Object.entries(OWN_KEYS)) {
-    const value = key
-      .split('.')
-      .reduce<unknown>((inner, part) => (typeof inner === 'object' ? (inner as Record<string, unknown> | null)?.[part] : undefined), json)
-    if (value !== undefined) throw new UsageError(`--set ${text}: ${key} cannot be set for a playground`, `Leave it out: ${why}.`)
+    if (given(key) !== undefined) throw new UsageError(`--set ${text}: ${key} cannot be set for a playground`, `Leave it out: ${why}.`)
+  }
+  for (const [key, addresses] of Object.entries(ADDRESS_KEYS)) {
+    const value = given(key)
+    if (value !== undefined && !addresses.includes(String(value)))
+      throw new UsageError(`--set ${text}: a playground is reached at ${HOST}`, `Leave it out, or set it to ${addresses.join(' or ')}.`)
   }
 }
 
