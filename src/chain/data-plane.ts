@@ -105,7 +105,7 @@ export class DataPlane {
   /** Smaller than the peers need, for now. */
   #poolIsShort = false
   readonly #space: Space
-  readonly #flushes: Flushes
+  readonly flushes: Flushes
   readonly #badPages: BadPages
   readonly #resync: Resync
   readonly #allocation: Allocation
@@ -268,7 +268,7 @@ export class DataPlane {
     })
     this.#allocation = new Allocation({ queue, io: options.asyncIo, table, replicas })
     this.#sweep = new Sweep({ queue, table, replicas, log, keepMovedMs: limits.keepMovedMs })
-    this.#flushes = new Flushes({ io: options.asyncIo, table, replicas, peers, calls: this.calls, counters, log })
+    this.flushes = new Flushes({ io: options.asyncIo, table, replicas, peers, calls: this.calls, counters, log })
     const { calls } = this
     this.#badPages = new BadPages({ io: options.asyncIo, table, replicas, peers, calls, counters, log })
     const badPages = this.#badPages
@@ -301,8 +301,8 @@ export class DataPlane {
         session: (peer) => peers.sessionOf(peer),
         sendUpdate: (peer, op) => this.#remote.sendUpdate(peer, op),
         sendRead: (peer, op) => this.#remote.sendRead(peer, op),
-        isFlushNeeded: (volume) => this.#flushes.isNeeded(volume),
-        flush: (volume, deadlineMs, done) => this.#flushes.flush(volume, deadlineMs, done),
+        isFlushNeeded: (volume) => this.flushes.isNeeded(volume),
+        flush: (volume, deadlineMs, done) => this.flushes.flush(volume, deadlineMs, done),
       },
     })
     stores.forEach(({ store, relay }, index) => {
@@ -561,7 +561,7 @@ export class DataPlane {
       this.peers.nodesChanged()
     }
     if (message.volumes) {
-      this.#flushes.volumesChanged()
+      this.flushes.volumesChanged()
       this.#sweep.volumesChanged(message.nextVolume ?? 1)
     }
     for (const slot of changed) replicas.learn(slot)

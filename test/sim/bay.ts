@@ -5,6 +5,7 @@ import { PAGE_BYTES } from '../../src/base/units.ts'
 import type { SimDisk } from '../../src/env/sim/disk.ts'
 import type { SimHost } from '../../src/env/sim/host.ts'
 import { Superblock } from '../../src/store/layout.ts'
+import { Ledger } from './ledger.ts'
 
 export class Bay {
   readonly disk: SimDisk
@@ -13,6 +14,8 @@ export class Bay {
   suffered = false
   /** It has been formatted to the end. */
   formatted = false
+  /** What was written to its journal. */
+  ledger = new Ledger()
   /** Disks that have stood here. */
   #disks = 1
   readonly #node: number

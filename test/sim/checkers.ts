@@ -10,6 +10,7 @@ import { MERGES_MAX } from '../../src/chain/write.ts'
 import { ReplicaState } from '../../src/placement/chain.ts'
 import type { Raft } from '../../src/raft/driver.ts'
 import { CHANNELS_PER_CLIENT, ChannelRows, ROW_WORDS } from '../../src/store/channel-rows.ts'
+import type { DiskStore } from '../../src/store/disk-store.ts'
 import { type BlockRow, PageFlag, type ReplicaStore } from '../../src/store/store.ts'
 import type { SimCluster, SimNode } from './cluster.ts'
 import type { Violation } from './history.ts'
@@ -250,6 +251,16 @@ export function watchInstalls(store: ReplicaStore, found: (detail: string) => vo
       found(`slot ${slot} of disk ${store.disk} lacked ${moved.lacking} pages and was sent ${moved.lacking + moved.held}`)
     }
     return journalSeq
+  }
+}
+
+/** From now on a page that is read from the disk and is not what its CRC says is one that somebody spoiled: otherwise the store has written over it. */
+export function watchPages({ reader, disk }: DiskStore, isSpoiled: () => boolean, found: (detail: string) => void): void {
+  const { verify } = reader
+  reader.verify = (...read) => {
+    const before = reader.corruptedCount
+    verify.apply(reader, read)
+    if (reader.corruptedCount > before && !isSpoiled()) found(`a page of disk ${disk} is not what was written, and nobody spoiled it`)
   }
 }
 

@@ -37,9 +37,11 @@ import { planGeometry } from '../../src/store/layout.ts'
 import { formatStore, mountStore } from '../../src/store/mount.ts'
 import type { ReplicaStore } from '../../src/store/store.ts'
 import { VolumeLayer } from '../../src/volume/volume.ts'
+import { watchAcknowledged } from './acknowledged.ts'
 import { Bay } from './bay.ts'
-import { leftovers, watchInstalls, watchQueues, watchRows } from './checkers.ts'
+import { leftovers, watchInstalls, watchPages, watchQueues, watchRows } from './checkers.ts'
 import { protoCodec } from './codec.ts'
+import { Ledger } from './ledger.ts'
 import { simulatedMac } from './mac.ts'
 import { NBD_PORT } from './nbd-client.ts'
 import type { ClientSeat } from './workload.ts'
@@ -371,6 +373,7 @@ export class SimNode {
     watchQueues(plane, { ...DEFAULT_LIMITS, ...LIMITS, ...options.limits }, (detail) =>
       this.cluster.onBroken?.('every queue is bounded', `${this.id}: ${detail}`),
     )
+    watchAcknowledged(this.cluster, plane, queue, (promise, detail) => this.cluster.onBroken?.(promise, `${this.id}: ${detail}`))
     await plane.start()
     if (!process.alive) return
     this.stores = stores.map(({ store }) => store)
@@ -403,6 +406,7 @@ export class SimNode {
         force: true,
       })
       bay.formatted = true
+      bay.ledger = new Ledger()
     }
     const relay = new StoreRelay()
     const store = await mountStore({
@@ -416,6 +420,11 @@ export class SimNode {
       disk,
       onNote: (message, fields) => this.env!.log.log('INFO', message, fields ?? {}),
     })
+    cluster.ledgers.set(disk, bay.ledger)
+    for (const detail of bay.ledger.mounted(store, io.queue.arena.view, this.host.boots))
+      cluster.onBroken?.('a disk that comes back holds what was written to it', `${this.id}: ${detail}`)
+    const isSpoiled = () => bay.disk.spoiled
+    watchPages(store, isSpoiled, (detail) => cluster.onBroken?.('no page is bad that nobody spoiled', `${this.id}: ${detail}`))
     watchRows(store, (detail) => cluster.onBroken?.('a channel row counts as held only where its record is', `${this.id}: ${detail}`))
     watchInstalls(store, (detail) => cluster.onBroken?.('resync moves what differs, and at most a tenth more', `${this.id}: ${detail}`))
     return { store, relay }
@@ -455,6 +464,8 @@ export class SimCluster {
   onBroken: ((promise: string, detail: string) => void) | undefined
   /** What operators have under way. */
   readonly operations = new Set<string>()
+  /** By disk: what was written to its journal. */
+  readonly ledgers = new Map<number, Ledger>()
   /** Of all processes that there were. */
   readonly arenas: SimArena[] = []
 

@@ -66,7 +66,10 @@ export const FOCUS_NAMES = [
   'blackouts',
   'blackouts-relaxed',
   'flushes',
+  'flushes-returning',
   'destage',
+  'destage-removals',
+  'destage-returning',
   'churn',
   'contention',
   'last-copies',
@@ -83,6 +86,7 @@ export const FOCUS_NAMES = [
   'rot',
   'members',
   'leavers',
+  'drains',
   'operators',
   'disks',
 ] as const

@@ -103,6 +103,42 @@ const FOCUSES: Readonly<Record<FocusName, Focus>> = {
     unflushed: ['lose', 'random'],
     mix: { volumes: 'safe', hotPages: 4, readShares: [0.2], home: 0.7, largeShare: 0.3, flushMs: [0, 5] },
   },
+  /** Flushes while all copies on a node are SYNCING: it takes writes and acknowledges them, and serves nothing that would bring it a flush. */
+  'flushes-returning': {
+    durationMs: 5000,
+    clients: [3, 4],
+    opsPerSecond: 90,
+    rates: { kill: 0.9, 'slow-link': 1.5 },
+    lastsMs: [20, 300],
+    lasts: { 'slow-link': [500, 2000] },
+    amounts: { 'slow-link': [20, 80] },
+    unflushed: ['lose'],
+    shape: { slotCount: 2 },
+    mix: { volumes: 'relaxed', hotPages: 6, readShares: [0.1, 0.2], home: 0.2, flushShare: 0.3, flushMs: [5, 15], depth: [4, 8], wholeShare: 0.5 },
+  },
+  /** The journal is emptied while blocks are removed and made anew, and is read from its middle after a crash. */
+  'destage-removals': {
+    durationMs: 4000,
+    clients: [3, 4],
+    opsPerSecond: 60,
+    rates: { 'power-all': 0.4, power: 0.4, kill: 0.4 },
+    lastsMs: [20, 200],
+    unflushed: ['lose', 'random', 'keep'],
+    mix: { volumes: 'safe', hotPages: 4, readShares: [0.1], home: 0.5, largeShare: 0.35, removeShare: 0.35, flushMs: [0, 2] },
+  },
+  /** The journal is emptied into blocks that are being copied to who returns. */
+  'destage-returning': {
+    durationMs: 5000,
+    clients: [3, 4],
+    opsPerSecond: 60,
+    rates: { kill: 0.8, 'slow-link': 1, 'disk-slow': 1 },
+    lastsMs: [20, 400],
+    lasts: { 'slow-link': [500, 2000], 'disk-slow': [500, 2000] },
+    amounts: { 'slow-link': [20, 100], 'disk-slow': [5, 60] },
+    unflushed: ['random'],
+    shape: { slotCount: 4 },
+    mix: { volumes: 'safe', hotPages: 4, readShares: [0.1, 0.3], home: 0.5, largeShare: 0.4, flushMs: [0, 2] },
+  },
   /** Processes come and go faster than they can be rebuilt. */
   churn: {
     durationMs: 5000,
@@ -273,6 +309,20 @@ const FOCUSES: Readonly<Record<FocusName, Focus>> = {
     unflushed: ['random'],
     shape: { slotCount: 4 },
     mix: { volumes: 'safe', hotPages: 6, readShares: [0.3], home: 0.5, flushMs: [0, 5] },
+  },
+  /** Nodes are removed under load, and the leader hears late from those that are to leave. */
+  drains: {
+    nodes: 4,
+    durationMs: 8000,
+    clients: [4, 6],
+    opsPerSecond: 60,
+    rates: { 'node-remove': 0.3, 'node-add': 0.3, 'slow-link': 1.5, kill: 0.1 },
+    lastsMs: [100, 1500],
+    lasts: { 'slow-link': [500, 3000] },
+    amounts: { 'slow-link': [20, 200] },
+    unflushed: ['random'],
+    shape: { slotCount: 4 },
+    mix: { volumes: 'safe', hotPages: 6, readShares: [0.2], home: 0.6, flushMs: [0, 5], depth: [2, 6] },
   },
   /** People change settings, make, grow and delete volumes, and stop nodes. */
   operators: {

@@ -76,6 +76,8 @@ export class SimDisk {
   /** Every request fails: the device is gone. */
   gone = false
   usedPages = 0
+  /** Something on it is not what was written: it has rotted, or lies in another place. */
+  spoiled = false
   /** Writes there go astray, and stay there; everywhere unless given. Asked for each such write. */
   misdirectWithin: (() => { readonly fromBytes: number; readonly toBytes: number } | undefined) | undefined
   /** Writes to pages never written, whose space was not allocated before, fail with ENOSPC. */
@@ -125,6 +127,7 @@ export class SimDisk {
     for (const file of this.files) this.host.files.delete(file.path)
     this.gone = false
     this.full = false
+    this.spoiled = false
     this.usedPages = 0
   }
 
@@ -135,6 +138,7 @@ export class SimDisk {
       const candidates = this.files.flatMap((file) => [...file.pages.keys()].filter((page) => page * PAGE_BYTES >= fromBytes).map((page) => ({ file, page })))
       if (candidates.length === 0) return
       const { file, page } = random.pick(candidates)
+      this.spoiled = true
       file.flipBit(page, random.below(PAGE_BYTES * 8))
     }
   }

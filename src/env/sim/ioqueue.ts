@@ -744,6 +744,7 @@ export class SimIoQueue implements IoQueue {
     if (offsetBytes < fromBytes || offsetBytes + lengthBytes > toBytes) return offsetBytes
     const page = this.#random.below(Math.ceil((toBytes - fromBytes) / PAGE_BYTES))
     const at = Math.max(0, Math.min(toBytes - lengthBytes, fromBytes + page * PAGE_BYTES))
+    file.disk.spoiled = true
     this.#world.note('misdirected write', () => `${file.path} ${offsetBytes} -> ${at}`)
     return at
   }

@@ -1,0 +1,143 @@
+/**
+ * What an acknowledgement means, looked at in the moment it is given (design, invariants 1 and 2; protocol 9, 12, 20): with luck and a loss of power a
+ * history would tell of it later; here every single one counts.
+ *
+ * - Only the SERVING head of a chain orders, in the version it knows, one after the other.
+ * - An answered write is on every SERVING and DRAINING member of the version in which its head answers, durable where that was promised; and where a
+ *   SYNCING one has stored it, likewise.
+ * - An answered flush: what was committed of the volume when it was asked for is durable on every member of its chains, in every chain that is the same
+ *   before and after.
+ */
+import type { VolumeNumber } from '../../src/base/ids.ts'
+import { Status } from '../../src/base/status.ts'
+import { BLOCK_BYTES } from '../../src/base/units.ts'
+import type { DataPlane } from '../../src/chain/data-plane.ts'
+import { svOf } from '../../src/chain/records.ts'
+import { CHAIN_ENTRIES_MAX, inWritePath, ReplicaState } from '../../src/placement/chain.ts'
+import { slotOf } from '../../src/placement/ring.ts'
+import type { ReplicaStore } from '../../src/store/store.ts'
+import type { SimCluster, SimNode } from './cluster.ts'
+import type { Ledger } from './ledger.ts'
+
+type Found = (promise: string, detail: string) => void
+
+/** A record that this data plane has staged; the newest of each channel. */
+interface Staged {
+  readonly slot: number
+  readonly seq: number
+  readonly idHigh: number
+  readonly idLow: number
+  readonly durable: boolean
+}
+
+/** From now on each order, answer and flush of the data plane is looked at. `found` is told of what is wrong. */
+export function watchAcknowledged(cluster: SimCluster, plane: DataPlane, queue: { readonly nowMs: number }, found: Found): void {
+  const { writes, replicas, flushes, table } = plane
+  const { records } = replicas
+  const staged = new Map<string, Staged>()
+  const { stage } = replicas
+  const { committed } = writes
+  const { flush } = flushes
+
+  replicas.stage = (row) => {
+    const slot = records.slot[row]!
+    if (records.hop[row] === 0) {
+      const state = table.ownState[slot]
+      if (state !== ReplicaState.SERVING || table.ownPosition[slot] !== 0)
+        found('only the head of a chain orders', `slot ${slot}: ordered in state ${state}, at place ${table.ownPosition[slot]}`)
+      if (records.idHigh[row]! >>> 8 !== table.version[slot]! % 0x100_0000)
+        found('only the head of a chain orders', `slot ${slot}: ordered as of version ${records.idHigh[row]! >>> 8}, known is ${table.version[slot]}`)
+    }
+    staged.set(`${records.clientHigh[row]} ${records.clientLow[row]} ${records.channel[row]}`, {
+      slot,
+      seq: records.seq[row]!,
+      idHigh: records.idHigh[row]!,
+      idLow: records.idLow[row]!,
+      durable: records.durable[row] === 1,
+    })
+    stage.call(replicas, row)
+  }
+
+  writes.committed = (u) => {
+    const { updates } = writes
+    const slot = updates.slot[u]!
+    const record = staged.get(`${updates.clientHigh[u]} ${updates.clientLow[u]} ${updates.channel[u]}`)
+    const isAnswer = table.isHead(slot) && table.leaseValid(queue.nowMs)
+    if (isAnswer && record?.slot === slot && record.seq === updates.seq[u]) {
+      const why = missing(cluster, plane, record)
+      if (why !== '') found('an acknowledged write is on every member', `slot ${slot}, version ${table.version[slot]}, ${why}`)
+    }
+    committed.call(writes, u)
+  }
+
+  flushes.flush = (volume, deadlineMs, done) => {
+    const owed = owedBy(cluster, volume)
+    flush.call(flushes, volume, deadlineMs, (status) => {
+      if (status === Status.SUCCESS) {
+        const { state } = cluster
+        for (const { slot, version, node, store, ledger, position } of owed) {
+          const isOver = !node.running || ledger.store !== store || store.failed
+          if (isOver || state?.chains[slot]?.version !== version || position <= ledger.durable) continue
+          found(
+            'flushed is durable on every member',
+            `volume ${volume}: slot ${slot}, version ${version}: record ${position} of disk ${ledger.disk} is not, ${ledger.durable} is`,
+          )
+        }
+      }
+      done(status)
+    })
+  }
+}
+
+function missing(cluster: SimCluster, { table, replicas }: DataPlane, { slot, idHigh, idLow, durable }: Staged): string {
+  for (let i = 0; i < table.entryCount[slot]!; i++) {
+    const e = slot * CHAIN_ENTRIES_MAX + i
+    const state = table.entryState[e] as ReplicaState
+    if (!inWritePath(state)) continue
+    const ledger = cluster.ledgers.get(table.entryDisk[e]!)
+    if (ledger === undefined) continue
+    const position = ledger.positionOf(slot, idHigh, idLow)
+    const what = `record ${svOf(idHigh, idLow)} on disk ${ledger.disk} (${Object.keys(ReplicaState)[state]})`
+    if (position === undefined) {
+      // what came with a resync is not staged, and what a session may skip neither
+      if (state !== ReplicaState.SYNCING && svOf(idHigh, idLow) > ledger.resyncedTo(slot)) return `${what} is not there`
+    } else if (position > (durable ? ledger.durable : ledger.staged)) return `${what} is not ${durable ? 'durable' : 'staged'}`
+  }
+  return replicas.committed[slot]! < svOf(idHigh, idLow) ? `record ${svOf(idHigh, idLow)} is not committed here` : ''
+}
+
+interface Owed {
+  readonly slot: number
+  readonly version: number
+  readonly node: SimNode
+  readonly store: ReplicaStore
+  readonly ledger: Ledger
+  readonly position: number
+}
+
+/** What is committed of the volume now, and where it is: in chains all of whose members know them as they are. */
+function owedBy(cluster: SimCluster, volume: VolumeNumber): Owed[] {
+  const { state, nodes } = cluster
+  const owed: Owed[] = []
+  const sizeBytes = state?.volumes.get(volume)?.sizeBytes
+  if (!state || sizeBytes === undefined) return owed
+  const slotCount = state.chains.length
+  const slots = new Set(Array.from({ length: Math.ceil(sizeBytes / BLOCK_BYTES) }, (_, index) => slotOf(volume, index, slotCount)))
+  for (const slot of slots) {
+    const { version, entries } = state.chains[slot]!
+    const members = entries
+      .filter((entry) => inWritePath(entry.state))
+      .map((entry) => ({ entry, node: nodes.find((of) => of.control?.member?.node === entry.node) }))
+    const isKnown = members.every(
+      ({ node, entry }) => node?.running && node.control?.member?.incarnation === entry.incarnation && node.plane?.table.version[slot] === version,
+    )
+    if (!isKnown) continue
+    const committed = Math.max(0, ...members.map(({ node }) => node!.plane!.replicas.committed[slot] ?? 0))
+    for (const { entry, node } of members) {
+      const ledger = cluster.ledgers.get(entry.disk)
+      const position = ledger?.newestOf(slot, volume, committed) ?? 0
+      if (ledger?.store && position > 0) owed.push({ slot, version, node: node!, store: ledger.store, ledger, position })
+    }
+  }
+  return owed
+}
