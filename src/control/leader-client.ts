@@ -41,7 +41,7 @@ export class LeaderClient {
     this.onLeaderChange()
   }
 
-  /** `once`: one try at the present leader. `what`: the call in the words of who asks. Rejects with the leader's own error, or CLUSTER_NOT_READY when none was found in time. */
+  /** `once`: one try at the present leader. `what`: the call in the words of who asks. Rejects with the leader's own error (CONSENSUS_FAILED only when it was the last), or CLUSTER_NOT_READY when none answered in time. */
   async call(method: string, request: Message, options: { readonly timeoutMs: number; readonly once?: boolean; readonly what?: string }): Promise<Message> {
     const { clock, self } = this.#options
     const endMs = clock.nowMs() + options.timeoutMs
@@ -52,7 +52,7 @@ export class LeaderClient {
       if (this.#stopped) throw new XsanError('STOPPING', 'this node is stopping', 'Ask another node.')
       const leftMs = endMs - clock.nowMs()
       if (leftMs <= 0) {
-        if (last instanceof XsanError && last.status !== 'NOT_LEADER' && last.status !== 'NODE_UNREACHABLE' && last.status !== 'NETWORK_TIMEOUT') throw last
+        if (last instanceof XsanError && last.status === 'CONSENSUS_FAILED') throw last
         throw new XsanError(
           'CLUSTER_NOT_READY',
           `no leader answered ${options.what ?? method} within ${Math.round(options.timeoutMs)} ms${last === undefined ? '' : `: ${messageOf(last)}`}${isUnknown ? '; a change that was asked for may take effect yet' : ''}`,

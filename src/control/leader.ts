@@ -195,6 +195,8 @@ export class Coordinator {
         break
       } catch (error) {
         if (error instanceof XsanError && (error.status === 'NOT_LEADER' || error.status === 'STOPPING')) throw error
+        // it may have been refused at once (Raft has failed): nobody else would have a turn, not even who ends the process
+        await this.#sleep(RETRY_MS)
       }
     }
     if (this.#stopped) throw notLeader()

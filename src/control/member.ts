@@ -41,6 +41,9 @@ import { FEATURE_LEVEL } from './state.ts'
 const PEER = 'xsan.v1.Peer'
 const LEASE_MS = 2000
 const REGISTER_TRY_MS = 5000
+/** Why a process cannot be registered now and may be later: none of them is a reason to end it. */
+const PASSING: ReadonlySet<string> = new Set(['CLUSTER_NOT_READY', 'CONSENSUS_FAILED', 'BUSY'])
+const REGISTER_AGAIN_MS = 500
 /** A node without a leader asks the others by itself after so long, and waits so long for their answers; of shorter calls these shares. */
 const STATUS_PATIENCE_MS = 2500
 const STATUS_PATIENCE_SHARE = 0.6
@@ -94,7 +97,7 @@ export class Member {
   #stopped = false
   #asking = false
   #fatal = false
-  /** Last known grpc addresses: of members when this node joined, then as the replicated state says; a node just removed is still told so. */
+  /** Last known grpc addresses: of members when this node joined, then as the replicated state says, or they themselves; a node just removed is still told so. */
   readonly #grpcOf: Map<NodeNumber, string>
   #nodesRevision = 0
   #registered: () => void = () => undefined
@@ -267,11 +270,12 @@ export class Member {
         answer = await this.#leaderClient.call('Register', this.#registration(requestId), { timeoutMs: REGISTER_TRY_MS })
         break
       } catch (error) {
-        if (!(error instanceof XsanError) || error.status !== 'CLUSTER_NOT_READY') throw error
+        if (!(error instanceof XsanError) || !PASSING.has(error.status)) throw error
         // nobody sends anything to a node that was removed while it was away
         await this.#askAllWhetherRemoved()
         this.detail = error.message
         env.log.log('WARN', 'this node waits for the cluster', { error: error.message })
+        if (error.status !== 'CLUSTER_NOT_READY') await this.#sleep(REGISTER_AGAIN_MS)
       }
     }
     this.#incarnation = Number(answer['incarnation']) as Incarnation
@@ -488,16 +492,20 @@ export class Member {
         )
       }
       this.#authenticator.check(method, request)
-      // a leader that joined while this node was away: without an answer to it this node would never hear where it is
-      const [node, grpc] = [Number(sender['node']) as NodeNumber, String(sender['grpc'] ?? '')]
-      if (grpc !== '' && !this.state.nodes.has(node)) this.#grpcOf.set(node, grpc)
-      return this.#handlePeer(
-        method,
-        request,
-        { node: Number(sender['node']) as NodeNumber, incarnation: Number(sender['incarnation']) as Incarnation },
-        context.timeoutMs,
-      )
+      const node = Number(sender['node']) as NodeNumber
+      const incarnation = Number(sender['incarnation']) as Incarnation
+      this.#noteAddress(node, incarnation, String(sender['grpc'] ?? ''))
+      return this.#handlePeer(method, request, { node, incarnation }, context.timeoutMs)
     }
+  }
+
+  /**
+   * Where a member says that it is, before the replicated state does: a leader that joined while this node was away, and a process that starts at another
+   * address than its predecessor had (it registers with whoever leads, and hears who does only when somebody's messages reach it).
+   */
+  #noteAddress(node: NodeNumber, incarnation: Incarnation, grpc: string): void {
+    const isFenced = incarnation !== 0 && incarnation < this.state.incarnation(node)
+    if (grpc !== '' && !isFenced && this.#grpcOfAll().get(node) !== grpc) this.#grpcOf.set(node, grpc)
   }
 
   /** A joining node knows some member, not the leader. */

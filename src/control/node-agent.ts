@@ -189,12 +189,17 @@ export class NodeAgent {
   }
 
   onLeaderChange(): void {
-    if (this.#stopped || this.#options.raft.leader === 0) return
     const { raft, node } = this.#options
+    const { leader } = raft
+    if (this.#stopped || leader === 0) return
+    if (leader !== node && this.#isProvenDead(leader)) {
+      // a late message of it: there is nobody to renew with, nor to report to
+      this.#leaveDeadLeader(leader)
+      return
+    }
+    // a new leader knows nothing of what its predecessor was told
     for (const proof of this.#refused.values()) proof.told = false
     this.#statsSent = ''
-    if (this.#isProvenDead(raft.leader) && raft.leader !== node) this.#peerRefused(raft.leader, this.#state.incarnation(raft.leader))
-    // a new leader knows nothing of what its predecessor was told
     this.renewNow()
     this.#report()
   }
@@ -398,16 +403,27 @@ export class NodeAgent {
     const { raft, log } = this.#options
     this.#refused.set(node, { incarnation, atMs: this.#clock.nowMs(), told: false })
     if (raft.leader === node) {
-      const survivors = raft.members.voters.filter((voter) => !this.#isProvenDead(voter)).sort((a, b) => a - b)
       log.log('WARN', 'the process of the leader is dead', { node: this.#state.nodes.get(node)?.id, incarnation })
-      // in units of 50 ms: even the first waits until the others have their proof (before, they would refuse the vote), and it gets time to store its votes
-      raft.leaderProvenDead(node, FIRST_RANK + RANKS_APART * Math.max(0, survivors.indexOf(this.#options.node)))
+      this.#leaveDeadLeader(node)
     }
     this.#report()
   }
 
+  #leaveDeadLeader(leader: NodeNumber): void {
+    const { raft, node } = this.#options
+    const survivors = raft.members.voters.filter((voter) => !this.#isProvenDead(voter)).sort((a, b) => a - b)
+    // in units of 50 ms: even the first waits until the others have their proof (before, they would refuse the vote), and it gets time to store its votes
+    raft.leaderProvenDead(leader, FIRST_RANK + RANKS_APART * Math.max(0, survivors.indexOf(node)))
+  }
+
   #isProvenDead(node: NodeNumber): boolean {
-    return this.#refused.get(node)?.incarnation === this.#state.incarnation(node)
+    const proof = this.#refused.get(node)
+    return proof !== undefined && this.#isProof(node, proof)
+  }
+
+  /** Two leases later that process serves nothing anyway; and a proof that was wrong must come to an end. */
+  #isProof(of: NodeNumber, { incarnation, atMs }: { readonly incarnation: Incarnation; readonly atMs: number }): boolean {
+    return this.#state.incarnation(of) === incarnation && this.#clock.nowMs() - atMs <= 2 * this.#options.leaseMs
   }
 
   async #fetchTable(slot: SlotIndex, version: ChainVersion): Promise<void> {
@@ -439,9 +455,7 @@ export class NodeAgent {
       }
       if (ids.size === 0) this.#lastIds.delete(disk)
     }
-    // later its lease is over anyway; and a proof that was wrong must not come up again
-    const oldestMs = this.#clock.nowMs() - 2 * this.#options.leaseMs
-    for (const [peer, { incarnation, atMs }] of this.#refused) if (atMs < oldestMs || this.#state.incarnation(peer) !== incarnation) this.#refused.delete(peer)
+    for (const [peer, proof] of this.#refused) if (!this.#isProof(peer, proof)) this.#refused.delete(peer)
     for (const disk of this.#diskFailures.keys()) if (this.#state.disks.get(disk)?.state !== 'ok') this.#diskFailures.delete(disk)
   }
 

@@ -4,7 +4,7 @@ import { createHmac } from 'node:crypto'
 import test from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { loadSync, type MessageTypeDefinition } from '@grpc/proto-loader'
-import type { XsanError } from '../base/errors.ts'
+import { XsanError } from '../base/errors.ts'
 import type { Incarnation, NodeNumber } from '../base/ids.ts'
 import { GiB } from '../base/units.ts'
 import type { Message } from '../env/control.ts'
@@ -166,6 +166,7 @@ class TestNode {
   clusterId = 'c1'
   hasDisk = true
   leaseMs = LEASE_MS
+  grpcPort = 8080
   /** Its data plane takes so long to mount. */
   readyAfterMs = 3
   /** Its data plane takes so long to catch up. */
@@ -189,7 +190,7 @@ class TestNode {
   }
 
   get grpc(): string {
-    return `${this.host.address}:8080`
+    return `${this.host.address}:${this.grpcPort}`
   }
 
   async start(): Promise<void> {
@@ -221,7 +222,7 @@ class TestNode {
       config: {
         nodeId: this.id,
         clusterId: this.clusterId,
-        listen: { host: this.host.address, port: 8080 },
+        listen: { host: this.host.address, port: this.grpcPort },
         addresses: { grpc: this.grpc, data: `${this.host.address}:8000`, nbd: `${this.host.address}:10809`, nbdSocket: '', admin: `${this.host.address}:9000` },
         zone: '',
         rack: '',
@@ -234,7 +235,7 @@ class TestNode {
         syncWhenWrite: true,
         slotCount: SLOTS,
         leaseMs: this.leaseMs,
-        heartbeat: { host: this.host.address, port: 8080, multicastGroup: '239.255.88.10', multicastPort: 8088, intervalMs: 1000 },
+        heartbeat: { host: this.host.address, port: this.grpcPort, multicastGroup: '239.255.88.10', multicastPort: 8088, intervalMs: 1000 },
         entries: [
           { key: 'storage.read_only', value: false, origin: 'default', hot: true, description: 'Refuse writes.' },
           { key: 'cluster.bind_port', value: 8080, origin: 'file', hot: false, description: 'Port.' },
@@ -902,6 +903,39 @@ test('proofs of death count for nothing when they are not trusted', async () => 
   assert.ok(tookMs > LEASE_MS / 2, `took ${tookMs} ms`)
 })
 
+test('a proof of death that was wrong is believed for two leases, not for ever: then the leader is followed again, and the cluster is quiet', async () => {
+  const cluster = await TestCluster.up({ seed: 92, nodes: 3 })
+  await cluster.threeVoters()
+  await cluster.world.runFor(1000)
+  const leader = cluster.leader!
+  const [misled, away] = cluster.nodes.filter((node) => node !== leader) as [TestNode, TestNode]
+  // nobody else can lead: the leader does not vote for another while the one that is left follows it
+  away.kill()
+  cluster.refused(away)
+  await cluster.until(() => cluster.full(2), 5000, 'two serve')
+  let calls = 0
+  const { rpc } = misled.env
+  const call = rpc.call.bind(rpc)
+  rpc.call = (address, method, request, options) => {
+    if (method.endsWith('/Renew') || method.endsWith('/Report')) calls++
+    return call(address, method, request, options)
+  }
+  misled.data!.tell({ type: 'peerRefused', node: leader.number as NodeNumber, incarnation: leader.data!.registration.incarnation })
+  await cluster.world.runFor(2 * LEASE_MS)
+  assert.ok(calls < 60, `${calls} renewals and reports in two leases`)
+  await cluster.world.runFor(LEASE_MS)
+  const now = cluster.leader!
+  const terms = () => cluster.nodes.filter((node) => node !== away).map((node) => node.plane.member!.raft!.term)
+  const [before, warnings] = [terms(), cluster.warnings.length]
+  calls = 0
+  await cluster.world.runFor(5 * LEASE_MS)
+  assert.equal(misled.plane.member!.raft!.leader, now.number)
+  assert.deepEqual(terms(), before)
+  assert.deepEqual(cluster.warnings.slice(warnings), [])
+  assert.ok(calls < 60, `${calls} renewals and reports`)
+  assert.ok(cluster.full(2))
+})
+
 test('a volume that is made before the first chains waits for them', async () => {
   const cluster = new TestCluster({ seed: 70, nodes: 1 })
   const one = cluster.node(1)
@@ -1243,6 +1277,36 @@ test('a node that stops says so itself: nobody waits for its lease, nor for its 
     assert.ok(!going.data!.serves, 'it serves nothing any more')
     assert.ok(others.every((other) => other.data!.serves))
     await cluster.world.settle(stopping, 5000)
+  }
+})
+
+test('a node that starts while the leader takes no commands waits for it', async () => {
+  const cluster = await TestCluster.up({ seed: 93, nodes: 3 })
+  await cluster.threeVoters()
+  const leader = cluster.leader!
+  const starting = cluster.nodes.find((node) => node !== leader)!
+  starting.kill()
+  const raft = leader.plane.member!.raft!
+  const propose = raft.propose.bind(raft)
+  raft.propose = () => Promise.reject(new XsanError('BUSY', 'the leadership is being handed over'))
+  await starting.restart()
+  await cluster.world.runFor(8000)
+  assert.ok(starting.data === undefined, 'it could not register so far')
+  assert.equal(starting.fatal, undefined)
+  raft.propose = propose
+  await cluster.until(() => cluster.full(3), 20_000, 'all serve again')
+})
+
+test('a node whose control port has changed is found again, as a voter and as a learner', async () => {
+  const cluster = await TestCluster.up({ seed: 94, nodes: 4 })
+  await cluster.threeVoters()
+  for (const moved of [cluster.node(4), cluster.node(2), cluster.leader!]) {
+    moved.kill()
+    cluster.refused(moved)
+    moved.grpcPort += 1000
+    await moved.restart()
+    await cluster.until(() => cluster.full(3), 30_000, `${moved.id} serves again`)
+    assert.equal(cluster.leader!.plane.member!.state.nodeById(moved.id)!.grpc, moved.grpc)
   }
 })
 
