@@ -10,17 +10,19 @@ import { assert } from '../base/assert.ts'
 import { messageOf, XsanError } from '../base/errors.ts'
 import { FlightEvent, FlightRecorder } from '../base/flight.ts'
 import type { DiskNumber, Incarnation, NodeNumber } from '../base/ids.ts'
+import { MiB } from '../base/units.ts'
 import { DataPlane } from '../chain/data-plane.ts'
 import { type MountedStore, mountAll, StoreRelay } from '../chain/store-relay.ts'
 import { AsyncIo } from '../env/async-io.ts'
 import { LogLevel, type LogLevelName } from '../env/control.ts'
 import { IoError } from '../env/ioqueue.ts'
-import { NativeIoQueue } from '../env/node/ioqueue.ts'
+import { CRCS_MAX, NativeIoQueue, OPS_MAX } from '../env/node/ioqueue.ts'
 import { NodeLog } from '../env/node/log.ts'
 import { ReactorCounter, runReactor } from '../env/node/reactor-loop.ts'
 import { NbdServer } from '../export/nbd/server.ts'
 import type { ControlToReactor, ReactorPort } from '../placement/messages.ts'
-import { formatStore, mountStore } from '../store/mount.ts'
+import { arenaBytesOf, formatStore, mountStore } from '../store/mount.ts'
+import { CRCS_PER_DISK, OPERATIONS_PER_DISK } from '../store/read.ts'
 import { VolumeLayer } from '../volume/volume.ts'
 import { portHolder } from './admin-client.ts'
 import { spaceOf } from './disks.ts'
@@ -30,11 +32,20 @@ const { config, counters, flight: flightMemory } = workerData as ReactorStart
 assert(parentPort !== null, 'reactor.ts runs as a worker')
 const channel = parentPort
 const log = new NodeLog({ level: config.logLevel, fields: { node: config.nodeId, tag: 'reactor' } })
-const queue = new NativeIoQueue({ arenaBytes: config.arenaBytes, flight: new FlightRecorder(flightMemory) })
+const disks = config.disks.length
+const queue = new NativeIoQueue({
+  arenaBytes: config.arenaBytes,
+  opsMax: OPS_MAX + disks * OPERATIONS_PER_DISK,
+  crcsMax: Math.max(CRCS_MAX, disks * CRCS_PER_DISK),
+  flight: new FlightRecorder(flightMemory),
+})
 const asyncIo = new AsyncIo(queue)
 const port = wakingPort()
 const loop = runReactor(queue, { counters, spinUs: config.spinUs })
 post({ type: 'running', wakeId: queue.wakeId })
+
+/** Of the arena, for what disks take at least. */
+const DISKS_SHARE = 0.375
 
 let stage = 'starting'
 try {
@@ -46,6 +57,11 @@ try {
 }
 
 async function run(): Promise<void> {
+  const leastBytes = arenaBytesOf(disks, config.slotCount) / DISKS_SHARE
+  if (disks > 1 && config.arenaBytes < leastBytes) {
+    const least = `${Math.ceil(leastBytes / MiB)}M`
+    throw new XsanError('INVALID_PARAM', `${disks} disks need more memory than reactor.arena_size`, `Set reactor.arena_size to "${least}" or more.`)
+  }
   const stores = await mountAll(config.disks, mount, (disk, error) => {
     log.log('ERROR', 'a disk cannot be used, this node goes on with its others', { disk: disk.path, error: error.message, next: error.nextStep })
     port.send({ type: 'diskFailed', disk: disk.number as DiskNumber, reason: error.message })
@@ -156,6 +172,7 @@ async function mount(disk: ReactorConfig['disks'][number]): Promise<MountedStore
     bootId: config.bootId,
     wallMs: () => Date.now(),
     disk: disk.number as DiskNumber,
+    disks,
     space: spaceOf,
     onNote: (message, fields) => log.log('INFO', message, { disk: disk.path, ...fields }),
   })

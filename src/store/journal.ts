@@ -728,3 +728,8 @@ function pagesOf(bytes: number): number {
 export function checkpointPages(slots: number, rowCount: number): number {
   return pagesOf(BatchHeader.size + slots * 8 + Math.ceil(slots / 32) * 4 + rowCount * PACKED_ROW_BYTES)
 }
+
+/** What the journal of a disk keeps of the arena. */
+export function journalArenaBytes(slots: number): number {
+  return (DESCRIPTORS_KEPT * DESCRIPTOR_PAGES + CHECKPOINT_BUFFERS * checkpointPages(slots, ROWS_MAX)) * PAGE_BYTES
+}

@@ -53,6 +53,8 @@ export interface MountOptions {
   readonly lockWaitMs?: number
   /** An I/O older than this means that the disk hangs; default 2 s. */
   readonly hungMs?: number
+  /** Disks that share the arena, this one included; default: it alone. */
+  readonly disks?: number
   /** Without it the file system gives what it has. */
   readonly space?: (path: string) => FileSpace
   /** One line for people: what replay found, what the background work met. */

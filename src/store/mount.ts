@@ -15,17 +15,19 @@ import { ChannelRows } from './channel-rows.ts'
 import { Deferred } from './deferred.ts'
 import { Destage } from './destage.ts'
 import { DiskStore } from './disk-store.ts'
+import { journalArenaBytes } from './journal.ts'
 import { LEAVES_PER_BLOCK, leafOffset, planGeometry, secondSuperblockOffset, tablePageCount, tablePageOffset } from './layout.ts'
 import type { FileSpace, FormatOptions, MountOptions } from './mount-options.ts'
-import { readFully, replay, writeFully } from './replay.ts'
+import { REPLAY_BYTES, readFully, replay, writeFully } from './replay.ts'
 import { Reservation, reserveFixed } from './reservation.ts'
 import { decodeSuperblock, encodeSuperblock, invalidSuperblock, nameBytes, type SuperblockState, superblockOffset, uuidBytes, uuidText } from './superblock.ts'
 import { checkLeaf, checkTablePage, diskTagOf, isTablePage, loadLeaf, loadTablePage, loseLeaf, newer, tablePageDigest } from './tables.ts'
 
 const LOCK_RETRY_MS = 50
 const LOCK_WAIT_MS = 10_000
-/** Buffer of the destage; less when the arena is small. */
+/** Buffer of the destage; less when the arena is small, or shared by many disks: all of them together take no more than one part in so many. */
 const DESTAGE_BUFFER_PAGES = [4096, 2048, 1024, 256, 64]
+const DESTAGE_SHARE = 4
 /** That buffer is no larger than one part in so many of the journal (but a segment at least). */
 const DESTAGE_ROUNDS = 2
 /** The start of a disk that must be blank to be formatted without force. */
@@ -318,6 +320,12 @@ async function load(
   return store
 }
 
+/** What disks take of an arena at least, together with the memory of the largest of their mounts. */
+export function arenaBytesOf(disks: number, slots: number): number {
+  const least = DESTAGE_BUFFER_PAGES.at(-1)! * PAGE_BYTES
+  return disks * (journalArenaBytes(slots) + least + PAGE_BYTES) + REPLAY_BYTES
+}
+
 interface Loaded {
   readonly table: BlockTable
   readonly incomplete: Uint8Array
@@ -379,7 +387,8 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
   journal.resume({ generation: superblock.mountGeneration, lastBatch, lastCrc, headSegment, tailSegment: superblock.tailSegment, lastSeq })
 
   const pagesPerSegment = geometry.segmentBytes / PAGE_BYTES
-  const bufferPages = DESTAGE_BUFFER_PAGES.find((pages) => io.queue.arena.stats().freeBytes >= pages * PAGE_BYTES * 4) ?? 64
+  const { freeBytes } = io.queue.arena.stats()
+  const bufferPages = DESTAGE_BUFFER_PAGES.find((pages) => freeBytes >= pages * PAGE_BYTES * DESTAGE_SHARE * (options.disks ?? 1)) ?? 64
   store.destage = new Destage({
     io,
     file: file.handle,

@@ -20,6 +20,9 @@ const SINGLES_MAX = 4096
 const LONGS_MAX = 512
 const LONG_PAGES = 16
 const READ_TRIES_MAX = 1000
+/** What one disk takes of an io queue: places for checksums, and operations under way (some more are writes and the background work). */
+export const CRCS_PER_DISK = SINGLES_MAX + LONGS_MAX * LONG_PAGES
+export const OPERATIONS_PER_DISK = SINGLES_MAX + LONGS_MAX + 256
 
 /** Where pages are: columns of the block table, or of a capture. */
 export interface PagePlaces {

@@ -41,6 +41,7 @@ import { isPageFlag, PAGE_LOST, PageFlag } from './store.ts'
 const DESCRIPTOR_PAGES_MAX = 4
 /** Holds the longest segment start. */
 const BUFFER_PAGES = 300
+export const REPLAY_BYTES = BUFFER_PAGES * PAGE_BYTES
 
 export interface ReplayOptions {
   readonly io: AsyncIo

@@ -20,6 +20,7 @@ interface Parts {
   network?: Record<string, unknown>
   nbd?: Record<string, unknown>
   forward?: Record<string, unknown>
+  reactor?: Record<string, unknown>
 }
 
 let nextPort = 33_000 - (process.pid % 500) * 8
@@ -47,6 +48,7 @@ class Node {
       network: { data_port: port + 1, admin_port: port + 3, heartbeat_group: '', ...parts.network },
       nbd: { port: port + 2, socket: join(dir, 'nbd.sock'), ...parts.nbd },
       ...(parts.forward ? { forward: parts.forward } : {}),
+      ...(parts.reactor ? { reactor: parts.reactor } : {}),
     }
     writeFileSync(this.config, JSON.stringify(config))
     t.after(async () => {
@@ -161,6 +163,31 @@ test('the sample of the product documents, with only addresses and paths changed
   )
   assert.match(node.stderr, /has the role cache/)
   assert.equal(await node.end('SIGTERM'), 0, node.stderr)
+})
+
+test('a node serves as many disks as its memory is for, and says how much more takes', { timeout: 2 * TIMEOUT_MS }, async (t) => {
+  const dir = makeDirectory()
+  const disks = (count: number) => ({
+    devices: Array.from({ length: count }, (_, index) => ({ path: join(dir, `disk-${index}`), type: 'hdd', role: 'capacity', size: '96M' })),
+    default_replica_count: 1,
+  })
+  const node = new Node(t, { storage: disks(12) }, dir)
+  node.start()
+  await node.init()
+  const { stdout } = await must(bin('xsan'), ['--server', node.grpc, 'disk', 'list', '-o', 'json'])
+  const { disks: listed } = JSON.parse(stdout) as { disks: Array<{ state: string }> }
+  assert.deepEqual(
+    listed.map(({ state }) => state),
+    new Array(12).fill('ok'),
+  )
+  const created = await must(bin('xsan'), ['--server', node.grpc, 'volume', 'create', 'v', '256M', '--replicas', '1', '-o', 'json'])
+  const { uris } = JSON.parse(created.stdout) as { uris: string[] }
+  await must('qemu-io', ['-f', 'raw', '-c', 'write -P 7 0 128M', '-c', 'read -P 7 0 128M', uris[0]!], { timeoutMs: 60_000 })
+  assert.equal(await node.end('SIGTERM'), 0, node.stderr)
+  const smaller = new Node(t, { storage: disks(12), reactor: { arena_size: '32M' } })
+  smaller.start()
+  assert.notEqual(await smaller.failedInit(), 0)
+  assert.match(smaller.stderr, /12 disks need more memory than reactor\.arena_size.*Set reactor\.arena_size to "\d+M" or more/s)
 })
 
 test('a node starts empty, becomes a cluster of one, serves NBD, drains on SIGTERM with exit code 0, and has its data after that', {

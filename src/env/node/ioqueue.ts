@@ -78,7 +78,12 @@ const KIND_NAMES = ['nothing', 'a listener', 'a socket', 'a file']
 
 const BACKLOG = 1024
 const DELAY_MS_MAX = 2 ** 40
-const TAGS_MAX = 256
+/** A disk has some ten. */
+const TAGS_MAX = 4096
+/** Unless the caller knows better. */
+export const OPS_MAX = 32_768
+const OPS_MAX_MAX = 2 ** 20
+export const CRCS_MAX = 65_536
 
 export interface NativeIoQueueOptions {
   readonly arenaBytes: number
@@ -156,7 +161,8 @@ export class NativeIoQueue implements IoQueue {
   #filesCountedMs = 0
 
   constructor(options: NativeIoQueueOptions) {
-    const { providedCount = 256, providedBytes = 16384, handlesMax = 16384, opsMax = 32768, crcsMax = 65536, hugePages = true } = options
+    const { providedCount = 256, providedBytes = 16384, handlesMax = 16384, crcsMax = CRCS_MAX, hugePages = true } = options
+    const opsMax = Math.min(OPS_MAX_MAX, options.opsMax ?? OPS_MAX)
     const providedPages = Math.ceil(providedBytes / PAGE_BYTES)
     const arenaPages = Math.ceil(options.arenaBytes / PAGE_BYTES)
     assert(
