@@ -129,6 +129,8 @@ export class DataPlane {
   #hasRoom = false
   #stopping = false
   #stopped = false
+  /** Highest number of a node in any table so far. */
+  #newestNode = 0
   /** As last told. */
   #unreachable: NodeNumber[] = []
   #nextStatsMs = 0
@@ -586,8 +588,12 @@ export class DataPlane {
     this.#credits.share(peers, { rows: creditRows, bytes: creditBytes }, recordsMax / 2, this.#pool.poolBytes)
   }
 
-  /** Channel rows of incarnations that Raft has fenced go (protocol 7). */
+  /** Channel rows of incarnations that Raft has fenced go (protocol 7), and those of removed nodes: numbers of nodes rise and are never used again. */
   #expireClients(): void {
+    const { nodes } = this.table
+    this.#newestNode = Math.max(this.#newestNode, ...nodes.keys())
+    const isRemoved = (clientHigh: number) => clientHigh >>> 8 <= this.#newestNode && !nodes.has(clientHigh >>> 8)
+    for (const store of this.replicas.stores) store.rows.expireAll(isRemoved)
     for (const { node, incarnation } of this.table.nodes.values()) {
       for (const store of this.replicas.stores) for (let reactor = 0; reactor < 1; reactor++) store.rows.expire(((node << 8) | reactor) >>> 0, incarnation)
     }
@@ -703,6 +709,7 @@ export class DataPlane {
           checksum: about?.checksum ?? 0,
           timestampMs: about?.timestampMs ?? 0,
           sizeBytes: about?.sizeBytes ?? 0,
+          pages: about?.pages ?? 0,
           lostPages: isOwn ? lost.map(({ page }) => page) : [],
         },
       ]

@@ -38,7 +38,7 @@ import {
   type StageRecord,
 } from './store.ts'
 import type { SuperblockState } from './superblock.ts'
-import { checksumOf, sizeOf } from './tables.ts'
+import { checksumOf, pagesOf, sizeOf } from './tables.ts'
 
 /** Shares of the journal: a client's write needs this much free, a forwarded one this much; removals and empty records a few pages. */
 const HEAD_NEEDS_FREE = 0.3
@@ -751,6 +751,7 @@ export class DiskStore implements ReplicaStore {
       state: table.updateSeq[block]! > this.stagedSeq ? 'DIRTY' : 'CLEAN',
       timestampMs: table.timestampMs[block]!,
       sizeBytes: sizeOf(table, block),
+      pages: pagesOf(table, block),
       extent: block,
     }
   }

@@ -547,6 +547,7 @@ export class MemoryStore implements ReplicaStore {
       state: block.updateSeq > this.stagedSeq ? 'DIRTY' : 'CLEAN',
       timestampMs: block.timestampMs,
       sizeBytes: block.pages.reduce((max, page, i) => (page !== undefined && page.flag & PageFlag.DATA ? i + 1 : max), 0) * PAGE_BYTES,
+      pages: block.pages.filter((page) => page !== undefined && page.flag & PageFlag.DATA).length,
       extent: row,
     }
   }

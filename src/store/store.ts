@@ -217,7 +217,10 @@ export interface ReplicaStore {
     checksum: number
     state: 'DIRTY' | 'CLEAN' | 'COMMIT'
     timestampMs: number
+    /** Up to the end of the last page with data. */
     sizeBytes: number
+    /** Pages with data. */
+    pages: number
     extent: number
   }
   listBlocks(volume: number, from: number, limit: number): number[]

@@ -141,6 +141,15 @@ export function sizeOf(table: BlockTable, row: number): number {
   return 0
 }
 
+/** Pages with data. */
+export function pagesOf(table: BlockTable, row: number): number {
+  const { flags } = table.chunk(row)
+  const base = table.base(row)
+  let pages = 0
+  for (let page = 0; page < PAGES_PER_BLOCK; page++) if (flags[base + page]! & PageFlag.DATA) pages++
+  return pages
+}
+
 export function encodeTablePage(arena: Arena, bufferPage: number, table: BlockTable, tablePage: number, diskUuid: Uint8Array, generation: Generation): void {
   const { view } = arena
   const at = bufferPage * PAGE_BYTES

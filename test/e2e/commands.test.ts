@@ -144,6 +144,7 @@ test('xsan-debug: blocks of a volume, and version, state and checksum of every c
         assert.equal(replica['update_ver'], location.replicas[0]!['update_ver'])
         assert.equal(replica['checksum'], location.replicas[0]!['checksum'])
         assert.notEqual(replica['checksum'], 0)
+        assert.deepEqual([replica['size_bytes'], replica['pages']], [4096, 1])
       }
       assert.deepEqual(
         location.replicas.map(({ role }) => role),

@@ -92,7 +92,7 @@ export const debugService: AdminService = {
           blockState: mine?.state ?? '',
           timestampMs: mine?.timestampMs ?? 0,
           checksum: mine?.checksum ?? 0,
-          sizeBytes: present ? mine?.sizeBytes || BLOCK_BYTES : 0,
+          sizeBytes: mine?.sizeBytes ?? 0,
           pages: mine?.pages ?? 0,
           lostPages: mine?.lostPages ?? [],
           role: position >= members ? 'none' : position === 0 ? 'head' : position === members - 1 ? 'tail' : 'middle',
