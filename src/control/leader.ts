@@ -20,6 +20,7 @@ import { CoordinatorView, View, type ViewRow } from '../placement/view.ts'
 import type { Raft } from '../raft/driver.ts'
 import { type ArgsOf, encodeCommand, type OperationName, type ResultOf, resultValue } from './command.ts'
 import { Members } from './members.ts'
+import { OneAtATime } from './one-at-a-time.ts'
 import { type ChainsStepArgs, chainChanges, changesAny, type SlotFacts } from './ops/chains-step.ts'
 import { Rebalancer } from './rebalance.ts'
 import { booleanSetting, numberSetting, type OwnSettings } from './settings.ts'
@@ -118,9 +119,9 @@ export class Coordinator {
   #blocked: ReadonlySet<NodeNumber> = new Set()
   /** Nodes that are DOWN and whose peers were told to close their connections, by this leader. */
   readonly #told = new Set<NodeNumber>()
-  #changing = false
-  #keepingHouse = false
-  #wanted = false
+  /** The one change of the chains under way. */
+  readonly #changing = new OneAtATime(() => this.#change())
+  readonly #housekeeping = new OneAtATime(() => this.#keepHouse())
   /** The views have news: every slot has to be looked at. */
   #lookAtAll = true
   #disksRevision = -1
@@ -184,6 +185,8 @@ export class Coordinator {
 
   stop(): void {
     this.#stopped = true
+    this.#changing.stop()
+    this.#housekeeping.stop()
     if (this.#timer !== undefined) this.#clock.clearTimer(this.#timer)
   }
 
@@ -594,7 +597,7 @@ export class Coordinator {
     }
     this.#tickMs = nowMs
     this.#members.reconcile()
-    this.#keepHouse(nowMs)
+    this.#housekeeping.ask()
     this.#lookForUnserved(nowMs)
     this.#lookForApart()
     // between changes only the passing of time can call for something
@@ -605,23 +608,14 @@ export class Coordinator {
     }
   }
 
-  /** Changes that nobody asks for; one at a time, and again at a later look when it fails. */
-  #keepHouse(nowMs: number): void {
-    if (this.#keepingHouse) return
-    const change = this.#isLevelToRaise()
-      ? () => this.propose('feature.raise', { level: FEATURE_LEVEL })
-      : this.#areLeasesToSettle(nowMs)
-        ? () => this.propose('leases.settle', {})
-        : undefined
-    if (change === undefined) return
-    this.#keepingHouse = true
-    change()
-      .catch((error: unknown) => {
-        if (!this.#stopped) this.#options.log.log('DEBUG', 'a change of the cluster failed, trying again', { error: messageOf(error) })
-      })
-      .finally(() => {
-        this.#keepingHouse = false
-      })
+  /** Changes that nobody asks for; again at a later look when one fails. */
+  async #keepHouse(): Promise<void> {
+    try {
+      if (this.#isLevelToRaise()) await this.propose('feature.raise', { level: FEATURE_LEVEL })
+      else if (this.#areLeasesToSettle(this.#clock.nowMs())) await this.propose('leases.settle', {})
+    } catch (error) {
+      if (!this.#stopped) this.#options.log.log('DEBUG', 'a change of the cluster failed, trying again', { error: messageOf(error) })
+    }
   }
 
   /** All nodes that have ever run here know more than the cluster uses. */
@@ -677,31 +671,22 @@ export class Coordinator {
 
   // ---- the one change of the chains under way -----------------------------------------------------------------------------
 
-  /** Something may call for a change of the chains. */
+  /** Something may call for a change of the chains. What comes in the same turn goes into the same command. */
   wake(): void {
-    this.#wanted = true
-    if (this.#changing || !this.ready) return
-    this.#changing = true
-    void this.#change()
+    if (this.ready) this.#changing.ask()
   }
 
   async #change(): Promise<void> {
-    // what comes in the same turn goes into the same command
-    await undefined
-    while (this.#wanted && this.ready) {
-      this.#wanted = false
-      try {
-        await this.#changeOnce()
-      } catch (error) {
-        if (this.#stopped) break
-        this.#options.log.log('WARN', 'a change of the chains failed, trying again', { error: messageOf(error) })
-        await this.#sleep(RETRY_MS)
-        this.#lookAtAll = true
-        this.#wanted = true
-      }
+    if (!this.ready) return
+    try {
+      await this.#changeOnce()
+    } catch (error) {
+      if (this.#stopped) return
+      this.#options.log.log('WARN', 'a change of the chains failed, trying again', { error: messageOf(error) })
+      await this.#sleep(RETRY_MS)
+      this.#lookAtAll = true
+      this.wake()
     }
-    this.#changing = false
-    this.#blocked = new Set()
   }
 
   async #changeOnce(): Promise<void> {
@@ -709,7 +694,7 @@ export class Coordinator {
     if (create !== undefined) {
       await this.#proposeBlocking('chains.create', create, new Set())
       this.#lookAtAll = true
-      this.#wanted = true
+      this.wake()
       return
     }
     const known = this.#event()
@@ -724,7 +709,7 @@ export class Coordinator {
         acceptDataLoss: recovery.acceptDataLoss === true,
         ...(unfinished.length > 0 ? { fromUnfinishedCopiesOn: unfinished } : {}),
       })
-      this.#wanted = true
+      this.wake()
       return
     }
     if (!known.factsOnly) this.#lookAtAll = false
@@ -748,7 +733,7 @@ export class Coordinator {
       revision: this.#state.revision,
     })
     // a step may make the next one possible
-    this.#wanted = true
+    this.wake()
   }
 
   /** The slots that need not wait for all of their last servers any longer, if that changes any: a command of their own, so that it says nothing of others. */

@@ -17,6 +17,7 @@ import { ReplicaState } from '../placement/chain.ts'
 import type { ControlPort, DiskStats, ReactorQuery, ReactorToControl, ResyncStats } from '../placement/messages.ts'
 import type { Raft } from '../raft/driver.ts'
 import type { LeaderClient } from './leader-client.ts'
+import { OneAtATime } from './one-at-a-time.ts'
 import { booleanSetting, effectiveSettings, type OwnSettings } from './settings.ts'
 import type { ClusterState } from './state.ts'
 import { tableSince } from './table.ts'
@@ -92,10 +93,8 @@ export class NodeAgent {
   /** By disk and slot: chain version, id high, id low, LastIdFlag. */
   readonly #lastIds = new Map<DiskNumber, Map<SlotIndex, readonly [ChainVersion, number, number, number]>>()
   readonly #diskFailures = new Map<DiskNumber, string>()
-  #fetching = false
-  #fetchAgain = false
-  #reporting = false
-  #reportAgain = false
+  readonly #catchingUp = new OneAtATime(() => this.#catchUp())
+  readonly #reporting = new OneAtATime(() => this.#sendReports())
   #stats: AgentStats | undefined
   #statsSentMs = 0
   #statsSent = ''
@@ -178,6 +177,8 @@ export class NodeAgent {
 
   stop(): void {
     this.#stopped = true
+    this.#catchingUp.stop()
+    this.#reporting.stop()
     for (const timer of [this.#renewTimer, this.#repeatTimer]) if (timer !== undefined) this.#clock.clearTimer(timer)
   }
 
@@ -340,7 +341,7 @@ export class NodeAgent {
         if (this.#drainingHere()) this.renewNow()
         return
       case 'needTable':
-        void this.#fetchTable(message.slot, message.version)
+        this.#fetchTable(message.slot, message.version)
         return
       case 'upToDate':
         for (let i = 0; i + 2 < message.reports.length; i += 3) {
@@ -426,18 +427,14 @@ export class NodeAgent {
     return this.#state.incarnation(of) === incarnation && this.#clock.nowMs() - atMs <= 2 * this.#options.leaseMs
   }
 
-  async #fetchTable(slot: SlotIndex, version: ChainVersion): Promise<void> {
+  #fetchTable(slot: SlotIndex, version: ChainVersion): void {
     if ((this.#state.chains[slot]?.version ?? 0) >= version && this.#sentRevision >= this.#state.revision) return
-    // one for all slots that are asked for meanwhile, and one more, which starts after they were
-    this.#fetchAgain = true
-    if (this.#fetching) return
-    this.#fetching = true
-    while (this.#fetchAgain && !this.#stopped) {
-      this.#fetchAgain = false
-      // the state machine is up to date when it resolves; `onApplied` has published then
-      await this.#options.raft.readIndex({ timeoutMs: FETCH_TIMEOUT_MS }).catch(() => undefined)
-    }
-    this.#fetching = false
+    this.#catchingUp.ask()
+  }
+
+  /** The replicated state is up to date when it resolves, for all slots that were asked for before; `onApplied` has published it then. */
+  async #catchUp(): Promise<void> {
+    await this.#options.raft.readIndex({ timeoutMs: FETCH_TIMEOUT_MS }).catch(() => undefined)
   }
 
   // ---- reports ------------------------------------------------------------------------------------------------------------
@@ -469,34 +466,25 @@ export class NodeAgent {
   }
 
   #report(): void {
-    if (this.#stopped) return
-    this.#reportAgain = true
-    if (this.#reporting) return
-    this.#reporting = true
-    void this.#sendReports()
+    if (!this.#stopped) this.#reporting.ask()
   }
 
+  /** Everything there is to say, in one call as a rule. */
   async #sendReports(): Promise<void> {
     const { leaderClient, log, raft } = this.#options
-    // what the data plane says in one turn goes in one call
-    await undefined
-    while (this.#reportAgain && !this.#stopped) {
-      this.#reportAgain = false
-      this.#dropFinished()
-      try {
-        const { leader } = raft
-        const told = [...this.#refused.values()].filter((proof) => !proof.told)
-        for (const request of this.#requests()) await leaderClient.call('Report', request, { timeoutMs: REPEAT_MS, once: true })
-        this.#addresses = undefined
-        // whoever has proof of a death is wanted by the leader as a witness that it lives itself
-        if (told.length > 0) this.renewNow()
-        // a leader that came meanwhile has not heard it
-        if (raft.leader === leader) for (const proof of told) proof.told = true
-      } catch (error) {
-        log.log('DEBUG', 'a report did not reach the leader', { error: messageOf(error) })
-      }
+    this.#dropFinished()
+    try {
+      const { leader } = raft
+      const told = [...this.#refused.values()].filter((proof) => !proof.told)
+      for (const request of this.#requests()) await leaderClient.call('Report', request, { timeoutMs: REPEAT_MS, once: true })
+      this.#addresses = undefined
+      // whoever has proof of a death is wanted by the leader as a witness that it lives itself
+      if (told.length > 0) this.renewNow()
+      // a leader that came meanwhile has not heard it
+      if (raft.leader === leader) for (const proof of told) proof.told = true
+    } catch (error) {
+      log.log('DEBUG', 'a report did not reach the leader', { error: messageOf(error) })
     }
-    this.#reporting = false
   }
 
   #statsToSend(): string | undefined {
