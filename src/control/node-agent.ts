@@ -475,9 +475,11 @@ export class NodeAgent {
     this.#dropFinished()
     try {
       const { leader } = raft
+      const addresses = this.#addresses
       const told = [...this.#refused.values()].filter((proof) => !proof.told)
       for (const request of this.#requests()) await leaderClient.call('Report', request, { timeoutMs: REPEAT_MS, once: true })
-      this.#addresses = undefined
+      // not those that came meanwhile
+      if (this.#addresses === addresses) this.#addresses = undefined
       // whoever has proof of a death is wanted by the leader as a witness that it lives itself
       if (told.length > 0) this.renewNow()
       // a leader that came meanwhile has not heard it

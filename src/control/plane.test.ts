@@ -69,12 +69,18 @@ class FakeDataPlane {
   /** Its replicas are those of resyncs that never ended. */
   unfinished = false
 
-  constructor(process: SimProcess, registration: Registration, nowMs: () => number, lastId: (slot: number) => number, readyAfterMs: number) {
+  constructor(
+    process: SimProcess,
+    registration: Registration,
+    nowMs: () => number,
+    lastId: (slot: number) => number,
+    ready: { readonly afterMs: number; readonly dataPort: number },
+  ) {
     this.process = process
     this.registration = registration
     this.#nowMs = nowMs
     this.#lastId = lastId
-    this.tell({ type: 'ready', dataPort: 8000, nbdPort: 10809 }, readyAfterMs)
+    this.tell({ type: 'ready', dataPort: ready.dataPort, nbdPort: 10809 }, ready.afterMs)
   }
 
   readonly port: ControlPort = {
@@ -167,6 +173,8 @@ class TestNode {
   hasDisk = true
   leaseMs = LEASE_MS
   grpcPort = 8080
+  /** Where its data plane listens, whatever its configuration says. */
+  dataPort = 8000
   /** Its data plane takes so long to mount. */
   readyAfterMs = 3
   /** Its data plane takes so long to catch up. */
@@ -210,7 +218,7 @@ class TestNode {
           registration,
           () => env.clock.nowMs(),
           (slot) => this.lastId(slot),
-          this.readyAfterMs,
+          { afterMs: this.readyAfterMs, dataPort: this.dataPort },
         )
         this.data.syncMs = this.syncMs
         this.data.unfinished = this.unfinished
@@ -1308,6 +1316,20 @@ test('a node whose control port has changed is found again, as a voter and as a 
     await cluster.until(() => cluster.full(3), 30_000, `${moved.id} serves again`)
     assert.equal(cluster.leader!.plane.member!.state.nodeById(moved.id)!.grpc, moved.grpc)
   }
+})
+
+test('where the data plane listens is told, also when another report is under way at that moment', async () => {
+  const cluster = await TestCluster.up({ seed: 95, nodes: 3 })
+  const node = cluster.nodes.find((of) => of !== cluster.leader)!
+  node.kill()
+  node.dataPort = 8123
+  node.readyAfterMs = 20
+  await node.restart()
+  await cluster.until(() => node.data !== undefined, 5000, 'it is registered')
+  const { data } = node
+  for (let delayMs = 5; delayMs < 20; delayMs += 0.1) data!.tell({ type: 'peerRefused', node: 99 as NodeNumber, incarnation: 0 as Incarnation }, delayMs)
+  await cluster.until(() => cluster.full(3), 20_000, 'all serve again')
+  for (const other of cluster.nodes) assert.equal(other.data!.nodes.find((of) => of.id === node.id)!.dataAddress, `${node.host.address}:8123`)
 })
 
 test('two runs of one seed are the same', async () => {
