@@ -125,6 +125,23 @@ test('a peer whose reads are refused faster than it can be told so keeps its ses
   assert.equal(plane.counters.sessionsLost, 0)
 })
 
+test('channel rows of a removed node go, on every disk; those of a node that is yet to come do not', { timeout: 60_000 }, async () => {
+  const cluster = new ChainCluster({ nodes: 4, slots: 1, chainOf: () => [1, 2] })
+  await cluster.start()
+  const last = new TestClient(cluster.node(4))
+  for (const client of [new TestClient(cluster.node(3)), last]) assert.equal(await cluster.world.settle(client.write(0, 0, pattern(1)), 5000), Status.SUCCESS)
+  const rows = (number: number, node: number) => cluster.node(number).store.rows.lookup((node << 8) >>> 0, 1, 1) >= 0
+  const seen = () => [1, 2].flatMap((number) => [3, 4, 5].map((node) => rows(number, node)))
+  // a record of node 5 has come from a head that knows it already
+  for (const number of [1, 2]) cluster.node(number).store.rows.set((5 << 8) >>> 0, 1, 1, 1, 0, 1, 1)
+  assert.deepEqual(seen(), [true, true, true, true, true, true])
+  await cluster.kill(3)
+  cluster.nodes.splice(2, 1)
+  cluster.publish([0])
+  await cluster.world.runFor(50)
+  assert.deepEqual(seen(), [false, true, true, false, true, true])
+})
+
 test('a row that is used again in the turn in which its earlier user went is not given up', { timeout: 60_000 }, async () => {
   const { cluster } = await twoAndClient({ plane: { settings: { writeLifeMs: 400 } } })
   const node = cluster.node(1)

@@ -178,6 +178,11 @@ export class ChannelRows {
     }
   }
 
+  /** Raft has fenced all incarnations of these clients for good. */
+  expireAll(isGone: (clientHigh: number) => boolean): void {
+    for (let bank = this.#banks - 1; bank >= 0; bank--) if (isGone(this.#bankHigh[bank]!)) this.#dropBank(bank)
+  }
+
   clear(): void {
     this.#index.fill(EMPTY)
     this.seq.fill(0)
