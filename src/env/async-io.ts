@@ -7,8 +7,11 @@ import { assert } from '../base/assert.ts'
 import { columns, i32 } from '../base/columns.ts'
 import type { Handle, IoQueue, Tag } from './ioqueue.ts'
 
-/** Async operations under way at one time on a reactor. */
-const ASYNC_OPS_MAX = 4096
+/**
+ * Async operations under way at one time on a reactor: more than there can be repairs (of each read, merge and call served to 63 peers), negotiations
+ * and all other work together.
+ */
+const ASYNC_OPS_MAX = 16_384
 
 export class AsyncIo {
   readonly queue: IoQueue
