@@ -218,6 +218,37 @@ test('what was acknowledged before a SIGKILL is there after it, in an unbroken s
   await kv.close()
 })
 
+test('after a write that failed none is acknowledged: what LevelDB appends behind its remains cannot be read again', { timeout: 60_000 }, async (t) => {
+  const path = tempDir()
+  t.after(() => rmSync(path, { recursive: true }))
+  const source = fileURLToPath(new URL('./kv.ts', import.meta.url))
+  const writer = `
+    const { LevelKv } = await import(${JSON.stringify(source)})
+    const { execFileSync } = await import('node:child_process')
+    const limit = (bytes) => execFileSync('prlimit', ['--pid', String(process.pid), '--fsize=' + bytes + ':unlimited'])
+    const kv = await LevelKv.open(${JSON.stringify(join(path, 'kv'))})
+    const put = (key, length) => kv.batch([{ type: 'put', key, value: new Uint8Array(length) }]).then(() => key, (error) => error.status)
+    const outcomes = [await put('before', 1000)]
+    limit(50_000)
+    outcomes.push(...(await Promise.all([put('large', 200_000), put('gathered', 1000)])))
+    limit('unlimited')
+    outcomes.push(await put('after', 1000))
+    console.log(outcomes.join())`
+  const child = spawn(process.execPath, ['--input-type=module', '-e', writer], { stdio: ['ignore', 'pipe', 'inherit'] })
+  let printed = ''
+  child.stdout.on('data', (chunk: Buffer) => {
+    printed += chunk.toString()
+  })
+  await new Promise((resolve) => child.on('close', resolve))
+  assert.equal(printed.trim(), 'before,WRITE_FAILED,WRITE_FAILED,WRITE_FAILED')
+  const kv = await LevelKv.open(join(path, 'kv'))
+  assert.deepEqual(
+    (await kv.scan('')).map(({ key }) => key),
+    ['before'],
+  )
+  await kv.close()
+})
+
 test('ten thousand entries are scanned whole', async (t) => {
   const path = tempDir()
   t.after(() => rmSync(path, { recursive: true }))

@@ -6,6 +6,9 @@
  *
  * The keys by which nodes know each other are in here: only the owner may enter the directory.
  *
+ * A write that failed is the last: LevelDB would go on behind the part of it that has reached its log, at a place where a reader looks for no record, and lose
+ * what it acknowledges from then on.
+ *
  * A store that has lost acknowledged writes, or whose values have changed, is refused (kv-guard.ts): LevelDB itself would say nothing.
  */
 import { chmodSync, mkdirSync, statSync } from 'node:fs'
@@ -37,6 +40,8 @@ export class LevelKv implements Kv {
   /** Takes the batches that are called while a write is under way. */
   #gathering: Group | undefined
   #writing: Promise<void> | undefined
+  /** Why nothing is written any more. */
+  #broken: XsanError | undefined
   #isClosed = false
 
   /**
@@ -102,6 +107,7 @@ export class LevelKv implements Kv {
   batch(ops: readonly KvOp[]): Promise<void> {
     return new Promise((resolve, reject) => {
       if (this.#isClosed) throw new XsanError('STOPPING', `the store ${this.#path} is closed`)
+      if (this.#broken !== undefined) throw this.#broken
       this.#gathering ??= { batch: this.#level.batch(), waiters: [] }
       const { batch, waiters } = this.#gathering
       if (batch.length + ops.length > GATHERED_OPS_MAX)
@@ -128,6 +134,7 @@ export class LevelKv implements Kv {
       const { batch, waiters } = this.#gathering
       this.#gathering = undefined
       try {
+        if (this.#broken !== undefined) throw this.#broken
         if (batch.length > 0) {
           const number = ++this.#number
           batch.put(NUMBER_KEY, numberBytes(number))
@@ -136,8 +143,8 @@ export class LevelKv implements Kv {
         } else await batch.close()
         for (const waiter of waiters) waiter.resolve()
       } catch (error) {
-        const reason = this.#ioError(error)
-        for (const waiter of waiters) waiter.reject(reason)
+        this.#broken ??= this.#ioError(error)
+        for (const waiter of waiters) waiter.reject(this.#broken)
       }
     }
     this.#writing = undefined
