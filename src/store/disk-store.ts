@@ -51,6 +51,8 @@ const EXTENTS_KEPT_SMALL = 16
 const EXTENTS_KEPT_SMALL_SHARE = 1 / 16
 /** Pages of a batch of its own with a full INSTALL_ROWS record. */
 const INSTALL_ROWS_PAGES = 3
+/** Blocks that a sweep looks at between two turns. */
+const SWEPT_PER_TURN = 8192
 /** The watch looks so often within `hungMs`. */
 const WATCH_TICKS = 4
 
@@ -726,6 +728,7 @@ export class DiskStore implements ReplicaStore {
     const table = this.#table
     let dropped = 0
     for (let row = 0; row < table.extentCount; row++) {
+      if (row % SWEPT_PER_TURN === SWEPT_PER_TURN - 1) await this.#io.sleep(0)
       if (table.used[row] === 0 || !isGarbage(table.volume[row]!, table.slot[row]!)) continue
       while (!this.failed && (this.journal.tooManyWaiting(true) || this.journal.freePages < PAGES_KEPT * 2)) await this.#io.sleep(1)
       if (this.failed) break
