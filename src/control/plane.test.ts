@@ -1332,6 +1332,23 @@ test('where the data plane listens is told, also when another report is under wa
   for (const other of cluster.nodes) assert.equal(other.data!.nodes.find((of) => of.id === node.id)!.dataAddress, `${node.host.address}:8123`)
 })
 
+test('a token that has let a node in is good for no second one, however late it is asked for again under its name', async () => {
+  const cluster = new TestCluster({ seed: 96, nodes: 3 })
+  for (const node of cluster.nodes) await node.start()
+  const [one, two, three] = cluster.nodes as [TestNode, TestNode, TestNode]
+  await one.call('Cluster/Init')
+  const named = { requestId: 'the second node' }
+  const { token } = await one.call('Cluster/AddNode', named)
+  await two.call('Cluster/Join', { token })
+  // until the answer to the first request is forgotten
+  const state = one.plane.member!.state
+  const results = () => state.pairs().filter(({ key }) => key.startsWith('state/recent/'))[0]!.key
+  for (const first = results(); first === results(); ) await one.call('Config/Set', { key: 'storage.read_only', valueJson: 'false' })
+  for (let i = 0; i < 8; i++) await one.call('Config/Set', { key: 'storage.read_only', valueJson: 'false' })
+  const { token: again } = await one.call('Cluster/AddNode', named)
+  for (const used of [token, again]) await assert.rejects(three.call('Cluster/Join', { token: used }), { status: 'PERMISSION_DENIED' })
+})
+
 test('two runs of one seed are the same', async () => {
   const hashes: string[] = []
   for (let run = 0; run < 2; run++) {

@@ -52,7 +52,8 @@ export const clusterService: AdminService = {
     const secret = toHex(hmac(new TextEncoder().encode(`${cluster.key} join token`), new TextEncoder().encode(call.requestId)))
     const expiresAtMs = env.clock.wallMs() + validMs
     const hash = hashSecret(hmac, cluster.uuid, secret)
-    await coordinator.propose('token.add', { hash, nodeId, expiresAtMs, wallMs: env.clock.wallMs() }, call.requestId)
+    // once only: to add it again would make a used one good again
+    if (!state.tokens.has(hash)) await coordinator.propose('token.add', { hash, nodeId, expiresAtMs, wallMs: env.clock.wallMs() }, call.requestId)
     const leaderFirst = [...state.nodes.values()].sort((a, b) => Number(b.node === context.self) - Number(a.node === context.self) || a.node - b.node)
     const addresses = leaderFirst.map((node) => node.grpc).filter((address) => address !== '')
     return {
