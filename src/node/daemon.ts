@@ -30,6 +30,7 @@ import { makeDirectory } from './directories.ts'
 import { type FoundDisk, findDisks, METADATA_DIR, overcommitted, rememberFormatted } from './disks.ts'
 import { FlightRecorders } from './flight-file.ts'
 import { createHmacSha256 } from './hmac.ts'
+import { LateTurns } from './late-turns.ts'
 import { tooFewFiles } from './limits.ts'
 import { metricsText } from './metrics.ts'
 import { type ReactorHost, startReactor } from './reactor-host.ts'
@@ -273,6 +274,7 @@ function reactorConfig(config: Config, registration: Registration, disks: readon
 function watchTurns(log: NodeLog, clock: NodeClock, flight: FlightRecorders, reactorTurns: () => boolean): () => void {
   clock.takeLatestMs()
   let stuckSeen = false
+  const late = new LateTurns(TURN_MS_MAX)
   const timer = setInterval(() => {
     const longestMs = clock.takeLatestMs()
     if (!reactorTurns() && !stuckSeen) {
@@ -282,9 +284,9 @@ function watchTurns(log: NodeLog, clock: NodeClock, flight: FlightRecorders, rea
       const dumped = flight.dump('the reactor stands still')
       log.log('WARN', 'the flight recorder of the reactor', { ...dumped })
     }
-    if (longestMs <= TURN_MS_MAX) return
-    flight.record(FlightEvent.MAIN_TURN_LATE, longestMs)
-    log.log('WARN', 'a turn of the main thread took too long', { ms: Math.round(longestMs), limit: TURN_MS_MAX })
+    if (longestMs > TURN_MS_MAX) flight.record(FlightEvent.MAIN_TURN_LATE, longestMs)
+    const line = late.look(clock.nowMs(), longestMs)
+    if (line !== undefined) log.log('WARN', 'a turn of the main thread took too long', { ...line, limit: TURN_MS_MAX })
   }, TURN_CHECK_MS)
   timer.unref()
   return () => clearInterval(timer)
