@@ -223,8 +223,31 @@ test('peers that send nonsense do not fill the log: ten lines in ten seconds, th
   assert.match(lines[10]!, /"others":20/)
 })
 
+test('idle clients leave memory for others, however many the limit of connections allows', async () => {
+  const lines: string[] = []
+  const { world, queue, server, open } = make({
+    arenaBytes: 8 * MiB,
+    connectionsMax: 400,
+    log: { log: (_level, _message, fields) => lines.push(String(fields?.['reason'])), child: () => log },
+  })
+  let opened = 0
+  for (let i = 0; i < 45; i++) {
+    const before = opened
+    void open().then(
+      () => opened++,
+      () => {},
+    )
+    await world.run(() => opened > before || lines.length > 0, 1000)
+  }
+  assert.ok(opened > 25 && opened < 40, `${opened}`)
+  assert.equal(server.connectionCount, opened)
+  assert.match(lines[0]!, /no buffer memory left \(reactor\.arena_size\)/)
+  const { freeBytes } = queue.arena.stats()
+  assert.ok(freeBytes > 2 * MiB, `${freeBytes}`)
+})
+
 test('clients that connect and say nothing are bounded, whatever the limit of connections, and others come in when they have been dropped', async () => {
-  const { world, server, clients, open } = make({ arenaBytes: 160 * MiB, connectionsMax: 2000 })
+  const { world, server, clients, open } = make({ arenaBytes: 256 * MiB, connectionsMax: 2000 })
   const own = new SimIoQueue({ process: clients.start('silent'), name: 'silent' })
   own.runReactor(() => own.turn(0))
   let connected = 0

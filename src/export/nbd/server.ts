@@ -9,7 +9,7 @@
  *
  *   [ page: ..... header ][ page: data ][ page: data ] ...      (data begins at offsetBytes % 4096 of its first page, the header just before)
  *
- * Bounds: connectionsMax connections (one more is told so and closed), REQUESTS_PER_CONNECTION_MAX requests each, VolumeLayer.requestsMax in all, half of the
+ * Bounds: connectionsMax connections (one more is told so and closed), and no more than a share of the arena has buffers for, REQUESTS_PER_CONNECTION_MAX requests each, VolumeLayer.requestsMax in all, half of the
  * arena. A connection takes another row or buffer only while it holds less than would still be free: a client that reads no replies, or whose volume
  * stands still, gets half of what there is, the next one a quarter, and there is always something for others. A connection that finds no row or no buffer
  * stops receiving until there is one.
@@ -49,6 +49,8 @@ const STREAM_BYTES = STREAM_PAGES * PAGE_BYTES
 /** Where replies without data are put together, per connection. */
 const REPLY_PAGES = 1
 const REPLY_BYTES = REPLY_PAGES * PAGE_BYTES
+/** Of the arena, for the buffers of connections: idle clients, however many may come, leave room for the node's own work (a resync, say). */
+const CONNECTIONS_SHARE = 9 / 16
 const REQUESTS_PER_CONNECTION_MAX = 256
 /** Replies that go into one gathered send. */
 const REPLIES_PER_SEND_MAX = 128
@@ -304,7 +306,9 @@ export class NbdServer {
     const t = this.#connections
     const tooMany = t.inUse - this.#refusing >= this.#connectionsMax
     const tooFast = (tooMany && this.#refusing >= REFUSALS_MAX) || this.#negotiations >= NEGOTIATIONS_MAX
-    const page = tooFast ? NONE : this.#queue.arena.alloc((STREAM_PAGES + REPLY_PAGES) * PAGE_BYTES)
+    const { arena } = this.#queue
+    const isRoom = (t.inUse + 1) * (STREAM_PAGES + REPLY_PAGES) <= arena.totalPages * CONNECTIONS_SHARE
+    const page = tooFast || !isRoom ? NONE : arena.alloc((STREAM_PAGES + REPLY_PAGES) * PAGE_BYTES)
     if (tooMany) this.#queue.flight.record(FlightEvent.NBD_REFUSED, t.inUse)
     if (tooMany && !this.#refusedLogged) {
       this.#refusedLogged = true
