@@ -4,7 +4,8 @@ import test from 'node:test'
 import type { DiskNumber, Incarnation, NodeNumber, VolumeNumber } from '../base/ids.ts'
 import { Prng } from '../base/prng.ts'
 import { GiB } from '../base/units.ts'
-import { invalidChain, ReplicaState, unpackChains } from '../placement/chain.ts'
+import { HOPS } from '../chain/credits.ts'
+import { invalidChain, REPLICAS_MAX, ReplicaState, unpackChains } from '../placement/chain.ts'
 import { View } from '../placement/view.ts'
 import { type ArgsOf, encodeCommand, type OperationName, resultValue } from './command.ts'
 import { healthOf, lostPagesOf } from './health.ts'
@@ -204,6 +205,21 @@ test('numbers are never used again, and a repeated request is applied once', () 
   assert.equal((resultValue('volume.create', replica.run('volume.create', volume, 'r3')) as { volume: number }).volume, 2)
   assert.deepEqual(resultValue('node.register', register(replica, 2, 'r4')), { incarnation: 2, disks: [2] })
   assert.deepEqual(resultValue('node.register', register(replica, 2, 'r4')), { incarnation: 2, disks: [2] })
+})
+
+test('no volume asks for more copies than a chain has places for in its write path, with one that comes and one that goes', () => {
+  assert.ok(REPLICAS_MAX + 2 <= HOPS)
+  const replica = new Replica()
+  replica.run('cluster.init', initArgs)
+  register(replica, 1)
+  for (let n = 2; n <= REPLICAS_MAX + 1; n++) {
+    admit(replica, n)
+    register(replica, n)
+  }
+  const volume = (replicas: number) => ({ name: `v${replicas}`, sizeBytes: 512, replicas, minCopies: 1, syncWhenWrite: true, readOnly: false, createdAtMs: 1 })
+  const { error } = replica.run('volume.create', volume(REPLICAS_MAX + 1))
+  assert.deepEqual([error?.status, error?.nextStep], ['INVALID_PARAM', `Take 1 up to ${REPLICAS_MAX}.`])
+  assert.equal(replica.run('volume.create', volume(REPLICAS_MAX)).error, undefined)
 })
 
 test('an operation the program does not know halts, one of a higher level is refused', () => {

@@ -54,6 +54,8 @@ export interface Chain {
 }
 
 export const CHAIN_ENTRIES_MAX = 16
+/** Copies that may be asked for: with one that comes and one that goes, the places in the write path that records have credit for (HOPS of src/chain/credits.ts). */
+export const REPLICAS_MAX = 6
 /** Chain versions have 24 bits in an update's id. */
 export const CHAIN_VERSION_MAX = 0xff_ffff
 

@@ -1,5 +1,6 @@
 import { XsanError } from '../../base/errors.ts'
 import { BLOCK_BYTES, SECTOR_BYTES } from '../../base/units.ts'
+import { REPLICAS_MAX } from '../../placement/chain.ts'
 import type { VolumeRecord } from '../state.ts'
 import type { Operation } from './operation.ts'
 
@@ -20,6 +21,9 @@ export const volumeCreate: Operation<VolumeCreateArgs, VolumeRecord> = {
       throw new XsanError('VOLUME_EXISTS', `there is a volume ${args.name} already (number ${known.volume})`, 'Choose another name, or delete it first.')
     }
     if (state.volumes.size >= VOLUMES_MAX) throw new XsanError('INSUFFICIENT_SPACE', `the cluster has ${VOLUMES_MAX} volumes`, 'Delete some first.')
+    if (!(Number.isInteger(args.replicas) && args.replicas >= 1 && args.replicas <= REPLICAS_MAX)) {
+      throw new XsanError('INVALID_PARAM', `${args.replicas} replicas of ${args.name}`, `Take 1 up to ${REPLICAS_MAX}.`)
+    }
     const members = state.nodesWithDisks()
     if (args.replicas > members.size) {
       const nodes = members.size === 1 ? 'only 1 node has' : `only ${members.size} nodes have`
