@@ -39,6 +39,7 @@ import { Writes } from './write.ts'
 
 export interface DataPlaneLimits {
   readonly recordsMax: number
+  /** Enough for all that peers have credit for, and for two of each channel of this node (a write given up, and its cancel): no lane waits for a row. */
   readonly updatesMax: number
   readonly readsMax: number
   readonly clientOpsMax: number
@@ -52,7 +53,7 @@ export interface DataPlaneLimits {
 }
 export const DEFAULT_LIMITS: DataPlaneLimits = {
   recordsMax: 16384,
-  updatesMax: 2048,
+  updatesMax: 2560,
   readsMax: 4096,
   clientOpsMax: 16384,
   creditRows: 128,

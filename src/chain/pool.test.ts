@@ -3,7 +3,9 @@ import test from 'node:test'
 import { ChainCluster, pattern, TestClient } from '../../test/support/chain-cluster.ts'
 import { Status } from '../base/status.ts'
 import { KiB, MiB } from '../base/units.ts'
+import { CHANNELS_PER_CLIENT } from '../store/channel-rows.ts'
 import { Credits, HOPS, SMALLEST_PEER_BYTES } from './credits.ts'
+import { DEFAULT_LIMITS } from './data-plane.ts'
 
 test('the credits of all peers together fit into rows and memory, for as many peers as there can be', () => {
   for (let peers = 1; peers <= 63; peers++) {
@@ -21,6 +23,18 @@ test('the credits of all peers together fit into rows and memory, for as many pe
       }
     }
     assert.ok(rows <= 8192 && bytes <= poolBytes, `${peers} peers: ${rows} rows, ${bytes} bytes`)
+  }
+})
+
+test('updates that peers have credit for, and those of all channels here, find a row: what waits for one would hold up the forwards behind it', () => {
+  const { creditBytes, recordsMax, updatesMax } = DEFAULT_LIMITS
+  for (const rows of [DEFAULT_LIMITS.creditRows, 256]) {
+    for (let peers = 1; peers <= 63; peers++) {
+      const credits = new Credits(64, { rows, bytes: creditBytes })
+      credits.share(peers, { rows, bytes: creditBytes }, recordsMax / 2, 2 ** 30)
+      credits.start(0)
+      assert.ok(peers * credits.grantRows(0, 0) + 2 * CHANNELS_PER_CLIENT <= updatesMax, `${peers} peers, ${rows} rows`)
+    }
   }
 })
 
