@@ -1,6 +1,6 @@
 /** Whole control planes in one process: real Raft core, simulated network, clock and storage, and a data plane that only answers. */
 import assert from 'node:assert/strict'
-import { createHmac } from 'node:crypto'
+import { createHash, createHmac } from 'node:crypto'
 import test from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { loadSync, type MessageTypeDefinition } from '@grpc/proto-loader'
@@ -17,6 +17,7 @@ import { type Chain, LastIdFlag, ReplicaState, unpackChains } from '../placement
 import type { ControlPort, ControlToReactor, ReactorToControl, TableNode } from '../placement/messages.ts'
 import { View } from '../placement/view.ts'
 import { healthOf } from './health.ts'
+import { packPairs } from './machine.ts'
 import type { Hmac, Registration } from './options.ts'
 import { ControlPlane } from './plane.ts'
 import { ClusterState, FEATURE_LEVEL } from './state.ts'
@@ -205,6 +206,11 @@ class TestNode {
     this.process = this.host.start('xsand')
     this.env = this.cluster.control.env(this.process)
     const { process, env } = this
+    const call = env.rpc.call.bind(env.rpc)
+    env.rpc.call = (...of) => {
+      this.cluster.calls++
+      return call(...of)
+    }
     this.data = undefined
     this.fatal = undefined
     this.plane = new ControlPlane({
@@ -281,6 +287,8 @@ class TestCluster {
   readonly client: SimControlEnv
   readonly nodes: TestNode[]
   readonly warnings: string[] = []
+  /** That nodes have made. */
+  calls = 0
   readonly replicas: number
 
   constructor(options: { seed: number; nodes: number; replicas?: number }) {
@@ -1075,6 +1083,52 @@ test('a chain that a member serves is never served by a process that lost its le
   }
 })
 
+test('whatever happens to nodes, and is wrongly believed of them: they come to rest with one state, and calls stay few meanwhile', async () => {
+  for (const seed of seeds(700, 703)) {
+    const cluster = await TestCluster.up({ seed, nodes: 5 })
+    await cluster.node(1).call('Config/Set', { key: 'failover.replace_voter_after', valueJson: '6000' })
+    const random = cluster.world.random('faults')
+    const running = () => cluster.nodes.filter((node) => node.process.state === 'running')
+    for (let round = 0; round < 16; round++) {
+      const [victim, other] = [random.pick(cluster.nodes), random.pick(cluster.nodes)]
+      const [startMs, callsBefore] = [cluster.world.nowMs, cluster.calls]
+      const kind = random.below(6)
+      if (kind === 0 && running().length > 3 && victim.process.state === 'running') {
+        victim.kill()
+        if (random.chance(0.5)) cluster.refused(victim)
+      } else if (kind === 1 && victim.process.state !== 'running') {
+        if (random.chance(0.3)) victim.grpcPort++
+        await victim.restart()
+      } else if (kind === 2 && victim.process.state === 'running') {
+        victim.process.freeze()
+        await cluster.world.runFor(random.between(50, 5000))
+        victim.process.thaw()
+      } else if (kind === 3 && victim.data !== undefined) cluster.refused(victim)
+      else if (kind === 4 && other !== victim) {
+        cluster.network.cut(victim.host, other.host)
+        if (random.chance(0.5)) cluster.network.cut(other.host, victim.host)
+        await cluster.world.runFor(random.between(50, 8000))
+        cluster.network.healAll()
+      } else if (kind === 5) void cluster.leader?.plane.member?.raft?.transferLeader(victim.number as NodeNumber).catch(() => undefined)
+      await cluster.world.runFor(random.between(50, 4000))
+      // an election is a burst
+      const perSecond = ((cluster.calls - callsBefore) * 1000) / Math.max(1000, cluster.world.nowMs - startMs)
+      assert.ok(perSecond < 1500, `seed ${seed}, round ${round}: ${Math.round(perSecond)} calls a second`)
+    }
+    for (const node of cluster.nodes) if (node.process.state !== 'running') await node.restart()
+    await cluster.until(() => cluster.full(3) || cluster.nodes.some((node) => node.fatal !== undefined), 180_000, `seed ${seed}: all serve again`)
+    await cluster.world.runFor(5000)
+    for (const node of cluster.nodes) assert.equal(node.fatal, undefined)
+    const terms = () => cluster.nodes.map((node) => node.plane.member!.raft!.term).join()
+    const [quiet, callsBefore] = [terms(), cluster.calls]
+    await cluster.world.runFor(5000)
+    assert.equal(terms(), quiet)
+    assert.ok((cluster.calls - callsBefore) / 5 < 500, `${(cluster.calls - callsBefore) / 5} calls a second at rest`)
+    const states = cluster.nodes.map((node) => createHash('sha256').update(packPairs(node.plane.member!.state.pairs())).digest('hex'))
+    assert.equal(new Set(states).size, 1, `seed ${seed}: ${states.join()}`)
+  }
+})
+
 /** Two processes may serve one slot at one time only if they agree on its version, or the older one knows no newer yet and all new servers are its fellows. */
 function checkServers(cluster: TestCluster, seed: number): void {
   for (let slot = 0; slot < SLOTS; slot++) {
@@ -1158,6 +1212,11 @@ test('a node is removed: its replicas move, then it leaves Raft and stops', asyn
   await cluster.until(() => !cluster.node(1).plane.member!.state.nodes.has(4 as NodeNumber), 60_000, 'gone from the state')
   await cluster.until(() => !cluster.node(1).plane.member!.raft!.members.voters.includes(4 as NodeNumber), 10_000, 'gone from Raft')
   await cluster.until(() => cluster.node(4).fatal !== undefined, 5000, 'the removed node knows')
+  // the service manager starts no process again that ends with this one
+  assert.deepEqual(
+    [(cluster.node(4).fatal as XsanError).status, (cluster.node(4).fatal as XsanError).message],
+    ['PERMISSION_DENIED', 'this node was removed from the cluster'],
+  )
   await assert.rejects(cluster.node(2).call('Cluster/RemoveNode', { nodeId: 'node-3' }), { status: 'BUSY' })
 })
 
