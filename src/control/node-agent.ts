@@ -310,7 +310,8 @@ export class NodeAgent {
       this.#publish()
     } catch (error) {
       if (this.#stopped) return
-      if (error instanceof XsanError && (error.status === 'PERMISSION_DENIED' || error.status === 'NODE_NOT_FOUND')) this.#options.onFatal(error)
+      if (error instanceof XsanError && error.status === 'NODE_NOT_FOUND') this.#options.onFatal(removedError())
+      else if (error instanceof XsanError && error.status === 'PERMISSION_DENIED') this.#options.onFatal(error)
       else this.#logRefusal(`the lease could not be renewed: ${messageOf(error)}`)
     }
   }

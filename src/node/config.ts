@@ -367,7 +367,10 @@ function crossChecks(config: Config): Problem[] {
   const problems: Problem[] = []
   const { cluster, storage, network, nbd } = config
   if (cluster.bind_ip === ANY_ADDRESS) {
-    problems.push({ path: ['cluster', 'bind_ip'], text: `cluster.bind_ip: the other nodes are told it, so it must be one address of this host, not ${ANY_ADDRESS}` })
+    problems.push({
+      path: ['cluster', 'bind_ip'],
+      text: `cluster.bind_ip: the other nodes are told it, so it must be one address of this host, not ${ANY_ADDRESS}`,
+    })
   }
   if (network.election_timeout <= network.heartbeat_interval) {
     problems.push({
@@ -398,7 +401,9 @@ function crossChecks(config: Config): Problem[] {
     ['nbd.port', nbd.bind_ip, nbd.port],
   ]
   listeners.forEach(([key, ip, port], index) => {
-    const same = listeners.slice(0, index).find((other) => port !== 0 && other[2] === port && (other[1] === ip || other[1] === ANY_ADDRESS || ip === ANY_ADDRESS))
+    const same = listeners
+      .slice(0, index)
+      .find((other) => port !== 0 && other[2] === port && (other[1] === ip || other[1] === ANY_ADDRESS || ip === ANY_ADDRESS))
     if (same) problems.push({ path: key.split('.'), text: `${key}: port ${port} is already ${same[0]}` })
   })
   return problems
