@@ -41,6 +41,24 @@ function carryOut(before: Chain, move: Move): Chain {
   return after
 }
 
+test('a slot whose new places are lost one after another, before any has caught up, never runs out of places', () => {
+  const down = new Set<number>()
+  const event: ChainEvent = { views: { view: (node) => (down.has(node) ? View.DOWN : View.UP), incarnation: () => INCARNATION } }
+  let now = firstChain([{ disk: 1 as DiskNumber, node: nodeOf(1 as DiskNumber), incarnation: INCARNATION }])
+  for (let disk = 3; disk < 100; disk += 2) {
+    const wanted = disks(1, disk)
+    for (let move = planMoves([now], [wanted], nodeOf)[0]; move !== undefined; move = planMoves([now], [wanted], nodeOf)[0]) {
+      const facts = move.kind === 'add' ? { add: { disk: move.disk, node: move.node } } : { remove: move.disk }
+      const next = settle(now, { ...event, ...facts })
+      assert.notEqual(next, now, `${JSON.stringify(move)} changes nothing in ${formatChain(now)}`)
+      now = next
+    }
+    assert.equal(syncingOf(now)?.disk, disk, formatChain(now))
+    down.add(nodeOf(disk as DiskNumber))
+    now = settle(now, event)
+  }
+})
+
 test('a missing replica is added first, a surplus one drained when all desired serve, then the head set right', () => {
   assert.deepEqual(
     next(

@@ -7,9 +7,9 @@
  * there, which nobody does (and every write of the slot would wait for it).
  */
 import type { DiskNumber, NodeNumber, SlotIndex } from '../base/ids.ts'
-import { type Chain, type ChainEntry, isMember, ReplicaState } from './chain.ts'
+import { CHAIN_ENTRIES_MAX, type Chain, type ChainEntry, isMember, ReplicaState } from './chain.ts'
 
-const { SERVING, DRAINING, SYNCING, LASTSRV, WAITING } = ReplicaState
+const { SERVING, DRAINING, SYNCING, LASTSRV, WAITING, OFFLINE } = ReplicaState
 
 export type Move =
   | { readonly kind: 'add'; readonly slot: SlotIndex; readonly disk: DiskNumber; readonly node: NodeNumber }
@@ -50,7 +50,11 @@ function planSlot(chain: Chain, slot: SlotIndex, desired: readonly DiskNumber[],
     const siblingOf = (disk: DiskNumber) => entries.find((entry) => entry.node === nodeOf(disk) && !isDesired(entry))
     // first what gives a copy more, or costs none
     const alone = missing.find((disk) => siblingOf(disk) === undefined)
-    if (alone !== undefined) return { kind: 'add', slot, disk: alone, node: nodeOf(alone) }
+    if (alone !== undefined) {
+      // one place after another was lost before it had caught up: without room nobody could be added ever again
+      const longestAway = entries.length < CHAIN_ENTRIES_MAX ? undefined : entries.find((entry) => entry.state === OFFLINE && !isDesired(entry))
+      return longestAway === undefined ? { kind: 'add', slot, disk: alone, node: nodeOf(alone) } : remove(longestAway)
+    }
     const siblings = missing.map((disk) => siblingOf(disk)!)
     const idle = siblings.find(({ state }) => !isMember(state))
     if (idle !== undefined) return remove(idle)
