@@ -734,3 +734,44 @@ test('an arena without any room: records wait until batches are written, and the
   await bench.world.runFor(100)
   assert.equal(usedBytes(), idleBytes)
 })
+
+test('an arena without any room: an install that takes two segments waits, too', async () => {
+  const bench = new Bench(33)
+  await bench.format()
+  const store = await bench.mount()
+  const { arena } = bench.queue
+  const payloadPage = bench.alloc(1024)
+  store.startSession(1)
+  await bench.settle(store.journal.durable())
+  await bench.world.runFor(10)
+  bench.disk.hang()
+  const others: number[] = []
+  const install = (index: number, count: number) =>
+    store.install({
+      slot: 1,
+      volume: 5,
+      layer: 0,
+      index,
+      pages: Uint16Array.from({ length: count }, (_, page) => page),
+      idHigh: new Uint32Array(count).fill(1),
+      idLow: new Uint32Array(count).fill(index + 1),
+      crc: new Uint32Array(count),
+      flags: new Uint8Array(count).fill(PageFlag.DATA),
+      payloadPage,
+      remove: false,
+      rows: new Uint32Array(0),
+      lastHigh: 0,
+      lastLow: 0,
+    })
+  // into the second segment, and nearly to its end
+  install(0, 1024)
+  for (let id = 1; id <= 3; id++) write(bench, store, { index: 9, firstPage: 0, pageCount: 200, id })
+  assert.equal(store.journal.headSegment - store.journal.tailSegment, 1)
+  for (let bytes = 4 * MiB; bytes >= PAGE_BYTES; bytes /= 2) for (let at = arena.alloc(bytes); at !== -1; at = arena.alloc(bytes)) others.push(at)
+  assert.throws(() => install(2, 1024), { status: 'BUSY' })
+  for (const at of others) arena.free(at as never)
+  bench.disk.resume()
+  await bench.settle(store.journal.durable())
+  install(2, 1024)
+  await bench.settle(store.journal.durable())
+})

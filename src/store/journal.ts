@@ -230,7 +230,8 @@ export class Journal {
 
   /** Too much waits for the disk for a client's (`fromHead`) or another's record, or there is no memory for so many batches. */
   tooManyWaiting(fromHead: boolean, batches = BATCHES_PER_RECORD): boolean {
-    if (this.#checkpointBuffers.length === 0) return true
+    // many batches may take two segments
+    if (this.#checkpointBuffers.length < (batches > BATCHES_PER_RECORD ? CHECKPOINT_BUFFERS : 1)) return true
     while (this.#pool.length < batches) {
       const page = this.#queue.arena.alloc(DESCRIPTOR_BYTES)
       if (page === -1) return true
