@@ -7,6 +7,8 @@
  *   SYNCING one has stored it, likewise.
  * - An answered flush: what was committed of the volume when it was asked for is durable on every member of its chains, in every chain that is the same
  *   before and after.
+ * - A copy that reports that it is up to date holds on stable storage what its resync has brought (protocol 24).
+ * - A disk that gives back blocks of a volume that exists, because others have them, says before that its copy is not whole (protocol 25).
  */
 import type { VolumeNumber } from '../../src/base/ids.ts'
 import { Status } from '../../src/base/status.ts'
@@ -38,11 +40,13 @@ export function watchAcknowledged(cluster: SimCluster, plane: DataPlane, queue: 
   const { stage } = replicas
   const { committed } = writes
   const { flush } = flushes
+  const { sessions, stores } = replicas
+  const { set } = sessions
 
   replicas.stage = (row) => {
     const slot = records.slot[row]!
     if (records.hop[row] === 0) {
-      const state = table.ownState[slot]
+      const state = table.entryState[slot * CHAIN_ENTRIES_MAX + table.ownPosition[slot]!]
       if (state !== ReplicaState.SERVING || table.ownPosition[slot] !== 0)
         found('only the head of a chain orders', `slot ${slot}: ordered in state ${state}, at place ${table.ownPosition[slot]}`)
       if (records.idHigh[row]! >>> 8 !== table.version[slot]! % 0x100_0000)
@@ -68,6 +72,30 @@ export function watchAcknowledged(cluster: SimCluster, plane: DataPlane, queue: 
       if (why !== '') found('an acknowledged write is on every member', `slot ${slot}, version ${table.version[slot]}, ${why}`)
     }
     committed.call(writes, u)
+  }
+
+  sessions.set = (slot, session) => {
+    let { reported } = session
+    const report = (value: boolean) => {
+      const ledger = cluster.ledgers.get(replicas.storeOf(slot)?.disk ?? 0)
+      const last = ledger?.endOfResync(slot) ?? 0
+      if (value && !reported && ledger && last > ledger.durable)
+        found('who reports has it on stable storage', `slot ${slot}: its end is record ${last} of disk ${ledger.disk}, and ${ledger.durable} is durable`)
+      reported = value
+    }
+    Object.defineProperty(session, 'reported', { get: () => reported, set: report })
+    return set.call(sessions, slot, session)
+  }
+
+  for (const store of stores) {
+    const { sweep } = store
+    store.sweep = (isGarbage) =>
+      sweep.call(store, (volume, slot) => {
+        const isDue = isGarbage(volume, slot)
+        if (isDue && table.volumes.has(volume) && !store.isIncomplete(slot))
+          found('a copy that is given up counts no more', `slot ${slot}: disk ${store.disk} gives up blocks of volume ${volume} and counts as whole`)
+        return isDue
+      })
   }
 
   flushes.flush = (volume, deadlineMs, done) => {

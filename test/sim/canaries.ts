@@ -5,6 +5,7 @@
 import { Status } from '../../src/base/status.ts'
 import { Calls } from '../../src/chain/calls.ts'
 import { Client } from '../../src/chain/client.ts'
+import { DataPlane } from '../../src/chain/data-plane.ts'
 import { Flushes } from '../../src/chain/flush.ts'
 import { Peers } from '../../src/chain/peers.ts'
 import { Reads } from '../../src/chain/read.ts'
@@ -17,7 +18,9 @@ import { Writes } from '../../src/chain/write.ts'
 import { AsyncIo } from '../../src/env/async-io.ts'
 import { SimFile } from '../../src/env/sim/disk.ts'
 import { ReplicaState } from '../../src/placement/chain.ts'
+import type { TableMessage } from '../../src/placement/messages.ts'
 import { ChannelRows } from '../../src/store/channel-rows.ts'
+import { DiskStore } from '../../src/store/disk-store.ts'
 import { Reader } from '../../src/store/read.ts'
 import { RecordKind } from '../../src/store/store.ts'
 import { CallKind } from '../../src/wire/peer.ts'
@@ -377,6 +380,128 @@ export const CANARIES: readonly Canary[] = [
         (original) =>
           function (untilMs, revision) {
             original.call(this, untilMs + 1000, revision)
+          },
+      ),
+  },
+  {
+    name: 'flush-leaves-out-syncing',
+    bug: 'a flush does not ask nodes all of whose copies are SYNCING, which have acknowledged what it promises to be durable',
+    seedsMax: 15,
+    plan: { focus: 'flushes-returning' },
+    plant: () => {
+      const planes = new WeakMap<Calls, DataPlane>()
+      return all(
+        before<DataPlane, []>(DataPlane.prototype, 'start', function () {
+          planes.set(this.calls, this)
+        }),
+        method<Calls, [number, number, Uint8Array, number, number], Promise<{ status: number; lengthBytes: number }>>(
+          Calls.prototype,
+          'call',
+          (original) =>
+            function (peer, kind, args, page, capacityBytes) {
+              const { table, peers } = planes.get(this)!
+              const serves = table.entryNode.some((node, e) => node === peers.peers[peer]!.node && table.entryState[e] === ReplicaState.SERVING)
+              if (kind === CallKind.FLUSH && !serves) return Promise.resolve({ status: Status.SUCCESS, lengthBytes: 0 })
+              return original.call(this, peer, kind, args, page, capacityBytes)
+            },
+        ),
+      )
+    },
+  },
+  {
+    name: 'flush-of-a-disk-at-once',
+    bug: 'a disk answers a flush, of a volume or at the end of a resync, before its journal is durable',
+    seedsMax: 5,
+    plan: { profile: 'swarm' },
+    plant: () =>
+      method<DiskStore, [(row: number, status: number, extra: number) => void, number], void>(
+        DiskStore.prototype,
+        'flush',
+        () => (done, row) => void Promise.resolve().then(() => done(row, Status.SUCCESS, 0)),
+      ),
+  },
+  {
+    name: 'replayed-rows-held',
+    bug: 'a replay over the beginning of a resync keeps the channel rows of its slot as held',
+    seedsMax: 5,
+    plan: { profile: 'swarm' },
+    plant: () => {
+      let isLive = false
+      return all(
+        method<DiskStore, [number], number>(
+          DiskStore.prototype,
+          'startSession',
+          (original) =>
+            function (slot) {
+              isLive = true
+              try {
+                return original.call(this, slot)
+              } finally {
+                isLive = false
+              }
+            },
+        ),
+        method<ChannelRows, [number], void>(
+          ChannelRows.prototype,
+          'clearHeld',
+          (original) =>
+            function (slot) {
+              if (isLive) original.call(this, slot)
+            },
+        ),
+      )
+    },
+  },
+  {
+    name: 'given-up-copy-counts',
+    bug: 'a disk gives back blocks of a slot that has moved elsewhere, and says later that its copy is whole',
+    seedsMax: 15,
+    plan: { focus: 'members' },
+    plant: () => {
+      let isSweeping = false
+      return all(
+        method<DiskStore, [(volume: number, slot: number) => boolean], Promise<number>>(
+          DiskStore.prototype,
+          'sweep',
+          (original) =>
+            function (isGarbage) {
+              return original.call(this, (volume, slot) => {
+                isSweeping = true
+                try {
+                  return isGarbage(volume, slot)
+                } finally {
+                  isSweeping = false
+                }
+              })
+            },
+        ),
+        method<DiskStore, [number], number>(
+          DiskStore.prototype,
+          'startSession',
+          (original) =>
+            function (slot) {
+              return isSweeping ? 0 : original.call(this, slot)
+            },
+        ),
+      )
+    },
+  },
+  {
+    name: 'draining-head-orders',
+    bug: 'a DRAINING head goes on as if it were SERVING, and its clients ask it',
+    seedsMax: 15,
+    plan: { focus: 'drains' },
+    plant: () =>
+      method<ChainTable, [TableMessage, number[]], void>(
+        ChainTable.prototype,
+        'apply',
+        (original) =>
+          function (message, changed) {
+            original.call(this, message, changed)
+            for (let slot = 0; slot < this.slotCount; slot++) {
+              if (this.headState[slot] === ReplicaState.DRAINING) this.headState[slot] = ReplicaState.SERVING
+              if (this.ownState[slot] === ReplicaState.DRAINING && this.ownPosition[slot] === 0) this.ownState[slot] = ReplicaState.SERVING
+            }
           },
       ),
   },

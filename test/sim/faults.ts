@@ -68,8 +68,6 @@ export const FOCUS_NAMES = [
   'flushes',
   'flushes-returning',
   'destage',
-  'destage-removals',
-  'destage-returning',
   'churn',
   'contention',
   'last-copies',

@@ -116,29 +116,6 @@ const FOCUSES: Readonly<Record<FocusName, Focus>> = {
     shape: { slotCount: 2 },
     mix: { volumes: 'relaxed', hotPages: 6, readShares: [0.1, 0.2], home: 0.2, flushShare: 0.3, flushMs: [5, 15], depth: [4, 8], wholeShare: 0.5 },
   },
-  /** The journal is emptied while blocks are removed and made anew, and is read from its middle after a crash. */
-  'destage-removals': {
-    durationMs: 4000,
-    clients: [3, 4],
-    opsPerSecond: 60,
-    rates: { 'power-all': 0.4, power: 0.4, kill: 0.4 },
-    lastsMs: [20, 200],
-    unflushed: ['lose', 'random', 'keep'],
-    mix: { volumes: 'safe', hotPages: 4, readShares: [0.1], home: 0.5, largeShare: 0.35, removeShare: 0.35, flushMs: [0, 2] },
-  },
-  /** The journal is emptied into blocks that are being copied to who returns. */
-  'destage-returning': {
-    durationMs: 5000,
-    clients: [3, 4],
-    opsPerSecond: 60,
-    rates: { kill: 0.8, 'slow-link': 1, 'disk-slow': 1 },
-    lastsMs: [20, 400],
-    lasts: { 'slow-link': [500, 2000], 'disk-slow': [500, 2000] },
-    amounts: { 'slow-link': [20, 100], 'disk-slow': [5, 60] },
-    unflushed: ['random'],
-    shape: { slotCount: 4 },
-    mix: { volumes: 'safe', hotPages: 4, readShares: [0.1, 0.3], home: 0.5, largeShare: 0.4, flushMs: [0, 2] },
-  },
   /** Processes come and go faster than they can be rebuilt. */
   churn: {
     durationMs: 5000,

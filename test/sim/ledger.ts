@@ -75,6 +75,8 @@ export class Ledger {
   /** By slot: what was staged as a record of the slot's log, in order, and the sv up to which resync has brought the slot. */
   readonly #logs = new Map<number, LogEntry[]>()
   readonly #resynced = new Map<number, number>()
+  /** And the position that says so. */
+  readonly #resyncedAt = new Map<number, number>()
 
   /** Call when the disk has been mounted, before the store is used: says what is wrong with it, and listens to it from now on. */
   mounted(store: DiskStore, view: DataView, boots: number): string[] {
@@ -127,8 +129,16 @@ export class Ledger {
     return 0
   }
 
+  /** Position of the record that says that the slot's resync has ended: behind all that it brought. 0: there is none. */
+  endOfResync(slot: number): number {
+    return this.#resyncedAt.get(slot) ?? 0
+  }
+
   #enter({ kind, slot, idHigh, idLow, volume, position }: Op): void {
-    if (kind === JournalKind.COMPLETE) this.#resynced.set(slot, svOf(idHigh, idLow))
+    if (kind === JournalKind.COMPLETE) {
+      this.#resynced.set(slot, svOf(idHigh, idLow))
+      this.#resyncedAt.set(slot, position)
+    }
     if (kind > JournalKind.REMOVE) return
     const log = this.#logs.get(slot)
     const entry = { idHigh, sv: svOf(idHigh, idLow), volume, position }
@@ -139,7 +149,7 @@ export class Ledger {
   #listen(store: DiskStore, view: DataView): void {
     const { journal, rows } = store
     const { begin, commit } = journal
-    const { expire } = rows
+    const { expire, expireAll } = rows
     let at = -1
     journal.begin = (bytes, payloadPages) => {
       at = begin.call(journal, bytes, payloadPages)
@@ -156,6 +166,15 @@ export class Ledger {
       this.#expired.set(clientHigh, Math.max(below, this.#expired.get(clientHigh) ?? 0))
       expire.call(rows, clientHigh, below)
     }
+    rows.expireAll = (isGone) => {
+      for (const key of this.#rows.keys()) this.#noteGone(Number(key.split(' ')[0]), isGone)
+      for (const { clientHigh } of this.#ops) this.#noteGone(clientHigh, isGone)
+      expireAll.call(rows, isGone)
+    }
+  }
+
+  #noteGone(clientHigh: number, isGone: (clientHigh: number) => boolean): void {
+    if (clientHigh !== 0 && isGone(clientHigh)) this.#expired.set(clientHigh, Number.POSITIVE_INFINITY)
   }
 
   // ---- the model -----------------------------------------------------------------------------------------------------------
