@@ -2,6 +2,7 @@
  * Bugs planted by name, from outside: each replaces one method by one that breaks one promise. The simulator has to find each within a
  * stated number of seeds, which is itself a test: so the checkers cannot rot. They change the classes of this process until undone.
  */
+import { type Done, WriteFlag } from '../../src/base/request.ts'
 import { Status } from '../../src/base/status.ts'
 import { Calls } from '../../src/chain/calls.ts'
 import { Client } from '../../src/chain/client.ts'
@@ -23,6 +24,7 @@ import { ChannelRows } from '../../src/store/channel-rows.ts'
 import { DiskStore } from '../../src/store/disk-store.ts'
 import { Reader } from '../../src/store/read.ts'
 import { RecordKind } from '../../src/store/store.ts'
+import { VolumeLayer } from '../../src/volume/volume.ts'
 import { CallKind } from '../../src/wire/peer.ts'
 import type { Plan } from './run.ts'
 
@@ -407,6 +409,21 @@ export const CANARIES: readonly Canary[] = [
         ),
       )
     },
+  },
+  {
+    name: 'fua-ignored',
+    bug: 'a write with FUA is acknowledged from memory where the volume allows that',
+    seedsMax: 10,
+    plan: { focus: 'fua' },
+    plant: () =>
+      method<VolumeLayer, [number, number, number, number, number, Done, number], void>(
+        VolumeLayer.prototype,
+        'write',
+        (original) =>
+          function (volume, offsetBytes, lengthBytes, page, _flags, done, row) {
+            original.call(this, volume, offsetBytes, lengthBytes, page, WriteFlag.NONE, done, row)
+          },
+      ),
   },
   {
     name: 'flush-of-a-disk-at-once',

@@ -67,6 +67,7 @@ export const FOCUS_NAMES = [
   'blackouts-relaxed',
   'flushes',
   'flushes-returning',
+  'fua',
   'destage',
   'churn',
   'contention',

@@ -52,6 +52,8 @@ export interface Mix {
   readonly removeShare?: number
   /** Of what does not read, the share that flushes; an eighth unless given. */
   readonly flushShare?: number
+  /** Share of the writes with FUA; a tenth unless given. */
+  readonly fuaShare?: number
   /** Mean time of a flush; each run draws one. */
   readonly flushMs: readonly number[]
   /** Operations that a client has under way at one time, at least and at most; 1 to 4 unless given. */
@@ -102,6 +104,17 @@ const FOCUSES: Readonly<Record<FocusName, Focus>> = {
     lastsMs: [20, 200],
     unflushed: ['lose', 'random'],
     mix: { volumes: 'safe', hotPages: 4, readShares: [0.2], home: 0.7, largeShare: 0.3, flushMs: [0, 5] },
+  },
+  /** Nobody flushes: what is written with FUA, mostly through NBD, is there when the power is back. */
+  fua: {
+    durationMs: 3000,
+    clients: [3, 4],
+    opsPerSecond: 60,
+    rates: { 'power-all': 1.3 },
+    lastsMs: [20, 200],
+    unflushed: ['lose'],
+    shape: { nbd: true, slotCount: 4 },
+    mix: { volumes: 'relaxed', hotPages: 6, readShares: [0.2], home: 0.7, flushShare: 0, fuaShare: 0.4, flushMs: [5, 15] },
   },
   /** Flushes while all copies on a node are SYNCING: it takes writes and acknowledges them, and serves nothing that would bring it a flush. */
   'flushes-returning': {

@@ -272,6 +272,7 @@ function startClients(
             removeShare: mix.removeShare ?? 0,
             wholeShare: mix.wholeShare ?? 0,
             ...(mix.flushShare === undefined ? {} : { flushShare: mix.flushShare }),
+            ...(mix.fuaShare === undefined ? {} : { fuaShare: mix.fuaShare }),
           }
         : { largeShare: largeShareOf(schedule.seed), removeShare: removeShareOf(schedule.seed) }),
       // So that they are at work all the time

@@ -15,6 +15,7 @@ import { type History, type OpenOp, writeStamps } from './history.ts'
 
 /** Of what does not read, where nothing else is asked for. */
 const FLUSH_SHARE = 0.12
+const FUA_SHARE = 0.1
 
 /** What a client does with volumes: the volume layer of a node, or whatever stands in front of it. */
 export type SeatVolumes = Pick<VolumeLayer, 'read' | 'write' | 'zero' | 'zeroScratchPages' | 'trim' | 'flush' | 'open'> &
@@ -52,6 +53,8 @@ export interface WorkloadOptions {
   readonly wholeShare?: number
   /** Of what does not read, the share that flushes. */
   readonly flushShare?: number
+  /** Share of the writes with FUA. */
+  readonly fuaShare?: number
   /** Mean pause between operations. */
   readonly thinkMs: number
   /** Where something has taken so long, it gets up, as an initiator with several paths does, and sits down wherever `seat` says; otherwise it stays. */
@@ -294,14 +297,14 @@ export class SimClient {
   }
 
   #write(seat: ClientSeat, name: string, next: () => void): void {
-    const { history, volume, random, syncWhenWrite } = this.options
+    const { history, volume, random, syncWhenWrite, fuaShare = FUA_SHARE } = this.options
     const { offsetBytes, lengthBytes } = this.#range()
     const page = this.#alloc(seat, offsetBytes, lengthBytes)
     if (page < 0) {
       next()
       return
     }
-    const fua = random.chance(0.1)
+    const fua = random.chance(fuaShare)
     const open = history.beginWrite({ client: name, volume, offsetBytes, lengthBytes, nowMs: seat.process.localNowMs })
     writeStamps(seat.queue.arena.bytes, page * PAGE_BYTES + (offsetBytes % PAGE_BYTES), open)
     const durable = syncWhenWrite || fua
