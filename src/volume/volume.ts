@@ -33,8 +33,9 @@ export interface OpenVolume {
 
 export class VolumeLayer {
   readonly stats = new IoStats()
-  /** Exports have no more requests than this under way, all together: then each finds its row, and at least one operation of the block client. */
+  /** Exports have no more requests than this under way, all together (`enter`): then each finds its row, and at least one operation of the block client. */
   readonly requestsMax: number
+  #entered = 0
   readonly #client: BlockClient
   readonly #arena: Arena
   readonly #requests
@@ -65,6 +66,18 @@ export class VolumeLayer {
     })
     this.#callers = new Array(this.requestsMax)
     this.#pieceDone = (request, status) => this.#onPiece(request, status)
+  }
+
+  /** Takes a place for a request that is to be made; false: as many as there may be are under way, in all exports together. */
+  enter(): boolean {
+    if (this.#entered === this.requestsMax) return false
+    this.#entered++
+    return true
+  }
+
+  /** The request has ended, and its answer has gone. */
+  leave(): void {
+    this.#entered--
   }
 
   volumeNames(): readonly string[] {
@@ -166,7 +179,7 @@ export class VolumeLayer {
     )
     const t = this.#requests
     const request = t.alloc()
-    assert(request >= 0, `more than ${t.rowsMax} requests: the exports did not look at requestsMax`)
+    assert(request >= 0, `more than ${t.rowsMax} requests: one was made without a place`)
     t.kind[request] = kind
     t.volume[request] = volume
     t.offsetBytes[request] = t.nextBytes[request] = offsetBytes

@@ -19,7 +19,7 @@ const FUA_SHARE = 0.1
 
 /** What a client does with volumes: the volume layer of a node, or whatever stands in front of it. */
 export type SeatVolumes = Pick<VolumeLayer, 'read' | 'write' | 'zero' | 'zeroScratchPages' | 'trim' | 'flush' | 'open'> &
-  Partial<Pick<VolumeLayer, 'orphan' | 'isHeld'>>
+  Partial<Pick<VolumeLayer, 'orphan' | 'isHeld' | 'enter' | 'leave'>>
 
 /** Where a client can sit: a running process with its volume layer. */
 export interface ClientSeat {
@@ -201,6 +201,10 @@ export class SimClient {
       next()
       return
     }
+    if (seat.volumes.enter?.() === false) {
+      next()
+      return
+    }
     this.begun++
     const dice = random.chance(readShare) ? 0 : random.unit()
     if (dice === 0) this.#read(seat, name, next)
@@ -238,7 +242,13 @@ export class SimClient {
     return row
   }
 
+  #notBegun(seat: ClientSeat, next: () => void): void {
+    seat.volumes.leave?.()
+    next()
+  }
+
   #end(seat: ClientSeat, row: number, status: number): Running | undefined {
+    seat.volumes.leave?.()
     const running = this.#running.get(row)
     if (!running) {
       const left = this.#left.get(row)
@@ -258,7 +268,7 @@ export class SimClient {
     const { offsetBytes, lengthBytes } = this.#range()
     const page = this.#alloc(seat, offsetBytes, lengthBytes)
     if (page < 0) {
-      next()
+      this.#notBegun(seat, next)
       return
     }
     const open = history.beginRead({ client: name, volume, offsetBytes, lengthBytes, nowMs: seat.process.localNowMs })
@@ -267,10 +277,14 @@ export class SimClient {
       const done: Done = (row, status) => {
         if (status === Status.BUFFER_LOST) {
           this.#free(seat, page, lengthBytes)
-          if (this.#left.delete(row) || !this.#running.delete(row)) return
-          const other = this.#alloc(seat, offsetBytes, lengthBytes)
-          if (other >= 0) readInto(other)
-          else {
+          const isWanted = !this.#left.delete(row) && this.#running.delete(row)
+          const other = isWanted ? this.#alloc(seat, offsetBytes, lengthBytes) : -1
+          if (other >= 0) {
+            readInto(other)
+            return
+          }
+          seat.volumes.leave?.()
+          if (isWanted) {
             history.endRead(open, undefined, 0, seat.process.localNowMs)
             next()
           }
@@ -301,7 +315,7 @@ export class SimClient {
     const { offsetBytes, lengthBytes } = this.#range()
     const page = this.#alloc(seat, offsetBytes, lengthBytes)
     if (page < 0) {
-      next()
+      this.#notBegun(seat, next)
       return
     }
     const fua = random.chance(fuaShare)
@@ -326,14 +340,14 @@ export class SimClient {
       offsetBytes = Math.ceil(offsetBytes / PAGE_BYTES) * PAGE_BYTES
       lengthBytes = end - offsetBytes
       if (lengthBytes <= 0) {
-        next()
+        this.#notBegun(seat, next)
         return
       }
     }
     const scratch = isTrim ? 0 : seat.volumes.zeroScratchPages(offsetBytes, lengthBytes)
     const page = scratch > 0 ? seat.queue.arena.alloc(scratch * PAGE_BYTES) : -1
     if (scratch > 0 && page < 0) {
-      next()
+      this.#notBegun(seat, next)
       return
     }
     const open = history.beginWrite({ client: name, volume, offsetBytes, lengthBytes, nowMs: seat.process.localNowMs, zero: true })

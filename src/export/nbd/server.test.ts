@@ -52,7 +52,7 @@ function make(options: { operationsMax?: number; log?: Log; arenaBytes?: number;
     const error = () => own.arena.view.getUint32((page + 256) * PAGE_BYTES + 4)
     return { process, send, receive, error }
   }
-  return { world, queue, blocks, server, open, clients, network, host }
+  return { world, queue, blocks, volumes, server, open, clients, network, host }
 }
 
 function request(type: number, offsetBytes: number, lengthBytes: number): Buffer {
@@ -171,6 +171,25 @@ test('a connection that waits for memory goes on when peers or disks free some, 
   assert.ok(!(await world.run(() => state === 'answered', 500)))
   for (const page of all) queue.arena.free(page as PageNumber)
   assert.ok(await world.run(() => state === 'answered', 1000))
+})
+
+test('requests of all exports together have so many places: a connection waits for one, and gives back its own', async () => {
+  const { world, volumes, server, open } = make({ operationsMax: 8 })
+  assert.equal(volumes.requestsMax, 2)
+  assert.ok(volumes.enter() && volumes.enter() && !volumes.enter())
+  let state = ''
+  void open().then(async (client) => {
+    await client.send(request(READ, 0, 4096))
+    state = 'waits'
+    await client.receive(16 + 4096)
+    state = 'answered'
+  })
+  assert.ok(await world.run(() => state === 'waits', 10_000))
+  assert.ok(!(await world.run(() => state === 'answered', 500)))
+  volumes.leave()
+  assert.ok(await world.run(() => state === 'answered', 1000))
+  assert.ok(await world.run(() => server.requestCount === 0, 1000))
+  assert.ok(volumes.enter() && !volumes.enter())
 })
 
 test('a read whose buffer a hanging disk has kept waits for memory for another one; its client is told of no error, and may leave meanwhile', async () => {

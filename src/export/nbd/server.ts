@@ -476,13 +476,16 @@ export class NbdServer {
       return true
     }
     if (t.requests[c]! >= Math.min(REQUESTS_PER_CONNECTION_MAX, q.rowsMax - q.inUse)) return false
+    if (!this.#volumes.enter()) return false
     const error = this.#refusal(c, type, flags, offsetBytes, lengthBytes)
     const pages = error !== Status.SUCCESS ? 0 : this.#pagesFor(type, offsetBytes, lengthBytes)
     let basePage = NONE
     if (pages > 0) {
-      if (!this.#mayHold(c, pages)) return false
-      basePage = this.#queue.arena.alloc(pages * PAGE_BYTES)
-      if (basePage === NONE) return false
+      if (this.#mayHold(c, pages)) basePage = this.#queue.arena.alloc(pages * PAGE_BYTES)
+      if (basePage === NONE) {
+        this.#volumes.leave()
+        return false
+      }
       this.#bufferPages += pages
       t.bufferPages[c]! += pages
     }
@@ -809,6 +812,7 @@ export class NbdServer {
     t.bufferPages[c]! -= q.pages[r]!
     t.requests[c]!--
     q.free(r)
+    this.#volumes.leave()
     this.#hasFreed = true
   }
 
