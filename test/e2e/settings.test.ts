@@ -10,7 +10,11 @@ let cluster: DevCluster
 
 before(
   async () => {
-    cluster = await DevCluster.up({ nodes: 1, diskSize: '512M', set: ['storage.read_only=true', 'network.max_connections=2', 'reactor.spin=50', 'nbd.bind_ip=0.0.0.0'] })
+    cluster = await DevCluster.up({
+      nodes: 1,
+      diskSize: '512M',
+      set: ['storage.read_only=true', 'network.max_connections=2', 'reactor.spin=50', 'nbd.bind_ip=0.0.0.0'],
+    })
     await cluster.createVolume('v', '64M')
   },
   { timeout: 120_000 },
