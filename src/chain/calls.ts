@@ -12,6 +12,7 @@ import { Call, CallData, FRAME_BYTES, Lane, PeerFrame, putFrame } from '../wire/
 import { Owner, Place, type Placement } from './lane.ts'
 import { PEERS_MAX, type Peers } from './peers.ts'
 import { NONE } from './records.ts'
+import { Shares } from './shares.ts'
 
 /** Calls of this reactor under way. */
 export const CALLS_MAX = 256
@@ -59,7 +60,9 @@ export class Calls {
   readonly #served = new Int32Array(PEERS_MAX)
   /** Async code that waits for room on the BULK lane of a peer. */
   readonly #roomWaiters: Array<Array<() => void>> = Array.from({ length: PEERS_MAX }, () => [])
-  #rowWaiters: Array<() => void> = []
+  readonly #rowWaiters: Array<() => void> = []
+  /** Of the rows, by peer. */
+  readonly #shares = new Shares(PEERS_MAX)
 
   constructor(options: { queue: IoQueue; peers: Peers }) {
     this.#queue = options.queue
@@ -76,11 +79,12 @@ export class Calls {
    */
   async call(peer: number, kind: number, args: Uint8Array, page: number, capacityBytes: number): Promise<CallResult> {
     const headBytes = FRAME_BYTES + Call.size + args.length
-    let row = this.#calls.alloc()
-    while (row < 0) {
-      await new Promise<void>((resolve) => this.#rowWaiters.push(resolve))
-      row = this.#calls.alloc()
-    }
+    if (!this.#peers.isUp(peer)) return { status: Status.NODE_UNREACHABLE, lengthBytes: 0 }
+    // a peer that does not answer has a share of the rows, not all
+    while (!this.#shares.mayTake(peer, CALLS_MAX - this.#calls.inUse)) await new Promise<void>((resolve) => this.#rowWaiters.push(resolve))
+    const row = this.#calls.alloc()
+    this.#calls.peer[row] = peer
+    this.#shares.held[peer]!++
     const session = this.#peers.isUp(peer) ? this.#peers.sessionOf(peer) : NONE
     let at = this.#reserve(peer, session, headBytes)
     while (at === -1) {
@@ -91,7 +95,6 @@ export class Calls {
       this.#freeRow(row)
       return { status: Status.NODE_UNREACHABLE, lengthBytes: 0 }
     }
-    this.#calls.peer[row] = peer
     this.#calls.page[row] = page
     this.#calls.capacityBytes[row] = capacityBytes
     this.#calls.startedMs[row] = this.#queue.nowMs
@@ -118,12 +121,12 @@ export class Calls {
   }
 
   #freeRow(row: number): void {
+    this.#shares.held[this.#calls.peer[row]!]!--
     this.#calls.free(row)
-    const waiter = this.#rowWaiters.shift()
-    if (waiter !== undefined) {
-      this.#queue.asyncPending = true
-      waiter()
-    }
+    if (this.#rowWaiters.length === 0) return
+    this.#queue.asyncPending = true
+    // each looks whether it is its peer's turn
+    for (const waiter of this.#rowWaiters.splice(0)) waiter()
   }
 
   #end(row: number, status: number, lengthBytes: number): void {

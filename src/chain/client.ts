@@ -9,8 +9,11 @@
  * knows: NETWORK_TIMEOUT. No try of it can be ordered any more by then; what was ordered before takes effect, if at all, before anything newer. The
  * cancel goes on, and keeps its channel.
  *
- * A channel has one update in flight and one sequence over all slots. An operation whose buffer may still be read (by a record here, by a send)
- * is pinned: it is not done before.
+ * A channel has one update in flight and one sequence over all slots. An update has one from its first try on; it gives it back when it has to wait
+ * and no try of it can have been ordered. The updates of one disk's slots never have all channels, nor all of a peer's credit (shares.ts): what was
+ * asked when a disk failed may keep its channel for as long as nobody can decide it.
+ *
+ * An operation whose buffer may still be read (by a record here, by a send) is pinned: it is not done before.
  */
 import { columns, f64, i32, u8 } from '../base/columns.ts'
 import type { VolumeNumber } from '../base/ids.ts'
@@ -27,8 +30,9 @@ import type { Counters } from './counters.ts'
 import { STANDSTILL_MS_MAX } from './peers.ts'
 import type { Reads } from './read.ts'
 import { NONE } from './records.ts'
+import { DISK_GROUPS, groupOfDisk, Shares } from './shares.ts'
 import type { ChainTable } from './table.ts'
-import type { Writes } from './write.ts'
+import { touchedBytes, type Writes } from './write.ts'
 
 const OpKind = { READ: 0, WRITE: 1, ZERO: 2, CANCEL: 3, FLUSH: 4, REMOVE: 5 } as const
 const OpState = {
@@ -60,6 +64,8 @@ export interface RemoteReplicas {
   session(peer: number): number
   /** Sends the operation as an update; the buffer is pinned until it is sent. NO_CREDIT, NO_BUFFER: try again later. */
   sendUpdate(peer: number, op: number): number
+  /** Whether there is credit for so many more updates of so many bytes together. */
+  hasCreditFor(peer: number, updates: number, bytes: number): boolean
   sendRead(peer: number, op: number): number
   /** Whether anything of the volume can be acknowledged and not durable. */
   isFlushNeeded(volume: VolumeNumber): boolean
@@ -92,6 +98,8 @@ const RETRYABLE: ReadonlySet<number> = new Set([
 const NOT_ORDERED: ReadonlySet<number> = new Set([
   Status.BUSY,
   Status.STOPPING,
+  Status.REQUEST_REFUSED,
+  Status.ROUTING_STALE,
   Status.CHAIN_VERSION_MISMATCH,
   Status.WRITE_EXPIRED,
   Status.NO_CREDIT,
@@ -119,9 +127,25 @@ export class Client implements BlockClient {
   readonly #channelSeq = new Float64Array(CHANNELS_PER_CLIENT)
   readonly #freeChannels = new Int32Array(CHANNELS_PER_CLIENT)
   #freeChannelCount = 0
-  #waitingFirst = NONE
-  #waitingLast = NONE
+  /** Of the channels, by the disk that heads the slot. */
+  readonly #channels = new Shares(DISK_GROUPS)
+  /** Updates that wait for a channel, in order, per group. */
+  readonly #waitingFirst = new Int32Array(DISK_GROUPS).fill(NONE)
+  readonly #waitingLast = new Int32Array(DISK_GROUPS).fill(NONE)
+  #waitingCount = 0
+  /** The group whose turn it is to get a channel. */
+  #waitingTurn = 0
+  #isOpening = false
   #parkedFirst = NONE
+  /** Parked until there is credit, or room on the way. */
+  #starvedFirst = NONE
+  /** Credit that the updates of a group hold at the peer that heads its slots, as far as is known here. */
+  readonly #creditRows = new Int32Array(DISK_GROUPS)
+  readonly #creditBytes = new Float64Array(DISK_GROUPS)
+  /** The group's node heads slots on other disks, too. */
+  readonly #sharesNode = new Uint8Array(DISK_GROUPS)
+  /** Credit has come back to a group. */
+  #hasCredit = false
   /** A BlockClient call is on the stack: outcomes wait for its return. */
   #inCall = false
   #ended: number[] = []
@@ -171,6 +195,11 @@ export class Client implements BlockClient {
       slot: i32,
       callerRow: i32,
       channel: i32,
+      /** While it has a channel: of `#channels`. */
+      group: i32,
+      /** Asked a peer: its part of `#creditBytes`, and of which group; NONE: it has none. */
+      creditBytes: i32,
+      creditGroup: i32,
       seq: f64,
       /** An earlier try may have been ordered. */
       unknown: u8,
@@ -299,6 +328,7 @@ export class Client implements BlockClient {
     ops.bufferPage[op] = bufferPage
     ops.channel[op] = NONE
     ops.peer[op] = NONE
+    ops.creditBytes[op] = NONE
     ops.attempts[op] = ops.failures[op] = ops.unknown[op] = ops.orphaned[op] = ops.pins[op] = 0
     ops.startedMs[op] = nowMs
     ops.deadlineMs[op] = nowMs + this.settings.retryTotalMs
@@ -310,9 +340,7 @@ export class Client implements BlockClient {
     else if (known === undefined && this.#table.revision > 0) this.#end(op, Status.VOLUME_NOT_FOUND)
     else if (this.readOnly && kind !== OpKind.READ && kind !== OpKind.FLUSH) this.#end(op, Status.READ_ONLY)
     else if (kind === OpKind.FLUSH) this.#startFlush(op, volume)
-    else if (kind === OpKind.READ) this.#dispatch(op)
-    else if (this.#freeChannelCount > 0) this.#openChannel(op)
-    else this.#awaitChannel(op)
+    else this.#dispatch(op)
     this.#inCall = false
   }
 
@@ -328,21 +356,108 @@ export class Client implements BlockClient {
     })
   }
 
-  #openChannel(op: number): void {
+  // ---- channels ------------------------------------------------------------------------------------------------------------
+
+  /** The update takes a channel, with its next seq, unless its group has its share. */
+  #openChannel(op: number, group: number): boolean {
+    if (!this.#channels.mayTake(group, this.#freeChannelCount)) return false
     const channel = this.#freeChannels[--this.#freeChannelCount]!
+    this.#channels.held[group]!++
     this.ops.channel[op] = channel
+    this.ops.group[op] = group
     this.ops.seq[op] = this.#channelSeq[channel] = this.#channelSeq[channel]! + 1
-    this.#dispatch(op)
+    return true
   }
 
-  #awaitChannel(op: number): void {
+  #closeChannel(op: number): void {
     const { ops } = this
+    this.#channels.held[ops.group[op]!]!--
+    this.#freeChannels[this.#freeChannelCount++] = ops.channel[op]!
+    ops.channel[op] = NONE
+  }
+
+  /** The update is to wait: if no try of it can have been ordered, somebody else may have its channel meanwhile. */
+  #lendChannel(op: number): void {
+    const { ops } = this
+    if (ops.channel[op] === NONE || ops.unknown[op] === 1 || ops.kind[op] === OpKind.CANCEL) return
+    this.#closeChannel(op)
+    this.#openWaiting()
+  }
+
+  #awaitChannel(op: number, group: number): void {
     this.#counters.updatesWaitedForChannel++
-    ops.state[op] = OpState.WAITS_FOR_CHANNEL
+    this.ops.state[op] = OpState.WAITS_FOR_CHANNEL
+    this.#linkWaiting(op, group)
+  }
+
+  #linkWaiting(op: number, group: number): void {
+    const { ops } = this
+    this.#waitingCount++
     ops.next[op] = NONE
-    if (this.#waitingLast === NONE) this.#waitingFirst = op
-    else ops.next[this.#waitingLast] = op
-    this.#waitingLast = op
+    const last = this.#waitingLast[group]!
+    if (last === NONE) this.#waitingFirst[group] = op
+    else ops.next[last] = op
+    this.#waitingLast[group] = op
+  }
+
+  /** The first that waits in the group, which must not be empty. */
+  #unlinkWaiting(group: number): number {
+    const op = this.#waitingFirst[group]!
+    const next = this.ops.next[op]!
+    this.#waitingFirst[group] = next
+    if (next === NONE) this.#waitingLast[group] = NONE
+    this.#waitingCount--
+    return op
+  }
+
+  /**
+   * Channels are free: the groups that may take one do so in turn. Updates whose time was over while they waited are not begun (protocol 16): their
+   * clients may have gone on elsewhere.
+   */
+  #openWaiting(): void {
+    // what is begun here may end at once: this very loop goes on then, not one inside it
+    if (this.#waitingCount === 0 || this.#isOpening || this.#standsStill) return
+    this.#isOpening = true
+    if (this.#orphans.length > 0) this.#markOrphans()
+    for (let looked = 0; looked < DISK_GROUPS && this.#waitingCount > 0; ) {
+      const group = this.#waitingTurn
+      this.#waitingTurn = (group + 1) % DISK_GROUPS
+      if (this.#waitingFirst[group] === NONE || !this.#channels.mayTake(group, this.#freeChannelCount)) {
+        looked++
+        continue
+      }
+      looked = 0
+      const op = this.#unlinkWaiting(group)
+      if (this.#queue.nowMs >= this.ops.deadlineMs[op]!) this.#end(op, Status.VOLUME_UNAVAILABLE)
+      else this.#dispatch(op)
+    }
+    this.#isOpening = false
+  }
+
+  /** Slots may have other heads now: other shares, and others to wait with. */
+  #regroup(): void {
+    const { slotCount, headNode, entryDisk } = this.#table
+    const nodeOf = new Int32Array(DISK_GROUPS)
+    const groupOf = new Map<number, number>()
+    let groups = 0
+    this.#sharesNode.fill(0)
+    for (let slot = 0; slot < slotCount; slot++) {
+      const node = headNode[slot]!
+      if (node === 0) continue
+      const group = groupOfDisk(entryDisk[slot * CHAIN_ENTRIES_MAX]!)
+      if (nodeOf[group] === node) continue
+      if (nodeOf[group] === 0) groups++
+      else this.#sharesNode[group] = 1
+      nodeOf[group] = node
+      const other = groupOf.get(node)
+      if (other === undefined) groupOf.set(node, group)
+      else if (other !== group) this.#sharesNode[group] = this.#sharesNode[other] = 1
+    }
+    this.#channels.isAlone = groups < 2
+    if (this.#waitingCount === 0) return
+    const waiting: number[] = []
+    for (let group = 0; group < DISK_GROUPS; group++) while (this.#waitingFirst[group] !== NONE) waiting.push(this.#unlinkWaiting(group))
+    for (const op of waiting) this.#linkWaiting(op, groupOfDisk(entryDisk[this.ops.slot[op]! * CHAIN_ENTRIES_MAX]!))
   }
 
   // ---- ask a replica -------------------------------------------------------------------------------------------------------
@@ -366,9 +481,19 @@ export class Client implements BlockClient {
     const table = this.#table
     const slot = ops.slot[op]!
     const head = table.headNode[slot]!
-    // a sub-page write is merged in its buffer: not while an earlier try still reads it
-    if (head === 0 || table.headState[slot] !== ReplicaState.SERVING || (ops.pins[op]! > 0 && this.#isSubPage(op))) {
+    if (head === 0 || table.headState[slot] !== ReplicaState.SERVING) {
       this.#park(op)
+      this.#lendChannel(op)
+      return
+    }
+    // a sub-page write is merged in its buffer: not while an earlier try still reads it
+    if (ops.pins[op]! > 0 && this.#isSubPage(op)) {
+      this.#park(op)
+      return
+    }
+    const group = groupOfDisk(table.entryDisk[slot * CHAIN_ENTRIES_MAX]!)
+    if (ops.channel[op] === NONE && !this.#openChannel(op, group)) {
+      this.#awaitChannel(op, group)
       return
     }
     if (head === table.identity.node) {
@@ -377,14 +502,41 @@ export class Client implements BlockClient {
       return
     }
     const peer = this.#remote.peerOf(head)
-    const status = peer === NONE ? Status.NODE_UNREACHABLE : this.#remote.sendUpdate(peer, op)
-    if (status !== Status.SUCCESS) {
+    if (peer === NONE) {
       this.#park(op)
+      this.#lendChannel(op)
+      return
+    }
+    const creditBytes = ops.kind[op] === OpKind.WRITE ? touchedBytes(ops.offsetBytes[op]!, ops.lengthBytes[op]!) : 0
+    if (!this.#mayUseCredit(peer, group, creditBytes) || this.#remote.sendUpdate(peer, op) !== Status.SUCCESS) {
+      this.#starve(op)
       return
     }
     this.#counters.remoteUpdates++
+    this.#creditRows[group]!++
+    this.#creditBytes[group]! += creditBytes
+    ops.creditBytes[op] = creditBytes
+    ops.creditGroup[op] = group
     ops.peer[op] = peer
     ops.session[op] = this.#remote.session(peer)
+  }
+
+  /** Whether the group, with that update, has no more of the peer's credit than would be left. Who has none may take what there is. */
+  #mayUseCredit(peer: number, group: number, bytes: number): boolean {
+    const rows = this.#creditRows[group]!
+    return this.#sharesNode[group] === 0 || rows === 0 || this.#remote.hasCreditFor(peer, rows + 1, this.#creditBytes[group]! + 2 * bytes)
+  }
+
+  /** The try has been answered, or never will be: the credit is the peer's again, or soon. */
+  #returnCredit(op: number): void {
+    const { ops } = this
+    const bytes = ops.creditBytes[op]!
+    if (bytes === NONE) return
+    const group = ops.creditGroup[op]!
+    this.#creditRows[group]!--
+    this.#creditBytes[group]! -= bytes
+    ops.creditBytes[op] = NONE
+    this.#hasCredit = true
   }
 
   #isSubPage(op: number): boolean {
@@ -457,13 +609,12 @@ export class Client implements BlockClient {
   #submitRead(op: number): void {
     const { ops } = this
     const { reads } = this.#reads
-    const r = reads.alloc()
+    const r = this.#reads.take(NONE, ops.slot[op]!)
     if (r < 0) {
       this.#park(op)
       return
     }
     this.#counters.readsLocal++
-    reads.peer[r] = NONE
     reads.requestRow[r] = op
     reads.requestGeneration[r] = ops.generation[op]!
     reads.slot[r] = ops.slot[op]!
@@ -529,6 +680,7 @@ export class Client implements BlockClient {
     const { ops } = this
     if (op < 0 || op >= ops.rowsMax || !ops.isUsed(op) || ops.generation[op] !== generation || ops.state[op] !== OpState.ASKED) return
     ops.status[op] = status
+    this.#returnCredit(op)
     if (status === Status.SUCCESS) {
       this.#end(op, ops.kind[op] === OpKind.CANCEL ? ops.failure[op]! : Status.SUCCESS)
       return
@@ -549,6 +701,7 @@ export class Client implements BlockClient {
       } else if (ops.kind[op] !== OpKind.CANCEL) this.#cancel(op, status)
     }
     this.#park(op)
+    this.#lendChannel(op)
   }
 
   /** Whether the operation is a read of that many bytes that waits for this peer: the answer may go into its buffer. */
@@ -591,13 +744,38 @@ export class Client implements BlockClient {
     this.#parkedFirst = op
   }
 
-  /** Asks again for everything that waits: after a new table, a new lease, a new session, new credit. */
+  /** Its head could be asked, but for credit, or for room on the way: that may be there at the next moment. */
+  #starve(op: number): void {
+    const { ops } = this
+    ops.state[op] = OpState.PARKED
+    ops.peer[op] = NONE
+    ops.retryAtMs[op] = 0
+    ops.next[op] = this.#starvedFirst
+    this.#starvedFirst = op
+  }
+
+  /** Asks again for everything that waits: after a new table, a new lease, a new session. */
   wake(): void {
     this.#retry(Number.POSITIVE_INFINITY)
+    this.#openWaiting()
+  }
+
+  tableLearned(): void {
+    this.#regroup()
+    this.wake()
+  }
+
+  /** There is new credit, or room on the way to a peer. What waits for something else has nothing of it. */
+  feed(): void {
+    const starved = this.#starvedFirst
+    if (starved === NONE || this.#standsStill) return
+    this.#starvedFirst = NONE
+    this.#retryAll(starved, Number.POSITIVE_INFINITY)
   }
 
   /** Every now and then: those whose wait is over, and whose time is. */
   tick(): void {
+    this.feed()
     this.#retry(this.#queue.nowMs)
     this.#expireWaiting()
     this.#answerUnknown()
@@ -624,15 +802,24 @@ export class Client implements BlockClient {
     }
   }
 
+  /** Exports have not yet noticed that this process stood still, and that their clients may be gone. */
+  get #standsStill(): boolean {
+    return this.#turnsToWait > 0 || this.#queue.nowMs - this.#turnMs > STANDSTILL_MS_MAX
+  }
+
   #retry(dueMs: number): void {
+    if (this.#standsStill) return
+    const parked = this.#parkedFirst
+    this.#parkedFirst = NONE
+    this.#retryAll(parked, dueMs)
+  }
+
+  /** Those of a list, which the caller has emptied, in the order they were parked. */
+  #retryAll(list: number, dueMs: number): void {
     const { ops } = this
     const nowMs = this.#queue.nowMs
-    // exports have not yet noticed that this process stood still, and that their clients may be gone
-    if (this.#turnsToWait > 0 || nowMs - this.#turnMs > STANDSTILL_MS_MAX) return
     if (this.#orphans.length > 0) this.#markOrphans()
-    let op = this.#parkedFirst
-    this.#parkedFirst = NONE
-    // in the order they were parked
+    let op = list
     let first = NONE
     while (op !== NONE) {
       const next = ops.next[op]!
@@ -667,17 +854,13 @@ export class Client implements BlockClient {
   }
 
   #expireWaiting(): void {
-    const { ops } = this
-    while (this.#waitingFirst !== NONE && this.#queue.nowMs >= ops.deadlineMs[this.#waitingFirst]!) {
-      const op = this.#waitingFirst
-      this.#unlinkWaiting()
-      this.#end(op, Status.VOLUME_UNAVAILABLE)
+    if (this.#waitingCount === 0) return
+    const { deadlineMs } = this.ops
+    for (let group = 0; group < DISK_GROUPS; group++) {
+      while (this.#waitingFirst[group] !== NONE && this.#queue.nowMs >= deadlineMs[this.#waitingFirst[group]!]!) {
+        this.#end(this.#unlinkWaiting(group), Status.VOLUME_UNAVAILABLE)
+      }
     }
-  }
-
-  #unlinkWaiting(): void {
-    this.#waitingFirst = this.ops.next[this.#waitingFirst]!
-    if (this.#waitingFirst === NONE) this.#waitingLast = NONE
   }
 
   // ---- end -----------------------------------------------------------------------------------------------------------------
@@ -695,24 +878,10 @@ export class Client implements BlockClient {
     const { ops } = this
     ops.status[op] = status
     ops.state[op] = OpState.ENDING
-    const channel = ops.channel[op]!
-    if (channel !== NONE) {
-      ops.channel[op] = NONE
-      this.#freeChannels[this.#freeChannelCount++] = channel
-    }
+    const hadChannel = ops.channel[op] !== NONE
+    if (hadChannel) this.#closeChannel(op)
     if (ops.pins[op] === 0) this.#finish(op)
-    if (channel !== NONE) this.#openWaiting()
-  }
-
-  /** Those whose time was over while they waited for a channel are not begun (protocol 16): their clients may have gone on elsewhere. */
-  #openWaiting(): void {
-    if (this.#orphans.length > 0) this.#markOrphans()
-    while (this.#waitingFirst !== NONE && this.#freeChannelCount > 0) {
-      const op = this.#waitingFirst
-      this.#unlinkWaiting()
-      if (this.#queue.nowMs >= this.ops.deadlineMs[op]!) this.#end(op, Status.VOLUME_UNAVAILABLE)
-      else this.#openChannel(op)
-    }
+    if (hadChannel) this.#openWaiting()
   }
 
   #finish(op: number): void {
@@ -733,6 +902,10 @@ export class Client implements BlockClient {
   settle(): void {
     this.#lookAtClock()
     if (this.#orphans.length > 0) this.#markOrphans()
+    if (this.#hasCredit) {
+      this.#hasCredit = false
+      this.feed()
+    }
     // outcomes that were known before their call had returned
     while (this.#ended.length > 0) for (const op of this.#ended.splice(0)) this.#finish(op)
   }

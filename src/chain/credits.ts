@@ -82,6 +82,12 @@ export class Credits {
     return true
   }
 
+  /** Whether that much has been granted and not been taken. */
+  hasLeft(peer: number, hop: number, rows: number, bytes: number): boolean {
+    const i = peer * HOPS + hop
+    return this.#granted[i]! - this.#taken[i]! >= rows && this.#grantedBytes[i]! - this.#takenBytes[i]! >= bytes
+  }
+
   /** Nothing was sent after all. */
   giveBack(peer: number, hop: number, bytes: number): void {
     const i = peer * HOPS + hop

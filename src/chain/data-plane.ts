@@ -99,7 +99,7 @@ export class DataPlane {
   readonly forwarding: Forwarding
   readonly #remote: RemoteExchange
   readonly calls: Calls
-  readonly #credits: Credits
+  readonly credits: Credits
   readonly #limits: DataPlaneLimits
   readonly #pool: PayloadPool
   readonly #poolBytesMax: number
@@ -152,8 +152,8 @@ export class DataPlane {
     )
     const { table } = this
     const needTable = (slot: number, version: number) => port.send({ type: 'needTable', slot: slot as SlotIndex, version: version as never })
-    this.#credits = new Credits(PEERS_MAX, { rows: limits.creditRows, bytes: limits.creditBytes })
-    const credits = this.#credits
+    this.credits = new Credits(PEERS_MAX, { rows: limits.creditRows, bytes: limits.creditBytes })
+    const credits = this.credits
     this.#limits = limits
     const arenaBytes = queue.arena.totalPages * PAGE_BYTES
     const quarterBytes = Math.floor(queue.arena.totalPages / 4) * PAGE_BYTES
@@ -255,7 +255,7 @@ export class DataPlane {
       counters,
       settings,
       needTable,
-      creditGranted: () => this.#client.wake(),
+      creditGranted: () => this.#client.feed(),
     })
     this.#remote = new RemoteExchange({
       queue,
@@ -303,6 +303,7 @@ export class DataPlane {
         peerOf: (node) => peers.indexOf(node),
         session: (peer) => peers.sessionOf(peer),
         sendUpdate: (peer, op) => this.#remote.sendUpdate(peer, op),
+        hasCreditFor: (peer, updates, bytes) => credits.hasLeft(peer, 0, updates, bytes),
         sendRead: (peer, op) => this.#remote.sendRead(peer, op),
         isFlushNeeded: (volume) => this.flushes.isNeeded(volume),
         flush: (volume, deadlineMs, done) => this.flushes.flush(volume, deadlineMs, done),
@@ -333,7 +334,7 @@ export class DataPlane {
       reads: reads.reads.inUse,
       clientOperations: this.#client.ops.inUse,
       calls: this.calls.underWay,
-      creditsHeld: this.#credits.heldRows,
+      creditsHeld: this.credits.heldRows,
       resyncSessions: replicas.sessions.size,
     }
   }
@@ -424,7 +425,7 @@ export class DataPlane {
       laneRoom: (peer, lane) => {
         if (lane === Lane.FORWARD) {
           this.forwarding.laneRoom(peer)
-          this.#client.wake()
+          this.#client.feed()
         } else if (lane === Lane.BULK) {
           this.#remote.laneRoom(peer)
           this.calls.laneRoom(peer)
@@ -571,7 +572,7 @@ export class DataPlane {
     this.writes.tableLearned()
     this.#sendLastIds(changed)
     this.#port.send({ type: 'tableApplied', revision: table.revision })
-    this.#client.wake()
+    this.#client.tableLearned()
   }
 
   /** All credit together fits into the rows and the memory set apart for it. */
@@ -586,7 +587,7 @@ export class DataPlane {
       const fields = { peers, neededBytes, poolBytes: this.#pool.poolBytes }
       this.#port.send({ type: 'log', level: 'WARN', message: 'the memory for what peers send is too small for so many of them: reactor.arena_size', fields })
     }
-    this.#credits.share(peers, { rows: creditRows, bytes: creditBytes }, recordsMax / 2, this.#pool.poolBytes)
+    this.credits.share(peers, { rows: creditRows, bytes: creditBytes }, recordsMax / 2, this.#pool.poolBytes)
   }
 
   /** Channel rows of incarnations that Raft has fenced go (protocol 7), and those of removed nodes: numbers of nodes rise and are never used again. */

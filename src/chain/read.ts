@@ -18,7 +18,8 @@ import type { Counters } from './counters.ts'
 import { PEERS_MAX } from './peers.ts'
 import { NONE, svOf } from './records.ts'
 import type { Replicas } from './replica.ts'
-import type { ChainTable } from './table.ts'
+import { Shares } from './shares.ts'
+import { type ChainTable, NO_STORE } from './table.ts'
 
 export interface ReadHooks {
   /** Outcome of a read of this node. */
@@ -58,6 +59,8 @@ export class Reads {
   readonly #hooks: ReadHooks
   /** Rows held by each peer's reads. */
   readonly ofPeer = new Int32Array(PEERS_MAX)
+  /** Rows by the disk that the slot had here when the read came; those of no disk here are refused. */
+  readonly #shares: Shares
   readonly #id = new Uint32Array(2)
   /** Reads in the lists of `#waiting`. */
   #waits = 0
@@ -78,7 +81,10 @@ export class Reads {
     this.#replicas = options.replicas
     this.#counters = options.counters
     this.#hooks = options.hooks
-    this.#failedMs = new Float64Array(options.replicas.stores.length)
+    const disks = options.replicas.stores.length
+    this.#failedMs = new Float64Array(disks)
+    this.#shares = new Shares(NO_STORE + 1)
+    this.#shares.isAlone = disks === 1
     this.reads = columns('read', options.readsMax, {
       /** NONE: an operation of this node, which owns the buffer. */
       peer: i32,
@@ -100,6 +106,8 @@ export class Reads {
       /** One of Phase; of the disk with that index. */
       phase: u8,
       store: u8,
+      /** In whose share the row is. */
+      share: u8,
       next: i32,
       receivedMs: f64,
     })
@@ -116,9 +124,19 @@ export class Reads {
     this.#attempt(r)
   }
 
-  /** Whether a read of that peer may take a row: a peer holds at most as many as are free, so that there are always some left for others. */
-  admits(peer: number): boolean {
-    return this.ofPeer[peer]! < this.reads.rowsMax - this.reads.inUse
+  /** A row for a read of the slot, for that peer (NONE: this node); NONE: there is none now, for this peer or this disk. */
+  take(peer: number, slot: number): number {
+    const { reads } = this
+    const free = reads.rowsMax - reads.inUse
+    const share = this.#table.ownStore[slot]!
+    // a peer holds at most as many as are free, so that there are always some left for others
+    if ((peer !== NONE && this.ofPeer[peer]! >= free) || !this.#shares.mayTake(share, free)) return NONE
+    const r = reads.alloc()
+    reads.peer[r] = peer
+    reads.share[r] = share
+    this.#shares.held[share]!++
+    if (peer !== NONE) this.ofPeer[peer]!++
+    return r
   }
 
   #attempt(r: number): void {
@@ -241,7 +259,7 @@ export class Reads {
     }
     const requestRow = reads.requestRow[r]!
     const requestGeneration = reads.requestGeneration[r]!
-    reads.free(r)
+    this.#freeRow(r)
     this.#hooks.answerLocal(requestRow, requestGeneration, status)
   }
 
@@ -256,7 +274,12 @@ export class Reads {
     const { reads } = this
     if (reads.owned[r] === 1) this.#arena.free(reads.bufferPage[r] as PageNumber)
     reads.owned[r] = 0
-    reads.free(r)
+    this.#freeRow(r)
+  }
+
+  #freeRow(r: number): void {
+    this.#shares.held[this.reads.share[r]!]!--
+    this.reads.free(r)
   }
 
   // ---- disks that hang ---------------------------------------------------------------------------------------------------

@@ -323,10 +323,8 @@ export class RemoteExchange {
     const reason = Read.invalid(view, body)
     if (reason !== null) return reason
     if (slot >= this.#table.slotCount || pageCount === 0 || pageCount > CHAIN_OP_PAGES_MAX || firstPage + pageCount > PAGES_PER_BLOCK) return 'a bad range'
-    const r = this.#reads.admits(peer) ? reads.alloc() : NONE
+    const r = this.#reads.take(peer, slot)
     if (r < 0) return this.#refuseRead(peer, get.requestRow(view, body), get.requestGeneration(view, body)) ? null : 'too many reads at one time'
-    this.#reads.ofPeer[peer]!++
-    reads.peer[r] = peer
     reads.session[r] = this.#peers.sessionOf(peer)
     reads.requestRow[r] = get.requestRow(view, body)
     reads.requestGeneration[r] = get.requestGeneration(view, body)

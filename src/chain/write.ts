@@ -20,6 +20,7 @@ import type { Counters } from './counters.ts'
 import type { PayloadPool } from './payload-pool.ts'
 import { idHighOf, idLowOf, NONE, svOf } from './records.ts'
 import type { Replicas } from './replica.ts'
+import { Shares } from './shares.ts'
 import type { ChainTable } from './table.ts'
 
 /** Sub-page writes being merged at one time. */
@@ -74,6 +75,8 @@ export const UPDATE_ROWS = {
   ordered: u8,
   /** Ordered, and its block was not there before. */
   creates: u8,
+  /** Ordered: on the disk here with that index. */
+  store: u8,
   merge: i32,
   next: i32,
 }
@@ -96,6 +99,7 @@ export class Writes {
   readonly #headRecordsMax: number
   readonly #merges = columns('merge', MERGES_MAX, {
     update: i32,
+    store: u8,
     readsLeft: i32,
     status: i32,
     badPage: i32,
@@ -109,9 +113,13 @@ export class Writes {
   readonly #id = new Uint32Array(2)
   /** Of the update whose refusal was looked for last: copies that its volume asks for. */
   #copiesWanted = 1
-  /** Updates that wait for a record row or a merge row, in order. */
-  #waitingFirst = NONE
-  #waitingLast = NONE
+  /** Of the merge rows, and of the new blocks under way, by disk: one that hangs holds up none of the others. */
+  readonly #mergeShares: Shares
+  readonly #creationShares: Shares
+  /** Updates that wait for a record row or a merge row, in order, per disk. */
+  readonly #waitingFirst: Int32Array
+  readonly #waitingLast: Int32Array
+  #waitingCount = 0
   /** Updates whose sender knows a newer version of the chain: they wait for the table. */
   readonly #early: number[] = []
   readonly #waitingForRoom: number[][]
@@ -144,6 +152,11 @@ export class Writes {
     assert(scratch !== -1, 'the arena has no room for the merge buffers')
     this.#scratchPage = scratch
     this.#mergeRead = (row, status, extra) => this.#onMergeRead(row, status, extra)
+    const disks = this.#replicas.stores.length
+    this.#mergeShares = new Shares(disks)
+    this.#creationShares = new Shares(disks)
+    this.#waitingFirst = new Int32Array(disks).fill(NONE)
+    this.#waitingLast = new Int32Array(disks).fill(NONE)
     this.#waitingForRoom = this.#replicas.stores.map(() => [])
     this.#asksForRoom = this.#replicas.stores.map(() => false)
   }
@@ -269,12 +282,15 @@ export class Writes {
   #merge(u: number): void {
     const { updates } = this
     const merges = this.#merges
-    const m = merges.alloc()
-    if (m < 0) {
-      this.#wait(u)
+    const storeIndex = this.#table.ownStore[updates.slot[u]!]!
+    if (!this.#mergeShares.mayTake(storeIndex, MERGES_MAX - merges.inUse)) {
+      this.#wait(u, storeIndex)
       return
     }
-    const store = this.#replicas.storeOf(updates.slot[u]!)!
+    const m = merges.alloc()
+    merges.store[m] = storeIndex
+    this.#mergeShares.held[storeIndex]!++
+    const store = this.#replicas.stores[storeIndex]!
     const offset = updates.offsetBytes[u]!
     const end = offset + updates.lengthBytes[u]!
     const firstPage = Math.floor(offset / PAGE_BYTES)
@@ -309,7 +325,7 @@ export class Writes {
     const { updates } = this
     const u = merges.update[m]!
     if (u === NONE) {
-      merges.free(m)
+      this.#freeMerge(m)
       this.#retryWaiting()
       return
     }
@@ -321,15 +337,20 @@ export class Writes {
         updates.merged[u] = 1
         this.#counters.updatesMerged++
       } else if (failure !== Status.BUSY) {
-        merges.free(m)
+        this.#freeMerge(m)
         this.#repairForMerge(u, merges.badPage[m]!, failure)
         this.#retryWaiting()
         return
       }
     } else this.#counters.mergesRestarted++
-    merges.free(m)
+    this.#freeMerge(m)
     this.#attempt(u)
     this.#retryWaiting()
+  }
+
+  #freeMerge(m: number): void {
+    this.#mergeShares.held[this.#merges.store[m]!]!--
+    this.#merges.free(m)
   }
 
   /** Whether no newer update of the edge pages was ordered since the merge began, and this replica may still use the disk. */
@@ -390,12 +411,12 @@ export class Writes {
     const replicas = this.#replicas
     const { records } = replicas
     const slot = updates.slot[u]!
+    const storeIndex = this.#table.ownStore[slot]!
     const row = replicas.headRecords < this.#headRecordsMax ? records.alloc() : NONE
     if (row < 0) {
-      this.#wait(u)
+      this.#wait(u, storeIndex)
       return
     }
-    const storeIndex = this.#table.ownStore[slot]!
     const store = replicas.stores[storeIndex]!
     const kind = updates.kind[u]!
     const offset = updates.offsetBytes[u]!
@@ -417,7 +438,7 @@ export class Writes {
     records.channel[row] = updates.channel[u]!
     records.seq[row] = updates.seq[u]!
     const creates = kind === RecordKind.WRITE && store.findBlock(updates.volume[u]!, updates.layer[u]!, updates.index[u]!) < 0
-    if (creates && this.#creating >= CREATING_MAX) {
+    if (creates && !this.#creationShares.mayTake(storeIndex, CREATING_MAX - this.#creating)) {
       records.free(row)
       updates.merged[u] = 0
       this.#creationsWaiting.push(u)
@@ -455,7 +476,9 @@ export class Writes {
     updates.ordered[u] = 1
     if (creates) {
       updates.creates[u] = 1
+      updates.store[u] = storeIndex
       this.#creating++
+      this.#creationShares.held[storeIndex]!++
     }
     replicas.headRecords++
     if (isLocal) this.#hooks.pinned(updates.requestRow[u]!)
@@ -494,7 +517,10 @@ export class Writes {
     const requestGeneration = updates.requestGeneration[u]!
     const wasOrdered = updates.ordered[u] === 1
     const session = updates.session[u]!
-    if (updates.creates[u] === 1) this.#creating--
+    if (updates.creates[u] === 1) {
+      this.#creating--
+      this.#creationShares.held[updates.store[u]!]!--
+    }
     if (updates.owned[u] === 1) this.#pool.free(updates.bufferPage[u] as PageNumber)
     const payloadBytes = updates.kind[u] === RecordKind.WRITE ? touchedBytes(updates.offsetBytes[u]!, updates.lengthBytes[u]!) : 0
     updates.free(u)
@@ -515,6 +541,7 @@ export class Writes {
   /** Now and then: an update whose table does not come is given back when its life is over, or its client's session. */
   tick(): void {
     this.#retryCreations()
+    this.#retryWaiting()
     const early = this.#early
     if (early.length === 0) return
     const { updates } = this
@@ -567,28 +594,42 @@ export class Writes {
 
   // ---- waiting -----------------------------------------------------------------------------------------------------------
 
-  #wait(u: number): void {
+  #wait(u: number, storeIndex: number): void {
     const { updates } = this
     updates.merged[u] = 0
     updates.next[u] = NONE
-    if (this.#waitingLast === NONE) this.#waitingFirst = u
-    else updates.next[this.#waitingLast] = u
-    this.#waitingLast = u
+    this.#waitingCount++
+    const last = this.#waitingLast[storeIndex]!
+    if (last === NONE) this.#waitingFirst[storeIndex] = u
+    else updates.next[last] = u
+    this.#waitingLast[storeIndex] = u
   }
 
-  /** Rows have become free: those that wait try again, the first first, until one has to wait again. */
+  /** Rows have become free: those that wait try again, of each disk the first first, until one has to wait again. */
   #retryWaiting(): void {
-    while (this.#waitingFirst !== NONE && this.#merges.inUse < MERGES_MAX && this.#replicas.headRecords < this.#headRecordsMax) {
-      const u = this.#waitingFirst
-      this.#waitingFirst = this.updates.next[u]!
-      if (this.#waitingFirst === NONE) this.#waitingLast = NONE
+    for (let storeIndex = 0; this.#waitingCount > 0 && storeIndex < this.#waitingFirst.length; storeIndex++) this.#retryWaitingFor(storeIndex)
+  }
+
+  #retryWaitingFor(storeIndex: number): void {
+    const first = this.#waitingFirst
+    while (first[storeIndex] !== NONE && this.#hasRowsFor(storeIndex)) {
+      const u = first[storeIndex]!
+      first[storeIndex] = this.updates.next[u]!
+      if (first[storeIndex] === NONE) this.#waitingLast[storeIndex] = NONE
+      this.#waitingCount--
       this.#attempt(u)
-      if (this.#waitingLast === u) return
+      if (this.#waitingLast[storeIndex] === u) return
     }
   }
 
+  /** What waits for a disk that has failed needs none: it is refused. */
+  #hasRowsFor(storeIndex: number): boolean {
+    if (this.#replicas.storeFailed[storeIndex]) return true
+    return this.#mergeShares.mayTake(storeIndex, MERGES_MAX - this.#merges.inUse) && this.#replicas.headRecords < this.#headRecordsMax
+  }
+
   roomForRecords(): void {
-    if (this.#waitingFirst !== NONE) this.#retryWaiting()
+    if (this.#waitingCount > 0) this.#retryWaiting()
     if (this.#creationsWaiting.length > 0) this.#retryCreations()
   }
 

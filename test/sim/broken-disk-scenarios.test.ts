@@ -1,5 +1,8 @@
 /** A disk that cannot be mounted, on a node that has another one. */
 import assert from 'node:assert/strict'
+import { Status } from '../../src/base/status.ts'
+import { BLOCK_BYTES, GiB } from '../../src/base/units.ts'
+import { slotOf } from '../../src/placement/ring.ts'
 import { scenario } from './scenario.ts'
 
 scenario(
@@ -44,4 +47,55 @@ scenario(
     await t.allIsWell()
   },
   { disksPerNode: 2, syncWhenWrite: false },
+)
+
+scenario(
+  'one of two disks with the only copies hangs and fails under deep queues: writes to the other one go on at their speed, new blocks and parts of pages too',
+  async (t) => {
+    const volume = await t.createVolume('deep', { sizeBytes: 200 * BLOCK_BYTES })
+    const [node] = t.nodes
+    const { queue, volumes } = node!.seat!
+    const ended: number[] = []
+    const write = (offsetBytes: number, lengthBytes: number) => {
+      const row = ended.push(-1) - 1
+      const page = queue.arena.alloc(4096)
+      assert.notEqual(page, -1)
+      const done = (_row: number, status: number) => {
+        ended[row] = status
+      }
+      const tag = queue.register('a write', () => volumes.write(volume.volume, offsetBytes, lengthBytes, page, 0, done, row))
+      queue.timeout(0, tag, 0)
+      return row
+    }
+    const all = async (what: string, rows: readonly number[], limitMs: number) => {
+      await t.until(what, () => rows.every((row) => ended[row] !== -1), limitMs)
+      for (const row of rows) assert.equal(ended[row], Status.SUCCESS)
+    }
+    const disks = [...new Set(t.state!.chains.map(({ entries }) => entries[0]!.disk))]
+    assert.equal(disks.length, 2)
+    const blocksOf = (disk: number) =>
+      Array.from({ length: 200 }, (_, index) => index).filter(
+        (index) => t.state!.chains[slotOf(volume.volume, index, t.state!.chains.length)]!.entries[0]!.disk === disk,
+      )
+    const [well, hung] = disks.map(blocksOf) as [number[], number[]]
+    const bay = node!.bays.find(({ uuid }) => uuid === t.state!.disks.get(disks[1]!)!.uuid)!
+    const parts = (blocks: readonly number[], count: number) => Array.from({ length: count }, (_, i) => write(blocks[0]! * BLOCK_BYTES + i * 4096, 512))
+    const whole = (blocks: readonly number[]) => blocks.map((index) => write(index * BLOCK_BYTES, 4096))
+    const pages = (blocks: readonly number[]) => Array.from({ length: 300 }, (_, i) => write(blocks[0]! * BLOCK_BYTES + i * 4096, 4096))
+    await all('both disks have pages', [...pages(well), ...pages(hung)], 10_000)
+    await t.seconds(2)
+
+    bay.disk.hang()
+    parts(hung, 300)
+    whole(hung.slice(1))
+    await t.seconds(0.01)
+    await all('parts of pages, while the other disk hangs', parts(well, 200), 300)
+    await all('new blocks, while the other disk hangs', whole(well.slice(1, 30)), 300)
+    await t.until('the disk has failed', () => [...t.state!.disks.values()].some(({ state }) => state === 'failed'), 20_000)
+    parts(hung, 300)
+    await t.seconds(1)
+    await all('parts of pages, when it has failed', parts(well, 200), 300)
+    await all('new blocks, when it has failed', whole(well.slice(30)), 300)
+  },
+  { nodes: 1, disksPerNode: 2, replicas: 1, diskBytes: GiB, limits: { clientOpsMax: 4096 } },
 )

@@ -1,0 +1,67 @@
+import assert from 'node:assert/strict'
+import test from 'node:test'
+import { ChainCluster, pattern, TestClient } from '../../test/support/chain-cluster.ts'
+import { Status } from '../base/status.ts'
+import { MiB } from '../base/units.ts'
+import { slotOf } from '../placement/ring.ts'
+import { Shares } from './shares.ts'
+
+const SLOTS = 16
+
+/** Slots alternate between sole copies on nodes 1 and 2; node 3 has clients only. */
+async function twoSoleCopies(options: Partial<ConstructorParameters<typeof ChainCluster>[0]> = {}) {
+  const cluster = new ChainCluster({ nodes: 3, slots: SLOTS, chainOf: (slot) => [(slot % 2) + 1], ...options })
+  await cluster.start()
+  const on = (node: number) => Array.from({ length: 400 }, (_, index) => index).filter((index) => (slotOf(1, index, SLOTS) % 2) + 1 === node)
+  return { cluster, client: new TestClient(cluster.node(3)), blocks: { lost: on(1), well: on(2) } }
+}
+
+test('groups that stand still have a half, a quarter, ...; somebody else always finds something', () => {
+  const shares = new Shares(3)
+  let free = 255
+  const takeAll = (group: number) => {
+    for (; shares.mayTake(group, free); free--) shares.held[group]!++
+    return shares.held[group]
+  }
+  assert.deepEqual([takeAll(0), takeAll(1), takeAll(2), free], [128, 64, 32, 31])
+  shares.isAlone = true
+  assert.equal(takeAll(0), 128 + 31)
+})
+
+test('writes to a slot that nobody serves any more keep no write to another from its channel', { timeout: 60_000 }, async () => {
+  const { cluster, client, blocks } = await twoSoleCopies({ plane: { settings: { retryTotalMs: 4000, writeLifeMs: 1000 } } })
+  for (const index of [blocks.lost[0]!, blocks.well[0]!]) assert.equal(await cluster.world.settle(client.write(index, 0, pattern(1)), 5000), Status.SUCCESS)
+  // asked, and never answered: nobody will know what became of them, and their cancels keep their channels
+  cluster.node(1).storeOptions.stageMs = 1e9
+  const lost = Array.from({ length: 600 }, (_, i) => client.write(blocks.lost[0]!, i * 4096, pattern(i)))
+  await cluster.world.runFor(100)
+  await cluster.kill(1)
+  const later = Array.from({ length: 600 }, (_, i) => client.write(blocks.lost[1]!, i * 4096, pattern(i)))
+  await cluster.world.runFor(50)
+  const beganMs = cluster.world.nowMs
+  for (let i = 0; i < 5; i++) assert.equal(await cluster.world.settle(client.write(blocks.well[0]!, i * 4096, pattern(i)), 5000), Status.SUCCESS)
+  assert.ok(cluster.world.nowMs - beganMs < 50, `five writes took ${cluster.world.nowMs - beganMs} ms`)
+  const ends = new Set(await cluster.world.settle(Promise.all([...lost, ...later]), 60_000))
+  assert.deepEqual([...ends].sort(), [Status.NETWORK_TIMEOUT, Status.VOLUME_UNAVAILABLE].sort())
+  // and as long as their cancels are tried
+  const afterMs = cluster.world.nowMs
+  const many = Array.from({ length: 600 }, (_, i) => client.write(blocks.well[1]!, i * 4096, pattern(i)))
+  for (const status of await cluster.world.settle(Promise.all(many), 5000)) assert.equal(status, Status.SUCCESS)
+  assert.ok(cluster.world.nowMs - afterMs < 500, `600 writes took ${cluster.world.nowMs - afterMs} ms`)
+})
+
+test('writes that their heads refuse one after another, thousands of them, end one after another', { timeout: 60_000 }, async () => {
+  const cluster = new ChainCluster({ nodes: 1, slots: 1, plane: { settings: { retryTotalMs: 4000 } }, queue: { arenaBytes: 128 * MiB } })
+  await cluster.start()
+  const client = new TestClient(cluster.node(1))
+  assert.equal(await cluster.world.settle(client.write(0, 0, pattern(1)), 5000), Status.SUCCESS)
+  cluster.node(1).storeOptions.stageMs = 50
+  const writes = Array.from({ length: 255 }, (_, i) => client.write(0, (i + 1) * 4096, pattern(i)))
+  await cluster.world.runFor(1)
+  const { node } = { node: cluster.node(1) }
+  const refused = Array.from({ length: 6000 }, () => client.zero(0, 0, 1))
+  await cluster.world.runFor(1)
+  node.plane.writes.readOnly = true
+  for (const status of await cluster.world.settle(Promise.all(writes), 5000)) assert.equal(status, Status.SUCCESS)
+  for (const status of await cluster.world.settle(Promise.all(refused), 5000)) assert.equal(status, Status.READ_ONLY)
+})
