@@ -4,7 +4,8 @@
  *
  * Three guards, each for what the others cannot see:
  * - **the log before it is opened** ({@link rotInLog}): an unreadable record is rot when a later write begins behind it, for a write begins when the one before
- *   is on stable storage. Without that it may as well be a write that was never acknowledged; a loss of power may leave any parts of one.
+ *   is on stable storage. Without that it may as well be a write that was never acknowledged; a loss of power may leave any parts of one. Logs whose content
+ *   is in tables say nothing: LevelDB unlinks them and does not sync its directory, so that a file system may bring one back after a loss of power, in any state.
  * - **the mark** ({@link Mark}): the number of the last acknowledged write, in a file beside the store; the same number is part of each write. A store that
  *   ends below its mark has lost its end. The mark is not synced for itself: after a loss of power it may be behind, never ahead of what was acknowledged.
  * - **a checksum per value** ({@link seal}): what rots in a table.
@@ -12,6 +13,7 @@
  *   mark file:  two slots of 512 bytes, written in turn:  magic u32 | number f64 | crc32c of these u32      little-endian
  *   value:      the bytes | crc32c of key and bytes u32
  *   log file:   blocks of 32 KiB:  masked crc32c u32 | length u16 | type u8 | data  ...                      (LevelDB's log_format.md)
+ *   manifest:   a log of edits, each of fields:  tag varint | what belongs to it; the last LOG_NUMBER counts (LevelDB's version_edit.cc)
  */
 import { closeSync, constants, fsyncSync, openSync, readdirSync, readFileSync, readSync, statSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
@@ -84,37 +86,136 @@ const HEADER_BYTES = 7
 const RecordType = { FULL: 1, FIRST: 2, MIDDLE: 3, LAST: 4 } as const
 
 /**
- * Where LevelDB's logs are rotten; undefined: nowhere, as far as a reader can tell. To be asked before LevelDB opens: it removes them. Two logs are there
+ * Where LevelDB's logs are rotten; undefined: nowhere, as far as a reader can tell. To be asked before LevelDB opens: it removes them. Two logs count
  * when a table was about to be made of the older one.
  */
 export function rotInLog(directory: string): string | undefined {
   if (statSync(directory, { throwIfNoEntry: false })?.isDirectory() !== true) return undefined
-  const names = readdirSync(directory).filter((name) => /^\d+\.log$/.test(name))
+  const { first, previous } = logsInUse(directory)
+  const logs = readdirSync(directory)
+    .filter((name) => /^\d+\.log$/.test(name))
+    .map((name) => ({ name, number: Number.parseInt(name, 10) }))
+    .filter(({ number }) => number >= first || number === previous)
+    .sort((a, b) => a.number - b.number)
   let bad: string | undefined
-  for (const name of names.sort((a, b) => Number.parseInt(a, 10) - Number.parseInt(b, 10))) {
+  for (const { name } of logs) {
     const bytes = readFileSync(join(directory, name))
     for (let block = 0; block < bytes.length; block += BLOCK_BYTES) {
-      const { begins, badAt } = readBlock(bytes, block)
-      if (begins && bad !== undefined) return bad
+      const { records, badAt } = readBlock(bytes, block)
+      if (bad !== undefined && records.some(({ type }) => type === RecordType.FULL || type === RecordType.FIRST)) return bad
       if (badAt >= 0) bad ??= `${name} at byte ${badAt}`
     }
   }
   return undefined
 }
 
-/** Whether a write begins among the readable records of the block, and where the first record begins that cannot be read; -1: all can. */
-function readBlock(bytes: Buffer, block: number): { readonly begins: boolean; readonly badAt: number } {
+/** The logs that LevelDB will read: from the number `first` on, and `previous`. All of them where the manifest does not say. */
+function logsInUse(directory: string): { readonly first: number; readonly previous: number } {
+  const found = { first: 0, previous: 0 }
+  for (const edit of editsOf(directory)) {
+    const fields = new EditReader(edit)
+    for (let field = fields.next(); field !== undefined; field = fields.next()) {
+      if (field.tag === EditTag.LOG_NUMBER) found.first = field.value
+      else if (field.tag === EditTag.PREVIOUS_LOG_NUMBER) found.previous = field.value
+    }
+  }
+  return found
+}
+
+/** Of the current manifest, up to what cannot be read: LevelDB itself judges that. */
+function editsOf(directory: string): Buffer[] {
+  const current = join(directory, 'CURRENT')
+  const name = statSync(current, { throwIfNoEntry: false })?.isFile() === true ? readFileSync(current, 'latin1').trim() : ''
+  const manifest = join(directory, name)
+  if (!/^MANIFEST-\d+$/.test(name) || statSync(manifest, { throwIfNoEntry: false })?.isFile() !== true) return []
+  const bytes = readFileSync(manifest)
+  const edits: Buffer[] = []
+  let parts: Buffer[] = []
+  for (let block = 0; block < bytes.length; block += BLOCK_BYTES) {
+    const { records, badAt } = readBlock(bytes, block)
+    for (const { type, data } of records) {
+      if (type === RecordType.FULL || type === RecordType.FIRST) parts = []
+      parts.push(data)
+      if (type === RecordType.FULL || type === RecordType.LAST) edits.push(Buffer.concat(parts))
+    }
+    if (badAt >= 0) break
+  }
+  return edits
+}
+
+const EditTag = {
+  COMPARATOR: 1,
+  LOG_NUMBER: 2,
+  NEXT_FILE_NUMBER: 3,
+  LAST_SEQUENCE: 4,
+  COMPACT_POINTER: 5,
+  DELETED_FILE: 6,
+  NEW_FILE: 7,
+  PREVIOUS_LOG_NUMBER: 9,
+} as const
+
+/** What follows each tag: numbers (varints), then strings (their length, their bytes). */
+const EDIT_FIELDS: Readonly<Record<number, { readonly numbers: number; readonly strings: number }>> = {
+  [EditTag.COMPARATOR]: { numbers: 0, strings: 1 },
+  [EditTag.LOG_NUMBER]: { numbers: 1, strings: 0 },
+  [EditTag.NEXT_FILE_NUMBER]: { numbers: 1, strings: 0 },
+  [EditTag.LAST_SEQUENCE]: { numbers: 1, strings: 0 },
+  [EditTag.COMPACT_POINTER]: { numbers: 1, strings: 1 },
+  [EditTag.DELETED_FILE]: { numbers: 2, strings: 0 },
+  [EditTag.NEW_FILE]: { numbers: 3, strings: 2 },
+  [EditTag.PREVIOUS_LOG_NUMBER]: { numbers: 1, strings: 0 },
+}
+
+class EditReader {
+  readonly #bytes: Buffer
+  #at = 0
+
+  constructor(bytes: Buffer) {
+    this.#bytes = bytes
+  }
+
+  /** The next field with its first number; undefined: the edit ends, or nobody knows what follows. */
+  next(): { readonly tag: number; readonly value: number } | undefined {
+    const tag = this.#number()
+    const fields = EDIT_FIELDS[tag]
+    if (fields === undefined) return undefined
+    const value = fields.numbers > 0 ? this.#number() : 0
+    for (let i = 1; i < fields.numbers; i++) this.#number()
+    for (let i = 0; i < fields.strings; i++) this.#at += this.#number()
+    return this.#at <= this.#bytes.length ? { tag, value } : undefined
+  }
+
+  #number(): number {
+    let value = 0
+    for (let scale = 1; this.#at < this.#bytes.length; scale *= 128) {
+      const byte = this.#bytes[this.#at++]!
+      value += (byte & 127) * scale
+      if (byte < 128) return value
+    }
+    this.#at = this.#bytes.length + 1
+    return 0
+  }
+}
+
+interface LogBlock {
+  readonly records: ReadonlyArray<{ readonly type: number; readonly data: Buffer }>
+  /** Where the first record begins that cannot be read; -1: all can. */
+  readonly badAt: number
+}
+
+/** The readable records at the beginning of a block. */
+function readBlock(bytes: Buffer, block: number): LogBlock {
   const end = Math.min(block + BLOCK_BYTES, bytes.length)
-  let begins = false
+  const records: Array<{ type: number; data: Buffer }> = []
   for (let at = block; end - at >= HEADER_BYTES; ) {
     const next = at + HEADER_BYTES + bytes.readUInt16LE(at + 4)
     const type = bytes[at + 6]!
     if (type < RecordType.FULL || type > RecordType.LAST || next > end || unmasked(bytes.readUInt32LE(at)) !== crc32c(bytes, at + 6, next) >>> 0)
-      return { begins, badAt: at }
-    if (type <= RecordType.FIRST) begins = true
+      return { records, badAt: at }
+    records.push({ type, data: bytes.subarray(at + HEADER_BYTES, next) })
     at = next
   }
-  return { begins, badAt: -1 }
+  return { records, badAt: -1 }
 }
 
 /** LevelDB masks the checksums it stores. */
