@@ -645,22 +645,24 @@ impl RaftCore {
     }
 }
 
-/// Why the crate must not see this message (it would panic, or it is not for the network), or None.
+/// Why the crate must not see this message (it would panic, or take it for one of its own), or None.
 fn invalid(message: &Message) -> Option<String> {
     let Some(kind) = MessageType::from_i32(message.msg_type) else {
         return Some(format!("message type {} is unknown", message.msg_type));
     };
+    // Term 0 means "of this node itself" to the crate, which then compares no terms. Followers send one kind so, and it is read only.
+    if (message.term == 0) != (kind == MessageType::MsgReadIndex) {
+        return Some(format!("{kind:?} of term {}", message.term));
+    }
     match kind {
-        MessageType::MsgAppend => {
-            for (i, entry) in message.entries.iter().enumerate() {
-                let index = message.index + 1 + i as u64;
-                if entry.index != index {
-                    return Some(format!("entry {index} holds index {}", entry.index));
-                }
+        MessageType::MsgAppend => invalid_entries(message),
+        MessageType::MsgSnapshot => {
+            let position = message.get_snapshot().get_metadata();
+            if position.index == 0 {
+                return Some("a snapshot at index 0".to_owned());
             }
-            None
+            (position.term == 0 || position.term > message.term).then(|| format!("a snapshot of term {} in term {}", position.term, message.term))
         }
-        MessageType::MsgSnapshot => (message.get_snapshot().get_metadata().index == 0).then(|| "a snapshot at index 0".to_owned()),
         MessageType::MsgReadIndex | MessageType::MsgReadIndexResp => {
             (message.entries.len() != 1).then(|| format!("a read index of {} contexts", message.entries.len()))
         }
@@ -680,4 +682,23 @@ fn invalid(message: &Message) -> Option<String> {
         | MessageType::MsgCheckQuorum
         | MessageType::MsgTransferLeader => Some(format!("{kind:?} does not come over the network")),
     }
+}
+
+/// A log has no gaps, its terms never fall, and none is above that of the leader which sends it: `load_log` would refuse to start with another.
+fn invalid_entries(message: &Message) -> Option<String> {
+    let (mut index, mut term) = (message.index, message.log_term);
+    for entry in &message.entries {
+        let Some(next) = index.checked_add(1) else {
+            return Some("an entry beyond the last index".to_owned());
+        };
+        index = next;
+        if entry.index != index {
+            return Some(format!("entry {index} holds index {}", entry.index));
+        }
+        if entry.term < term || entry.term > message.term {
+            return Some(format!("entry {index} has term {}, outside {term}..={}", entry.term, message.term));
+        }
+        term = entry.term;
+    }
+    None
 }

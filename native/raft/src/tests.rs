@@ -167,6 +167,68 @@ fn what_is_no_message_for_this_node_is_refused() {
     assert!(core.step(2, &seal(&message(2, 1, MessageType::MsgHeartbeat)), 0).is_ok());
 }
 
+/// To the crate, term 0 is "from this node itself": it would compare no terms, and a leader of no term would append, commit, and hand over.
+#[test]
+fn a_message_without_a_term_does_not_come_from_a_peer() {
+    let mut core = RaftCore::new(&options(1, &[1, 2, 3])).unwrap();
+    let without = |kind| {
+        let mut message = Message { from: 2, to: 1, ..Message::default() };
+        message.set_msg_type(kind);
+        message
+    };
+    let mut snapshot = without(MessageType::MsgSnapshot);
+    snapshot.mut_snapshot().mut_metadata().index = 9;
+    let mut append = without(MessageType::MsgAppend);
+    append.index = 1;
+    append.log_term = 1;
+    append.commit = 2;
+    append.entries = vec![Entry { index: 2, term: 1, data: COMMAND.to_vec(), ..Entry::default() }];
+    for message in [
+        append,
+        snapshot,
+        without(MessageType::MsgTimeoutNow),
+        without(MessageType::MsgHeartbeat),
+        without(MessageType::MsgRequestVote),
+        without(MessageType::MsgRequestPreVote),
+        without(MessageType::MsgAppendResponse),
+        without(MessageType::MsgHeartbeatResponse),
+        without(MessageType::MsgRequestVoteResponse),
+        without(MessageType::MsgRequestPreVoteResponse),
+        without(MessageType::MsgReadIndexResp),
+    ] {
+        let kind = message.get_msg_type();
+        assert!(matches!(core.step(2, &seal(&message), 0), Err(Error::Refused(_))), "{kind:?}");
+    }
+    assert_eq!(run(&mut core).0.len(), 0);
+    assert_eq!((core.status().role, core.status().last_index, core.status().commit), (0, 1, 1));
+    // the one kind that a follower sends without: it reads only
+    let mut read = without(MessageType::MsgReadIndex);
+    read.entries = vec![Entry { data: b"context".to_vec(), ..Entry::default() }];
+    assert!(core.step(2, &seal(&read), 0).is_ok());
+    read.term = 7;
+    assert!(matches!(core.step(2, &seal(&read), 0), Err(Error::Refused(_))));
+}
+
+#[test]
+fn entries_of_impossible_terms_are_refused() {
+    let mut core = RaftCore::new(&options(1, &[1, 2, 3])).unwrap();
+    let step = |core: &mut RaftCore, terms: &[u64]| {
+        let mut message = Message { from: 2, to: 1, term: 3, index: 1, log_term: 1, ..Message::default() };
+        message.set_msg_type(MessageType::MsgAppend);
+        message.entries = (2..).zip(terms).map(|(index, &term)| Entry { index, term, ..Entry::default() }).collect();
+        core.step(2, &seal(&message), 0)
+    };
+    assert!(matches!(step(&mut core, &[4]), Err(Error::Refused(_))));
+    assert!(matches!(step(&mut core, &[0]), Err(Error::Refused(_))));
+    assert!(matches!(step(&mut core, &[3, 2]), Err(Error::Refused(_))));
+    assert!(step(&mut core, &[2, 3]).is_ok());
+    assert_eq!(run(&mut core).0.len(), 2);
+    let mut last = Message { from: 2, to: 1, term: 3, index: u64::MAX, log_term: 3, ..Message::default() };
+    last.set_msg_type(MessageType::MsgAppend);
+    last.entries = vec![Entry { term: 3, ..Entry::default() }];
+    assert!(matches!(core.step(2, &seal(&last), 0), Err(Error::Refused(_))));
+}
+
 #[test]
 fn calls_out_of_order_are_refused() {
     let mut core = RaftCore::new(&options(1, &[1])).unwrap();
