@@ -30,6 +30,7 @@ export class ControlStateMachine implements StateMachine {
     const present = new Set(pairs.map(({ key }) => key))
     const gone = this.state.pairs().filter(({ key }) => !present.has(key))
     this.state.load(pairs)
+    this.state.noteUnseen()
     return [...gone.map(({ key }): KvOp => ({ type: 'delete', key })), ...pairs.map(({ key, value }): KvOp => ({ type: 'put', key, value }))]
   }
 }

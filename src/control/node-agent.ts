@@ -111,6 +111,8 @@ export class NodeAgent {
 
   start(): void {
     for (const node of this.#state.nodes.values()) this.#incarnations.set(node.node, node.incarnation)
+    // the data plane knows nobody before its first table
+    this.#state.takeDropped()
     this.#options.port.onMessage((message) => {
       this.#onMessage(message)
     })

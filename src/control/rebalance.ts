@@ -86,8 +86,13 @@ export class Rebalancer {
 
   /** Whether a replica that drains leaves the chain for good. */
   leaves(slot: SlotIndex, disk: DiskNumber): boolean {
+    const { state } = this.#options
     const wanted = this.#desired[slot]
-    return wanted !== undefined && wanted.length > 0 && !wanted.includes(disk)
+    if (wanted !== undefined && wanted.length > 0) return !wanted.includes(disk)
+    // A leader that has made no plan yet: with all the copies it takes beside it, the one before was moving this one away. It would come back, copy what
+    // it lacks, and be removed.
+    const others = state.chains[slot]!.entries.filter((entry) => entry.disk !== disk && entry.state === ReplicaState.SERVING)
+    return others.length >= Math.min(replicaCount(state), state.nodesWithDisks().size)
   }
 
   /** A disk on which a slot may begin anew that nobody who could serve it is left of, if there is one. */

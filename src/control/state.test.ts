@@ -195,6 +195,20 @@ function randomCommand(replica: Replica, random: Prng): Uint8Array {
   }
 }
 
+test('who takes a snapshot has not heard whose processes are gone meanwhile: the connections of all others are closed once', () => {
+  const alive = threeNodes()
+  const away = alive.reloaded()
+  alive.run('chains.step', { views: views(alive, { 2: View.DOWN }), heldDown: [], facts: [], factsOnly: false, gone: [node(2)] })
+  assert.deepEqual(alive.machine.state.takeDropped(), [{ node: 2, incarnation: 1 }])
+  away.machine.restore(alive.machine.snapshot(), alive.index)
+  const dropped = away.machine.state.takeDropped()
+  assert.ok(
+    dropped.some((of) => of.node === 2 && of.incarnation === 1),
+    JSON.stringify(dropped),
+  )
+  assert.deepEqual(away.machine.state.takeDropped(), [])
+})
+
 test('numbers are never used again, and a repeated request is applied once', () => {
   const replica = threeNodes()
   const volume = { name: 'a', sizeBytes: 512, replicas: 1, minCopies: 1, syncWhenWrite: true, readOnly: false, createdAtMs: 1 }

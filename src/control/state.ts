@@ -175,7 +175,7 @@ export class ClusterState {
   readonly #dirty = new Set<string>()
   /** Index of the command being applied. */
   #index = 0
-  /** Not stored: processes that lost replicas in commands applied since `takeDropped`. */
+  /** Not stored: processes that lost replicas in commands applied since `takeDropped`, or may have in those that a snapshot stands for. */
   #dropped: Array<{ node: NodeNumber; incarnation: Incarnation }> = []
 
   // ---- reading ----------------------------------------------------------------------------------------------------------
@@ -483,6 +483,15 @@ export class ClusterState {
   /** That process was found dead, or without a lease, and left a chain: its peers close its connections. */
   noteDropped(node: NodeNumber, incarnation: Incarnation): void {
     this.#dropped.push({ node, incarnation })
+  }
+
+  /**
+   * A snapshot stands for commands that this node has not seen, and tells nobody's death: its peers' connections are closed once, as those of the dropped
+   * are. Who lives dials again. (That nothing waits in a socket beyond its life does not hang on this alone: a silent session ends in half a write's life, and
+   * what is sent carries the other half. See src/chain/peers.ts.)
+   */
+  noteUnseen(): void {
+    for (const { node, incarnation } of this.#nodes.values()) if (incarnation > 0) this.noteDropped(node, incarnation)
   }
 
   takeDropped(): ReadonlyArray<{ readonly node: NodeNumber; readonly incarnation: Incarnation }> {
