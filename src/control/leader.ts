@@ -154,10 +154,6 @@ export class Coordinator {
       log: options.log,
       clock: options.clock,
       isUp: (node) => this.view.view(node) === View.UP,
-      downMs: (node) => {
-        const since = this.#leases.get(node)?.downSinceMs
-        return since === undefined || this.view.view(node) !== View.DOWN ? 0 : this.#clock.nowMs() - since
-      },
       replaceAfterMs: () => numberSetting(options.state, options.own, 'failover.replace_voter_after', REPLACE_VOTER_AFTER_MS),
     })
     this.#rebalancer = new Rebalancer({

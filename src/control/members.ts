@@ -18,6 +18,8 @@ const VOTERS_MIN = 3
 /** A learner this near to the end of the log may vote. */
 const CAUGHT_UP_ENTRIES = 100
 const CHANGE_TIMEOUT_MS = 5000
+/** Looks are at most a quarter of a second apart; one that comes so late tells that this process stood still, and has heard nobody for that. */
+const LOOK_LATE_MS = 5000
 
 export interface MembersOptions {
   readonly raft: Raft
@@ -25,8 +27,6 @@ export interface MembersOptions {
   readonly clock: Clock
   readonly log: Log
   readonly isUp: (node: NodeNumber) => boolean
-  /** For how long it has been DOWN; 0: it is not. */
-  readonly downMs: (node: NodeNumber) => number
   /** After which a voter is replaced; 0: never. */
   readonly replaceAfterMs: () => number
 }
@@ -59,13 +59,26 @@ export class Members {
   readonly #options: MembersOptions
   #running = false
   #lastError = ''
+  /** When each other member answered Raft last, or this node began to lead. A data plane that is long in replay costs nobody a vote: leases say nothing here. */
+  readonly #heardMs = new Map<NodeNumber, number>()
+  #sinceMs: number
+  #lookedMs: number
 
   constructor(options: MembersOptions) {
     this.#options = options
+    this.#sinceMs = this.#lookedMs = options.clock.nowMs()
   }
 
   /** One change at a time; at once back when there is nothing to do or one is under way. */
   reconcile(): void {
+    const nowMs = this.#options.clock.nowMs()
+    if (nowMs - this.#lookedMs > LOOK_LATE_MS) {
+      this.#heardMs.clear()
+      this.#sinceMs = nowMs
+    }
+    this.#lookedMs = nowMs
+    // the core forgets who was active at every election timeout: whoever answers is seen at one of the looks between
+    for (const { node, active } of this.#options.raft.status().progress) if (active) this.#heardMs.set(node, nowMs)
     if (this.#running) return
     const change = this.#next()
     if (change === undefined) return
@@ -155,9 +168,10 @@ export class Members {
   }
 
   #replaceAway(voters: readonly NodeNumber[], ready: readonly NodeNumber[]): (() => Promise<unknown>) | undefined {
-    const { raft, state, log, downMs, replaceAfterMs } = this.#options
+    const { raft, state, log, clock, replaceAfterMs } = this.#options
     const afterMs = replaceAfterMs()
-    const away = afterMs === 0 ? [] : voters.filter((node) => node !== raft.id && downMs(node) >= afterMs)
+    const silentMs = (node: NodeNumber) => clock.nowMs() - (this.#heardMs.get(node) ?? this.#sinceMs)
+    const away = afterMs === 0 ? [] : voters.filter((node) => node !== raft.id && silentMs(node) >= afterMs)
     const { addVoters, addLearners } = replacement(voters, away, ready)
     if (addLearners.length === 0) return undefined
     const names = (nodes: readonly NodeNumber[]) => nodes.map((node) => state.nodes.get(node)?.id)
