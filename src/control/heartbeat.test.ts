@@ -53,6 +53,7 @@ function twoNodes(uuid: string): ClusterState {
 function make(state: ClusterState, n: number, options: { multicast?: boolean; incarnation?: number; taken?: number } = {}) {
   const sent: Array<{ bytes: Uint8Array; to: string }> = []
   const logged: string[] = []
+  const told: string[] = []
   let receive: (bytes: Uint8Array, from: string) => void = () => undefined
   let nowMs = 100
   let taken = options.taken ?? 0
@@ -83,12 +84,14 @@ function make(state: ClusterState, n: number, options: { multicast?: boolean; in
     hmac,
     state,
     node: node(n),
-    incarnation: (options.incarnation ?? 1) as Incarnation,
+    incarnation: () => (options.incarnation ?? 1) as Incarnation,
+    grpc: `10.0.0.${n}:8080`,
     host: 'h',
     port: 1,
     multicastGroup: '239.0.0.1',
     multicastPort: 5,
     intervalMs: 1000,
+    onAddress: (of, grpc) => told.push(`${of} at ${grpc}`),
     unicastAddress: (other) => `10.0.0.${other}:1`,
     report: () => ({
       ready: true,
@@ -106,6 +109,7 @@ function make(state: ClusterState, n: number, options: { multicast?: boolean; in
     beats,
     sent,
     logged,
+    told,
     receive: (bytes: Uint8Array, from = '10.0.0.9:1') => receive(bytes, from),
     advance(ms: number) {
       nowMs += ms
@@ -161,17 +165,39 @@ test('forged, foreign, fenced and malformed ones are counted and logged once', a
   await foreign.beats.start()
   b.receive(foreign.sent[0]!.bytes)
   assert.equal(b.beats.refusals.otherCluster, 1)
-  const dead = make(state, 1, { incarnation: 0 })
-  await dead.beats.start()
-  b.receive(dead.sent[0]!.bytes)
-  assert.equal(b.beats.refusals.fenced, 1)
+  const newer = make(state, 1, { incarnation: 2 })
+  await newer.beats.start()
+  const c = make(state, 2)
+  await c.beats.start()
+  c.receive(newer.sent[0]!.bytes)
+  c.receive(good)
+  assert.equal(c.beats.refusals.fenced, 1)
   for (let length = 0; length < good.length; length++) b.receive(good.slice(0, length))
   b.receive(new Uint8Array(2000).fill(0x58))
   assert.equal(b.beats.refusals.malformed, good.length + 1)
-  assert.deepEqual(b.logged, ['forged', 'otherCluster', 'fenced', 'malformed'])
+  assert.deepEqual([b.logged, c.logged], [['forged', 'otherCluster', 'malformed'], ['fenced']])
   assert.equal(b.beats.heard.size, 0)
   b.receive(good)
   assert.equal(b.beats.heard.size, 1, 'the rest still counts')
+})
+
+test('one that is not registered yet says where it is, and no more; who is fenced, replayed or forged says nothing', async () => {
+  const state = twoNodes('0123-45')
+  const b = make(state, 2)
+  await b.beats.start()
+  const starting = make(state, 1, { incarnation: 0 })
+  await starting.beats.start()
+  b.receive(starting.sent[0]!.bytes)
+  assert.deepEqual([b.told, b.beats.heard.size, b.beats.received], [['1 at 10.0.0.1:8080'], 0, 0])
+  const changed = starting.sent[0]!.bytes.slice()
+  changed[changed.length - 1]! ^= 1
+  b.receive(changed)
+  const a = make(state, 1)
+  await a.beats.start()
+  b.receive(a.sent[0]!.bytes)
+  b.receive(a.sent[0]!.bytes)
+  assert.deepEqual([b.told.length, b.beats.heard.size], [2, 1])
+  assert.deepEqual(b.logged, ['forged'])
 })
 
 test('unicast goes to those who are not heard, always where there is no multicast', async () => {

@@ -1,13 +1,14 @@
 /**
  * Heartbeats: each node tells all others how it is, by multicast and, where that does not come through, to each known node by unicast.
- * They are for people and for balance (load, disks, lag, "seen"); who may serve is decided by leases alone.
+ * They are for people and for balance (load, disks, lag, "seen"); who may serve is decided by leases alone. They also say where their sender is, from its
+ * start on: so members that have moved while they did not reach each other meet again. That is a hint, to be tried by a call that proves who is there.
  *
  * Invariants: a datagram counts only if its mac is that of a member's own key, its incarnation is not below the newest one seen of it, and its
  * counter is above the last one of that incarnation. What is forged, replayed or malformed is counted and logged once per reason and sender.
  */
 import type { Incarnation, NodeNumber } from '../base/ids.ts'
 import type { Clock, Datagram, Log, TimerId } from '../env/control.ts'
-import { HEARTBEAT_DISKS_MAX, HEARTBEAT_MAGIC, HEARTBEAT_VERSION, HeartbeatDisk, HeartbeatHead } from '../wire/heartbeat.ts'
+import { HEARTBEAT_ADDRESS_BYTES_MAX, HEARTBEAT_DISKS_MAX, HEARTBEAT_MAGIC, HEARTBEAT_VERSION, HeartbeatDisk, HeartbeatHead } from '../wire/heartbeat.ts'
 import { equalBytes, fromHex } from './auth.ts'
 import type { Hmac } from './options.ts'
 import type { ClusterState } from './state.ts'
@@ -48,7 +49,10 @@ export interface HeartbeatOptions {
   readonly hmac: Hmac
   readonly state: ClusterState
   readonly node: NodeNumber
-  readonly incarnation: Incarnation
+  /** 0 until this process is registered. */
+  readonly incarnation: () => Incarnation
+  /** Where this node's control plane is called. */
+  readonly grpc: string
   readonly host: string
   readonly port: number
   readonly multicastGroup: string
@@ -57,6 +61,8 @@ export interface HeartbeatOptions {
   /** Where a node receives unicast heartbeats; undefined: unknown. */
   readonly unicastAddress: (node: NodeNumber) => string | undefined
   readonly report: () => HeartbeatReport
+  /** A member says that it is there; it may have said so long ago. */
+  readonly onAddress: (node: NodeNumber, grpc: string) => void
 }
 
 export class Heartbeats {
@@ -132,13 +138,15 @@ export class Heartbeats {
   }
 
   #encode(): Uint8Array | undefined {
-    const { state, node, incarnation, clock, hmac, report } = this.#options
+    const { state, node, incarnation, grpc, clock, hmac, report } = this.#options
     const key = this.#keyOf(node)
     if (state.cluster === undefined || key === undefined) return undefined
     const about = report()
     this.own = about
     const disks = about.disks.slice(0, HEARTBEAT_DISKS_MAX)
-    const bytes = new Uint8Array(HeartbeatHead.size + disks.length * HeartbeatDisk.size)
+    const address = encoder.encode(grpc).subarray(0, HEARTBEAT_ADDRESS_BYTES_MAX)
+    const bytes = new Uint8Array(HeartbeatHead.size + disks.length * HeartbeatDisk.size + address.length)
+    bytes.set(address, bytes.length - address.length)
     const view = new DataView(bytes.buffer)
     HeartbeatHead.encode(view, 0, {
       magic: HEARTBEAT_MAGIC,
@@ -147,7 +155,7 @@ export class Heartbeats {
       lengthBytes: bytes.length,
       cluster: uuidBytes(state.cluster.uuid),
       node,
-      incarnation,
+      incarnation: incarnation(),
       counter: ++this.#counter,
       bootMs: Math.floor(clock.nowMs()),
       tableRevision: about.tableRevision,
@@ -158,6 +166,7 @@ export class Heartbeats {
       behindBlocks: clampU32(about.behindBlocks),
       raftTerm: about.term,
       disks: disks.length,
+      grpcBytes: address.length,
       mac: new Uint8Array(32),
     })
     disks.forEach(({ disk, state: diskState, usedPercent, journalPercent }, i) => {
@@ -195,20 +204,26 @@ export class Heartbeats {
     if (bytes.length < HeartbeatHead.size || HeartbeatHead.get.magic(view, 0) !== HEARTBEAT_MAGIC) return 'malformed'
     if (HeartbeatHead.get.version(view, 0) !== HEARTBEAT_VERSION || HeartbeatHead.invalid(view, 0) !== null) return 'malformed'
     const head = HeartbeatHead.decode(view, 0)
-    if (head.lengthBytes !== bytes.length || bytes.length !== HeartbeatHead.size + head.disks * HeartbeatDisk.size || head.disks > HEARTBEAT_DISKS_MAX)
-      return 'malformed'
+    const addressAt = HeartbeatHead.size + head.disks * HeartbeatDisk.size
+    if (head.lengthBytes !== bytes.length || bytes.length !== addressAt + head.grpcBytes || head.disks > HEARTBEAT_DISKS_MAX) return 'malformed'
     if (state.cluster === undefined || !equalBytes(head.cluster, uuidBytes(state.cluster.uuid))) return 'otherCluster'
     const node = head.node as NodeNumber
     if (node === self) return undefined
     const key = this.#keyOf(node)
     if (key === undefined) return 'unknownNode'
     if (!equalBytes(hmac(key, withoutMac(bytes)), head.mac)) return 'forged'
+    const grpc = decoder.decode(bytes.subarray(addressAt))
+    if (head.incarnation === 0) {
+      this.#options.onAddress(node, grpc)
+      return undefined
+    }
     const last = this.#counters.get(node)
     if (head.incarnation < state.incarnation(node) || (last !== undefined && head.incarnation < last.incarnation)) return 'fenced'
     if (last !== undefined && head.incarnation === last.incarnation && head.counter <= last.counter)
       return head.counter === last.counter ? 'duplicate' : 'replayed'
     this.#counters.set(node, { incarnation: head.incarnation, counter: head.counter })
     this.received++
+    this.#options.onAddress(node, grpc)
     this.heard.set(node, {
       incarnation: head.incarnation as Incarnation,
       atMs: clock.nowMs(),
@@ -237,6 +252,8 @@ export class Heartbeats {
   }
 }
 
+const encoder = new TextEncoder()
+const decoder = new TextDecoder()
 const percent = (value: number) => Math.max(0, Math.min(100, Math.round(value)))
 const clampU32 = (value: number) => Math.max(0, Math.min(0xffff_ffff, Math.floor(value)))
 const uuidBytes = (uuid: string) => fromHex(uuid.replaceAll('-', '').padEnd(32, '0').slice(0, 32))

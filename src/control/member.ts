@@ -100,6 +100,8 @@ export class Member {
   /** Last known grpc addresses: of members when this node joined, then as the replicated state says, or they themselves; a node just removed is still told so. */
   readonly #grpcOf: Map<NodeNumber, string>
   #nodesRevision = 0
+  /** Members that are being called at an address they were heard from. */
+  readonly #greeted = new Set<NodeNumber>()
   #registered: () => void = () => undefined
   /** Resolves when this process is registered. */
   readonly registered = new Promise<void>((resolve) => {
@@ -221,9 +223,11 @@ export class Member {
       electionTimeoutMs: Math.min(config.electionTimeoutMs ?? Number.POSITIVE_INFINITY, this.#leaseMs / 2),
     })
     this.stage = 'waiting for a leader'
+    this.#heartbeats = this.#createHeartbeats()
     if (this.state.wasRemoved(this.node)) this.#fail(removedError())
     this.#onLeaderChange({ leader: this.#raft.leader, term: this.#raft.term, isSelf: this.#raft.isLeader })
     void this.#sayHello()
+    void this.#heartbeats.start()
     this.#join().catch((error: unknown) => {
       if (!this.#stopped) this.#fail(error)
     })
@@ -261,7 +265,7 @@ export class Member {
 
   /** Registers the process and starts what serves. */
   async #join(): Promise<void> {
-    const { env, config } = this.#options
+    const { env } = this.#options
     const requestId = env.entropy.uuid()
     let answer: Message
     for (;;) {
@@ -322,24 +326,42 @@ export class Member {
       },
     })
     this.#agent.start()
-    this.#heartbeats = new Heartbeats({
-      datagram: env.datagram,
-      clock: env.clock,
-      log: env.log,
-      hmac: this.#options.hmac,
-      state: this.state,
-      node: this.node,
-      incarnation: this.#incarnation,
-      ...config.heartbeat,
-      // the port is known only here when the configuration leaves it open
-      port: config.heartbeat.port || Number(portOf(this.#addresses.grpc)),
-      unicastAddress: (node) => this.state.nodes.get(node)?.grpc || undefined,
-      report: () => this.#heartbeatReport(),
-    })
     this.#registered()
     this.#tellSettings()
     void this.#rehearse()
-    await this.#heartbeats.start()
+  }
+
+  #createHeartbeats(): Heartbeats {
+    const { env, config, hmac } = this.#options
+    return new Heartbeats({
+      datagram: env.datagram,
+      clock: env.clock,
+      log: env.log,
+      hmac,
+      state: this.state,
+      node: this.node,
+      incarnation: () => this.#incarnation,
+      grpc: this.#addresses.grpc,
+      ...config.heartbeat,
+      // the port is known only here when the configuration leaves it open
+      port: config.heartbeat.port || Number(portOf(this.#addresses.grpc)),
+      unicastAddress: (node) => this.#grpcOfAll().get(node),
+      report: () => this.#heartbeatReport(),
+      onAddress: (node, grpc) => {
+        void this.#greet(node, grpc)
+      },
+    })
+  }
+
+  /**
+   * A member says by a heartbeat that it is somewhere else than is known here. This node calls there, signed and naming its own address: if it is that member,
+   * it knows where this one is, and its own calls say so of itself. Nothing is believed because of the heartbeat, which may be an old one.
+   */
+  async #greet(node: NodeNumber, grpc: string): Promise<void> {
+    if (this.#stopped || grpc === '' || grpc === this.#grpcOfAll().get(node) || this.#greeted.has(node)) return
+    this.#greeted.add(node)
+    await this.#callAt(grpc, 'Nudge', { term: this.#openRaft().term }, NUDGE_TIMEOUT_MS).catch(() => undefined)
+    this.#greeted.delete(node)
   }
 
   #registration(requestId: string): Message {
@@ -555,9 +577,13 @@ export class Member {
   }
 
   async #callPeer(to: NodeNumber, method: string, request: Message, timeoutMs: number, oneWay = false): Promise<Message> {
-    const { env, config } = this.#options
     const address = this.#grpcOfAll().get(to)
     if (address === undefined) throw new XsanError('NODE_UNREACHABLE', `the address of node ${to} is not known`)
+    return this.#callAt(address, method, request, timeoutMs, oneWay)
+  }
+
+  async #callAt(address: string, method: string, request: Message, timeoutMs: number, oneWay = false): Promise<Message> {
+    const { env, config } = this.#options
     if (method === 'Admit') return env.rpc.call(address, `${PEER}/${method}`, request, { timeoutMs })
     const { clusterUuid } = this.identity
     const sender = { clusterUuid, node: this.node, incarnation: this.#incarnation, nodeId: config.nodeId, grpc: this.#addresses.grpc }

@@ -1014,6 +1014,22 @@ test('a voter that stays away gives its vote to a learner, which carries the clu
   await votersAre(cluster, 1, 2, 4)
 })
 
+test('a voter whose data plane is long in replay keeps its vote: it answers Raft', async () => {
+  const cluster = await TestCluster.up({ seed: 83, nodes: 4 })
+  const [one, , three] = cluster.nodes as [TestNode, TestNode, TestNode, TestNode]
+  await one.call('Config/Set', { key: 'failover.replace_voter_after', valueJson: '5000' })
+  await votersAre(cluster, 1, 2, 3)
+  three.kill()
+  cluster.refused(three)
+  three.readyAfterMs = 20_000
+  await three.restart()
+  await cluster.world.runFor(15_000)
+  assert.equal(three.data!.serves, false)
+  await votersAre(cluster, 1, 2, 3)
+  await cluster.until(() => cluster.full(3), 60_000, 'all serve again')
+  await votersAre(cluster, 1, 2, 3)
+})
+
 test('two of five voters stay away: the three left vote alone, and may lose one more; those that return vote again', async () => {
   const cluster = await TestCluster.up({ seed: 82, nodes: 5 })
   const [one, two, three, four, five] = cluster.nodes as [TestNode, TestNode, TestNode, TestNode, TestNode]
@@ -1374,6 +1390,27 @@ test('a node whose control port has changed is found again, as a voter and as a 
     await moved.restart()
     await cluster.until(() => cluster.full(3), 30_000, `${moved.id} serves again`)
     assert.equal(cluster.leader!.plane.member!.state.nodeById(moved.id)!.grpc, moved.grpc)
+  }
+})
+
+test('members that have all moved while they were away find each other by their heartbeats, also when only two of three are left', async () => {
+  for (const [seed, away] of [
+    [97, 0],
+    [98, 3],
+  ] as const) {
+    const cluster = await TestCluster.up({ seed, nodes: 3 })
+    await cluster.threeVoters()
+    for (const node of cluster.nodes) node.kill()
+    const moved = cluster.nodes.filter((node) => node.number !== away)
+    for (const node of moved) node.grpcPort += 1000
+    await cluster.world.runFor(5000)
+    // one after the other, so that what the first says at its start nobody hears
+    for (const node of moved) {
+      await node.start()
+      await cluster.world.runFor(4000)
+    }
+    await cluster.until(() => cluster.leader !== undefined && moved.every((node) => node.data?.serves === true), 20_000, 'those that moved serve')
+    for (const node of moved) assert.equal(cluster.leader!.plane.member!.state.nodeById(node.id)!.grpc, node.grpc)
   }
 })
 

@@ -2,16 +2,18 @@
  * What a node says of itself to all others, over UDP: one datagram, little-endian.
  *
  *   0         4         5       6        8                        96                128
- *   | magic   | version | flags | length | who, when, load        | mac             | disks: 8 bytes each ... |
+ *   | magic   | version | flags | length | who, when, load        | mac             | disks: 8 bytes each ... | grpc address |
  *
  * `length` is the whole datagram's. The mac (HMAC-SHA256 with the sender's key) covers everything but itself.
- * Invariant: of one incarnation the counter only rises; of one node the incarnation only rises.
+ * Invariant: of one incarnation the counter only rises; of one node the incarnation only rises. A process that is not registered yet has incarnation 0: it
+ * only says where it is.
  */
 import { bytes, note, struct, u8, u16, u32, u53, zero } from './struct.ts'
 
 export const HEARTBEAT_MAGIC = 0x42485358
-export const HEARTBEAT_VERSION = 1
+export const HEARTBEAT_VERSION = 2
 export const HEARTBEAT_DISKS_MAX = 128
+export const HEARTBEAT_ADDRESS_BYTES_MAX = 255
 
 const source = 'design.md 4'
 
@@ -36,7 +38,8 @@ export const HeartbeatHead = struct(
     raftTerm: u53,
     disks: u16,
     queueDepth: note(u32, 'requests of clients under way'),
-    reserved: zero(10),
+    grpcBytes: note(u8, "of the address at the end: host:port of the sender's control port"),
+    reserved: zero(9),
     mac: bytes(32),
   },
 )

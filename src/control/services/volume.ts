@@ -98,8 +98,8 @@ export function volumeInfo(context: ServiceContext, coordinator: Coordinator, re
     lostPages: lostPagesOf(context.stats.values(), state, record.volume),
     fullDisks: fullDisksOf(context.stats.values()),
   })
-  const kept = replicaCount(state)
-  const notes = record.replicas < kept ? [`Kept in ${kept} copies, as all data of this cluster is (${record.replicas} asked).`] : []
+  const kept = fewer(replicaCount(state), state.nodesWithDisks().size)
+  const notes = record.replicas < kept ? [`Kept in ${kept} copies, as all data of this cluster is; this volume calls for ${record.replicas}.`] : []
   return {
     id: record.volume,
     name: record.name,
