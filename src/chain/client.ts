@@ -144,7 +144,7 @@ export class Client implements BlockClient {
   readonly #creditBytes = new Float64Array(DISK_GROUPS)
   /** The group's node heads slots on other disks, too. */
   readonly #sharesNode = new Uint8Array(DISK_GROUPS)
-  /** Credit has come back to a group. */
+  /** Credit has come back to a group that may not have all of it. */
   #hasCredit = false
   /** A BlockClient call is on the stack: outcomes wait for its return. */
   #inCall = false
@@ -536,7 +536,7 @@ export class Client implements BlockClient {
     this.#creditRows[group]!--
     this.#creditBytes[group]! -= bytes
     ops.creditBytes[op] = NONE
-    this.#hasCredit = true
+    if (this.#sharesNode[group] === 1) this.#hasCredit = true
   }
 
   #isSubPage(op: number): boolean {

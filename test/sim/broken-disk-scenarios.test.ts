@@ -3,7 +3,9 @@ import assert from 'node:assert/strict'
 import { Status } from '../../src/base/status.ts'
 import { BLOCK_BYTES, GiB } from '../../src/base/units.ts'
 import { slotOf } from '../../src/placement/ring.ts'
-import { scenario } from './scenario.ts'
+import type { SimVolume } from './cluster.ts'
+import { type Scenario, scenario } from './scenario.ts'
+import type { ClientSeat } from './workload.ts'
 
 scenario(
   'one of two disks of a node cannot be mounted: the other one is used, what was on the broken one is rebuilt there, nobody notices',
@@ -49,53 +51,103 @@ scenario(
   { disksPerNode: 2, syncWhenWrite: false },
 )
 
-scenario(
-  'one of two disks with the only copies hangs and fails under deep queues: writes to the other one go on at their speed, new blocks and parts of pages too',
-  async (t) => {
-    const volume = await t.createVolume('deep', { sizeBytes: 200 * BLOCK_BYTES })
-    const [node] = t.nodes
-    const { queue, volumes } = node!.seat!
-    const ended: number[] = []
-    const write = (offsetBytes: number, lengthBytes: number) => {
-      const row = ended.push(-1) - 1
-      const page = queue.arena.alloc(4096)
-      assert.notEqual(page, -1)
-      const done = (_row: number, status: number) => {
-        ended[row] = status
-      }
-      const tag = queue.register('a write', () => volumes.write(volume.volume, offsetBytes, lengthBytes, page, 0, done, row))
-      queue.timeout(0, tag, 0)
-      return row
-    }
-    const all = async (what: string, rows: readonly number[], limitMs: number) => {
-      await t.until(what, () => rows.every((row) => ended[row] !== -1), limitMs)
-      for (const row of rows) assert.equal(ended[row], Status.SUCCESS)
-    }
-    const disks = [...new Set(t.state!.chains.map(({ entries }) => entries[0]!.disk))]
-    assert.equal(disks.length, 2)
-    const blocksOf = (disk: number) =>
-      Array.from({ length: 200 }, (_, index) => index).filter(
-        (index) => t.state!.chains[slotOf(volume.volume, index, t.state!.chains.length)]!.entries[0]!.disk === disk,
-      )
-    const [well, hung] = disks.map(blocksOf) as [number[], number[]]
-    const bay = node!.bays.find(({ uuid }) => uuid === t.state!.disks.get(disks[1]!)!.uuid)!
-    const parts = (blocks: readonly number[], count: number) => Array.from({ length: count }, (_, i) => write(blocks[0]! * BLOCK_BYTES + i * 4096, 512))
-    const whole = (blocks: readonly number[]) => blocks.map((index) => write(index * BLOCK_BYTES, 4096))
-    const pages = (blocks: readonly number[]) => Array.from({ length: 300 }, (_, i) => write(blocks[0]! * BLOCK_BYTES + i * 4096, 4096))
-    await all('both disks have pages', [...pages(well), ...pages(hung)], 10_000)
-    await t.seconds(2)
+const LARGE_BYTES = 65_536
 
-    bay.disk.hang()
-    parts(hung, 300)
-    whole(hung.slice(1))
-    await t.seconds(0.01)
-    await all('parts of pages, while the other disk hangs', parts(well, 200), 300)
-    await all('new blocks, while the other disk hangs', whole(well.slice(1, 30)), 300)
-    await t.until('the disk has failed', () => [...t.state!.disks.values()].some(({ state }) => state === 'failed'), 20_000)
-    parts(hung, 300)
-    await t.seconds(1)
-    await all('parts of pages, when it has failed', parts(well, 200), 300)
-    await all('new blocks, when it has failed', whole(well.slice(30)), 300)
-  },
-  { nodes: 1, disksPerNode: 2, replicas: 1, diskBytes: GiB, limits: { clientOpsMax: 4096 } },
-)
+/** Deep queues over the seat of one node, by block; how each write ended, -1 as long as it has not. */
+class DeepQueue {
+  readonly ended: number[] = []
+  readonly #t: Scenario
+  readonly #volume: SimVolume
+  readonly #seat: ClientSeat
+  /** Large writes all have the same content: the arena is small. */
+  readonly #sharedPage: number
+
+  constructor(t: Scenario, volume: SimVolume, number: number) {
+    this.#t = t
+    this.#volume = volume
+    this.#seat = t.node(number).seat!
+    this.#sharedPage = this.#seat.queue.arena.alloc(LARGE_BYTES)
+  }
+
+  /** Blocks of the volume whose only copy is on the disk. */
+  blocksOf(disk: number): number[] {
+    const { chains } = this.#t.state!
+    const count = this.#volume.sizeBytes / BLOCK_BYTES
+    return Array.from({ length: count }, (_, index) => index).filter((index) => {
+      return chains[slotOf(this.#volume.volume, index, chains.length)]!.entries[0]!.disk === disk
+    })
+  }
+
+  write(offsetBytes: number, lengthBytes: number): number {
+    const { queue, volumes } = this.#seat
+    const row = this.ended.push(-1) - 1
+    const isShared = lengthBytes > 4096
+    const page = isShared ? this.#sharedPage : queue.arena.alloc(4096)
+    assert.notEqual(page, -1)
+    const done = (_row: number, status: number) => {
+      this.ended[row] = status
+      if (!isShared) queue.arena.free(page as never)
+    }
+    const tag = queue.register('a write', () => volumes.write(this.#volume.volume, offsetBytes, lengthBytes, page, 0, done, row))
+    queue.timeout(0, tag, 0)
+    return row
+  }
+
+  /** So many writes of that length, each at the beginning of one of the block's first pages. */
+  pages(block: number, count: number, lengthBytes: number): number[] {
+    return Array.from({ length: count }, (_, i) => this.write(block * BLOCK_BYTES + (i % 64) * 16 * 4096, lengthBytes))
+  }
+
+  whole(blocks: readonly number[]): number[] {
+    return blocks.map((index) => this.write(index * BLOCK_BYTES, 4096))
+  }
+
+  async allEnd(what: string, rows: readonly number[], limitMs: number): Promise<void> {
+    await this.#t.until(what, () => rows.every((row) => this.ended[row] !== -1), limitMs)
+    for (const row of rows) assert.equal(this.ended[row], Status.SUCCESS)
+  }
+}
+
+/** Two disks of the node that head slots, and the bay of the second one. */
+function twoDisksOf(t: Scenario, number: number) {
+  const node = t.node(number)
+  const [well, hung] = [...t.state!.disks.values()].filter((disk) => disk.node === node.control!.member!.node)
+  return { well: well!.disk, hung: hung!.disk, bay: node.bays.find(({ uuid }) => uuid === hung!.uuid)! }
+}
+
+const hasFailed = (t: Scenario) => () => [...t.state!.disks.values()].some(({ state }) => state === 'failed')
+
+for (const { head, lengthBytes } of [
+  { head: 1, lengthBytes: 512 },
+  { head: 2, lengthBytes: 4096 },
+  { head: 2, lengthBytes: LARGE_BYTES },
+]) {
+  scenario(
+    `one of two disks with the only copies hangs and fails under deep queues of ${lengthBytes} bytes at ${head === 1 ? 'its own' : 'another'} node: writes to the other disk go on at their speed, new blocks too`,
+    async (t) => {
+      const volume = await t.createVolume('deep', { sizeBytes: 300 * BLOCK_BYTES })
+      const { well, hung, bay } = twoDisksOf(t, head)
+      const queue = new DeepQueue(t, volume, 1)
+      const [goesOn, stands] = [queue.blocksOf(well), queue.blocksOf(hung)]
+      await queue.allEnd(
+        'both disks have pages',
+        [goesOn[0]!, stands[0]!].flatMap((block) => queue.pages(block, 64, 4096)),
+        10_000,
+      )
+      await t.seconds(3)
+
+      bay.disk.hang()
+      queue.pages(stands[0]!, 300, lengthBytes)
+      queue.whole(stands.slice(1))
+      await t.seconds(0.05)
+      await queue.allEnd('writes, while the disk hangs', queue.pages(goesOn[0]!, 100, lengthBytes), 400)
+      await queue.allEnd('new blocks, while it hangs', queue.whole(goesOn.slice(1, 20)), 400)
+      await t.until('the disk has failed', hasFailed(t), 20_000)
+      queue.pages(stands[0]!, 300, lengthBytes)
+      await t.seconds(1)
+      await queue.allEnd('writes, when it has failed', queue.pages(goesOn[0]!, 100, lengthBytes), 400)
+      await queue.allEnd('new blocks, when it has failed', queue.whole(goesOn.slice(20, 40)), 400)
+    },
+    { nodes: head === 1 ? 1 : 3, disksPerNode: 2, replicas: 1, diskBytes: GiB, limits: { clientOpsMax: 4096 } },
+  )
+}
