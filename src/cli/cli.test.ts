@@ -217,6 +217,20 @@ test('usage errors exit 64 and say what to do', async () => {
   }
 })
 
+test('a wrong value of an option that all commands have: the help of the command it was given to is named, wherever it stands', async () => {
+  for (const args of [
+    ['volume', 'list', '-o', 'xml'],
+    ['-o', 'xml', 'volume', 'list'],
+    ['volume', '--output=xml', '--server', 'volume', 'list'],
+  ]) {
+    const { code, stderr } = await run('xsan', ...args)
+    assert.equal(code, 64, args.join(' '))
+    assert.match(stderr, /Try: xsan volume list --help/)
+  }
+  const { stderr } = await run('xsan', 'volume', '-o', 'xml')
+  assert.match(stderr, /Try: xsan volume --help/)
+})
+
 test('a size that is none is refused before anything is sent', async () => {
   const before = seen.length
   const { code, stderr } = await run('xsan', 'volume', 'create', 'x', 'big')

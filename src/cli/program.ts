@@ -118,8 +118,15 @@ export async function main(root: Command, argv: readonly string[] = process.argv
     if (argv[2] === 'help' && !argv[3]?.startsWith('-')) commandOf(root, argv.slice(3)).outputHelp()
     else await root.parseAsync(argv)
   } catch (error) {
-    process.exitCode = report(error, root.name())
+    // options that all commands have are read, and found wrong, by the first of the words
+    const named = error instanceof CommandLineError ? new CommandLineError(error, wordsOf(commandIn(root, argv.slice(2)))) : error
+    process.exitCode = report(named, root.name())
   }
+}
+
+/** The command that a command line means, with options and arguments in between. */
+function commandIn(root: Command, words: readonly string[]): Command {
+  return words.reduce((above, word) => above.commands.find((child) => child.name() === word) ?? above, root)
 }
 
 /** Of `help volume create`; commander's own `help` knows the first word only. */

@@ -1,4 +1,5 @@
 import { Option } from 'commander'
+import { REPLICAS_MAX } from '../node/config.ts'
 import { asDryRun, dryRunOption } from './dry-run.ts'
 import { command, parsePositive, parseSizeArgument } from './program.ts'
 import { type RequestIdOptions, requestIdOf, requestIdOption } from './request-id.ts'
@@ -15,7 +16,7 @@ export const volumeCreate = command<Options>({
   usage: 'create <name> <size>',
   description: 'create a thin volume',
   options: [
-    new Option('--replicas <n>', 'copies; default: storage.default_replica_count').argParser(parsePositive),
+    new Option('--replicas <n>', `copies, 1 to ${REPLICAS_MAX}; default: storage.default_replica_count`).argParser(parsePositive),
     new Option('--min-copies <n>', 'copies that must be there for a write to be accepted').argParser(parsePositive),
     new Option('--sync <mode>', 'acknowledge a write when it is on stable storage (on) or in memory of all copies (off)').choices(['on', 'off']),
     requestIdOption(),

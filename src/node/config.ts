@@ -12,6 +12,9 @@ import { dirname, resolve } from 'node:path'
 import { z } from 'zod'
 import { messageOf, XsanError } from '../base/errors.ts'
 import { BLOCK_BYTES, formatSize, GiB, MiB, parseSize } from '../base/units.ts'
+import { REPLICAS_MAX } from '../placement/chain.ts'
+
+export { REPLICAS_MAX }
 
 export const DEFAULT_CONFIG_PATH = '/etc/xsan/xsan.json'
 /** Of network.max_connections: three operations each are a good part of what an io queue takes. */
@@ -62,7 +65,7 @@ export const configSchema = z.strictObject({
         .literal(BLOCK_BYTES, 'must be 4194304 (4 MiB): the unit of placement cannot be changed')
         .default(BLOCK_BYTES)
         .describe('Unit of placement and replication.'),
-      default_replica_count: z.number().int().min(1).max(6).default(2).describe('Copies of a volume created without --replicas.'),
+      default_replica_count: z.number().int().min(1).max(REPLICAS_MAX).default(2).describe('Copies of a volume created without --replicas.'),
       sync_when_write: z
         .boolean()
         .default(true)

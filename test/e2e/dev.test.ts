@@ -1,6 +1,7 @@
 /** `xsan dev`, whose form is fixed because strangers' scripts use it. */
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
+import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
 import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmdirSync, symlinkSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
@@ -97,7 +98,7 @@ test('a playground of three: its JSON, kill, frozen and dead nodes, several star
   assert.ok(existsSync(last.nodes[0]!.data_dir))
   assert.deepEqual(states(await dev(dir, 'up', '--nodes', '3')), ['ready', 'ready', 'ready'])
   await dev(dir, 'down', '--wipe')
-  assert.ok(!existsSync(join(dir, 'node-1')))
+  assert.ok(!existsSync(dir), '`up` had made it')
 })
 
 test('start returns while a majority is dead, and the rest makes the cluster whole again', { timeout: 180_000 }, async (t) => {
@@ -150,7 +151,16 @@ test('wrong use is refused with the next step, and starts nothing', { timeout: 1
   t.after(() => holder.close())
   const taken = await refused('up', '--nodes', '1', '--base-port', String(port))
   assert.equal(taken.code, 7)
-  assert.match(taken.stderr, new RegExp(`port ${port} is taken by PID ${process.pid}`))
+  assert.match(taken.stderr, new RegExp(`TCP port ${port} is taken by PID ${process.pid}`))
+
+  // beside the second node's heartbeats
+  const beats = createSocket('udp4')
+  await new Promise<void>((resolve) => beats.bind(0, '127.0.0.1', resolve))
+  t.after(() => beats.close())
+  const beatsPort = beats.address().port
+  const deaf = await refused('up', '--nodes', '2', '--base-port', String(beatsPort - 4))
+  assert.equal(deaf.code, 7, deaf.stderr)
+  assert.match(deaf.stderr, new RegExp(`UDP port ${beatsPort} is taken by PID ${process.pid}`))
 
   for (const [code, args, pattern] of [
     [64, ['up', '--base-port', '70000'], /and the last port is 65535/],

@@ -1,7 +1,7 @@
 import { Option } from 'commander'
 import { XsanError } from '../../base/errors.ts'
 import { command } from '../program.ts'
-import { type DevCluster, nodeDirectories, readCluster, socketPath, wipe } from './files.ts'
+import { type DevCluster, nodeDirectories, readCluster, socketPath, unmake, wipe } from './files.ts'
 import { dirOption } from './options.ts'
 import { endProcess, withDirLock } from './processes.ts'
 import { clusterOutput } from './view.ts'
@@ -22,7 +22,10 @@ export const devDown = command<{ dir: string; wipe?: boolean }>({
       const nodes = cluster?.nodes ?? nodeDirectories(dir).map((id) => ({ id, nbdSocket: socketPath(dir, id) }))
       await Promise.all(nodes.map((node) => endProcess(dir, node.id, GRACE_MS)))
       const output = cluster && (await clusterOutput(cluster))
-      if (options.wipe) wipe(dir, nodes)
+      if (options.wipe) {
+        wipe(dir, nodes)
+        unmake(cluster?.made ?? [])
+      }
       return output
     })
   },

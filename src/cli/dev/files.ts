@@ -8,7 +8,7 @@
  * No file is shared by two nodes but dev.json, so several `dev start` may run at once.
  */
 import { createHash } from 'node:crypto'
-import { accessSync, constants, existsSync, readdirSync, readFileSync, realpathSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { accessSync, constants, existsSync, readdirSync, readFileSync, realpathSync, renameSync, rmdirSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { messageOf, XsanError } from '../../base/errors.ts'
@@ -27,6 +27,8 @@ export interface DevNode {
 export interface DevCluster {
   readonly clusterId: string
   readonly dir: string
+  /** Directories that `up` has made to have `dir`, outermost first. */
+  readonly made?: readonly string[]
   /** false: `up` was interrupted before the nodes were one cluster. */
   readonly formed: boolean
   readonly nodes: readonly DevNode[]
@@ -134,6 +136,17 @@ export function wipe(dir: string, nodes: ReadonlyArray<Pick<DevNode, 'id' | 'nbd
     rmSync(nbdSocket, { force: true })
   }
   rmSync(clusterPath(dir), { force: true })
+}
+
+/** Gives back directories that were made for a playground, where nobody else has begun to use them. */
+export function unmake(made: readonly string[]): void {
+  for (const path of made.toReversed()) {
+    try {
+      rmdirSync(path)
+    } catch {
+      // in use, or gone
+    }
+  }
 }
 
 export function writeJson(path: string, value: unknown): void {

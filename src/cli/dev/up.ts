@@ -1,4 +1,4 @@
-import { existsSync, readFileSync, rmdirSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Option } from 'commander'
 import { XsanError } from '../../base/errors.ts'
@@ -7,7 +7,7 @@ import { AdminClient } from '../../node/admin-client.ts'
 import { assignment, loadConfig, resolveConfig } from '../../node/config.ts'
 import { makeDirectory } from '../../node/directories.ts'
 import { command, parseCount, parsePositive, parseSizeArgument, sleep, UsageError, usage } from '../program.ts'
-import { clusterExists, configPath, type DevCluster, type DevNode, nodeDir, readCluster, socketPath, wipe, writeCluster, writeJson } from './files.ts'
+import { clusterExists, configPath, type DevCluster, type DevNode, nodeDir, readCluster, socketPath, unmake, wipe, writeCluster, writeJson } from './files.ts'
 import { dirOption, timeoutOption } from './options.ts'
 import { freePorts, PORTS_PER_NODE, requireFree } from './ports.ts'
 import { endProcess, processState, startProcess, withDirLock } from './processes.ts'
@@ -61,10 +61,10 @@ export const devUp = command<Options>({
     if (!clusterExists(options.dir)) checkOptions(options)
     const made = makeDirectory(options.dir, 'the directory of the playground')
     return withDirLock(options.dir, options.timeout, async () => {
-      if (clusterExists(options.dir)) await clearUnformed(options.dir)
+      if (clusterExists(options.dir)) made.unshift(...(await clearUnformed(options.dir)))
       const cluster = clusterExists(options.dir)
         ? resume(options, progress)
-        : await lay(options).catch((error: unknown) => throwUnmade(options.dir, made, error))
+        : await lay(options, made).catch((error: unknown) => throwUnmade(options.dir, made, error))
       return endedWhenInterrupted(cluster, progress, async () => {
         if (cluster.formed) await startNodes(cluster, cluster.nodes, options.timeout)
         else await form(cluster, options, progress)
@@ -78,13 +78,7 @@ export const devUp = command<Options>({
 /** Nothing came of it: what was made for it goes. */
 function throwUnmade(dir: string, made: readonly string[], error: unknown): never {
   if (clusterExists(dir)) wipe(dir, readCluster(dir).nodes)
-  for (const path of made.toReversed()) {
-    try {
-      rmdirSync(path)
-    } catch {
-      // somebody else has begun to use it
-    }
-  }
+  unmake(made)
   throw error
 }
 
@@ -112,12 +106,13 @@ async function endedWhenInterrupted<T>(cluster: DevCluster, progress: (line: str
   }
 }
 
-/** What an interrupted `up` left is of no use: a token may be spent, a disk half formatted. */
-async function clearUnformed(dir: string): Promise<void> {
+/** What an interrupted `up` left is of no use: a token may be spent, a disk half formatted. Returns the directories it had made for it, which stay. */
+async function clearUnformed(dir: string): Promise<readonly string[]> {
   const cluster = readCluster(dir)
-  if (cluster.formed) return
+  if (cluster.formed) return []
   await Promise.all(cluster.nodes.map((node) => endProcess(dir, node.id, END_MS)))
   wipe(dir, cluster.nodes)
+  return cluster.made ?? []
 }
 
 /** The playground that is already there; the options must not ask for another one. */
@@ -203,7 +198,7 @@ function parseSet(text: string): void {
 }
 
 /** Directories and configurations; nothing runs yet. */
-async function lay(options: Options): Promise<DevCluster> {
+async function lay(options: Options, made: readonly string[]): Promise<DevCluster> {
   const { dir } = options
   const { count, replicas, ports } = checkOptions(options)
   if (options.basePort !== undefined) await requireFree(options.basePort, ports)
@@ -229,7 +224,7 @@ async function lay(options: Options): Promise<DevCluster> {
   })
   // Wrong --set: say so before anything is written or starts
   const resolved = nodes.map(({ id }, index) => resolveConfig([{ file: configPath(dir, id), json: configs[index] }, ...set], nodeDir(dir, id)).config)
-  const cluster = { clusterId: resolved[0]!.cluster.cluster_id, dir, formed: false, nodes }
+  const cluster = { clusterId: resolved[0]!.cluster.cluster_id, dir, made, formed: false, nodes }
   const foreign = nodes.find(({ id }) => existsSync(nodeDir(dir, id)))
   if (foreign !== undefined)
     throw new XsanError('ALREADY_EXISTS', `${nodeDir(dir, foreign.id)} is there already, and of no playground`, 'Move it away, or choose another --dir.')
