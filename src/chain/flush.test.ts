@@ -90,3 +90,26 @@ test('a volume that no longer acknowledges from memory is flushed until all of i
   await allDown(cluster, true)
   assert.deepEqual(await read(), pattern(2))
 })
+
+test('a volume that acknowledges from memory again while its last flush is under way is flushed as before', { timeout: 60_000 }, async () => {
+  const { cluster, client, write, flush, read } = await relaxed()
+  const change = async (syncWhenWrite: boolean) => {
+    cluster.volumes = cluster.volumes.map((volume) => ({ ...volume, syncWhenWrite }))
+    cluster.revision = ((cluster.revision as number) + 1) as never
+    for (const node of cluster.nodes) cluster.sendTable(node, [])
+    await cluster.world.runFor(10)
+  }
+  assert.equal(await write(1), Status.SUCCESS)
+  await change(true)
+  // both have answered, by the table of that time, and node 3 has not heard them
+  for (const number of [1, 2]) cluster.network.cut(cluster.node(number).host, cluster.node(3).host)
+  const last = client.flush(RELAXED_VOLUME)
+  await cluster.world.runFor(20)
+  await change(false)
+  cluster.network.healAll()
+  assert.equal(await cluster.world.settle(last, 10_000), Status.SUCCESS)
+  assert.equal(await write(2), Status.SUCCESS)
+  assert.equal(await flush(), Status.SUCCESS)
+  await allDown(cluster, true)
+  assert.deepEqual(await read(), pattern(2))
+})

@@ -153,7 +153,8 @@ export class Flushes {
       return (await this.#calls.call(peer, CallKind.FLUSH, args, 0, 0)).status
     })
     const statuses = await Promise.all(answers)
-    return statuses.every((status) => status === Status.SUCCESS)
+    // the members may have gone on to a later table since, and so may this node, in which the volume acknowledges from memory again
+    return this.#table.revision === revision && statuses.every((status) => status === Status.SUCCESS)
   }
 
   /** Nodes that may hold unflushed writes of the volume: every member of its chains. Null: a chain has none, its replicas wait to be heard (LASTSRV). */
