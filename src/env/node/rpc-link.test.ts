@@ -150,3 +150,18 @@ test('garbage on a link is refused; other callers notice nothing', BOUND, async 
   assert.match(refused.bytes.toString('latin1'), /PROTOCOL_ERROR/)
   assert.equal((await ask('x'))['answerJson'], 'x')
 })
+
+test('a caller hears at once that its stream is there: until then gRPC keeps all that it sends', BOUND, async (t) => {
+  const { address } = await pair(t, echo)
+  const stranger = new Client(address, credentials.createInsecure())
+  t.after(() => stranger.close())
+  const identity = (bytes: Buffer) => bytes
+  const stream = stranger.makeBidiStreamRequest<Buffer, Buffer>('/xsan.v1.Link/Calls', identity, identity, new Metadata())
+  stream.on('error', () => undefined)
+  const heard = await new Promise<boolean>((resolve) => {
+    stream.on('metadata', () => resolve(true))
+    setTimeout(() => resolve(false), 10_000)
+  })
+  stream.cancel()
+  assert.ok(heard)
+})

@@ -213,6 +213,8 @@ export class LinkServer {
       this.#isOver = true
       onOver()
     }
+    // Until the caller's gRPC has heard something, it keeps what it has sent, to send it again; one-way calls (Raft's) have no answer to hear
+    stream.sendMetadata(new Metadata())
     stream.on('data', ({ calls }: LinkCalls) => {
       for (const call of calls) void this.#answer(call)
     })
