@@ -8,13 +8,17 @@
  * - An answered flush: what was committed of the volume when it was asked for is durable on every member of its chains, in every chain that is the same
  *   before and after.
  * - A copy that reports that it is up to date holds on stable storage what its resync has brought (protocol 24).
+ * - And it holds no block that its source lacks, unless the removal is still on its way (protocol 23).
+ * - A read is answered in the chain version in which it began, by a copy that serves (protocol 18).
+ * - A peer's new session is granted only what it does not hold from earlier ones (src/chain/credits.ts).
  * - A disk that gives back blocks of a volume that exists, because others have them, says before that its copy is not whole (protocol 25).
  */
 import type { VolumeNumber } from '../../src/base/ids.ts'
 import { Status } from '../../src/base/status.ts'
 import { BLOCK_BYTES } from '../../src/base/units.ts'
-import type { DataPlane } from '../../src/chain/data-plane.ts'
-import { svOf } from '../../src/chain/records.ts'
+import { Credits, HOPS } from '../../src/chain/credits.ts'
+import type { DataPlane, DataPlaneLimits } from '../../src/chain/data-plane.ts'
+import { NONE, svOf } from '../../src/chain/records.ts'
 import { CHAIN_ENTRIES_MAX, inWritePath, ReplicaState } from '../../src/placement/chain.ts'
 import { slotOf } from '../../src/placement/ring.ts'
 import type { ReplicaStore } from '../../src/store/store.ts'
@@ -33,7 +37,14 @@ interface Staged {
 }
 
 /** From now on each order, answer and flush of the data plane is looked at. `found` is told of what is wrong. */
-export function watchAcknowledged(cluster: SimCluster, plane: DataPlane, queue: { readonly nowMs: number }, found: Found): void {
+export function watchAcknowledged(
+  cluster: SimCluster,
+  plane: DataPlane,
+  { queue, limits }: { readonly queue: { readonly nowMs: number }; readonly limits: DataPlaneLimits },
+  found: Found,
+): void {
+  watchReads(plane, found)
+  watchCredits(plane.credits, limits, found)
   const { writes, replicas, flushes, table } = plane
   const { records } = replicas
   const staged = new Map<string, Staged>()
@@ -81,6 +92,10 @@ export function watchAcknowledged(cluster: SimCluster, plane: DataPlane, queue: 
       const last = ledger?.endOfResync(slot) ?? 0
       if (value && !reported && ledger && last > ledger.durable)
         found('who reports has it on stable storage', `slot ${slot}: its end is record ${last} of disk ${ledger.disk}, and ${ledger.durable} is durable`)
+      if (value && !reported) {
+        const extra = extraBlock(cluster, plane, slot)
+        if (extra !== '') found('who reports holds what its source holds', `slot ${slot}: ${extra}`)
+      }
       reported = value
     }
     Object.defineProperty(session, 'reported', { get: () => reported, set: report })
@@ -115,6 +130,79 @@ export function watchAcknowledged(cluster: SimCluster, plane: DataPlane, queue: 
       done(status)
     })
   }
+}
+
+/** Of reads of this node's own clients. */
+function watchReads({ reads, client, table }: DataPlane, found: Found): void {
+  const { submit } = reads
+  const answers = client as unknown as { onAnswer(op: number, generation: number, status: number, chainVersion: number): void }
+  const { onAnswer } = answers
+  const columns = reads.reads
+  const asked = new Map<number, { readonly generation: number; readonly slot: number; readonly version: number }>()
+  reads.submit = (r) => {
+    if (columns.peer[r] === NONE)
+      asked.set(columns.requestRow[r]!, { generation: columns.requestGeneration[r]!, slot: columns.slot[r]!, version: columns.chainVersion[r]! })
+    submit.call(reads, r)
+  }
+  answers.onAnswer = (op, generation, status, chainVersion) => {
+    const read = asked.get(op)
+    asked.delete(op)
+    if (read?.generation === generation && status === Status.SUCCESS) {
+      const { slot, version } = read
+      if (table.version[slot] !== version || table.ownState[slot] !== ReplicaState.SERVING)
+        found(
+          'a read is answered as it was asked',
+          `slot ${slot}: asked in version ${version}, answered in ${table.version[slot]}, state ${table.ownState[slot]}`,
+        )
+    }
+    onAnswer.call(client, op, generation, status, chainVersion)
+  }
+}
+
+function watchCredits(credits: Credits, { creditRows, creditBytes }: DataPlaneLimits, found: Found): void {
+  const held = new Map<number, number>()
+  /** Under the same limits, and nothing held. */
+  const fresh = new Credits(1, { rows: creditRows, bytes: creditBytes })
+  const { receive, release, share, start } = credits
+  const count = (peer: number, hop: number, change: number) => held.set(peer * HOPS + hop, (held.get(peer * HOPS + hop) ?? 0) + change)
+  credits.receive = (peer, hop, bytes) => {
+    const isTaken = receive.call(credits, peer, hop, bytes)
+    if (isTaken) count(peer, hop, 1)
+    return isTaken
+  }
+  credits.release = (peer, hop, bytes) => {
+    count(peer, hop, -1)
+    return release.call(credits, peer, hop, bytes)
+  }
+  credits.share = (...given) => {
+    share.apply(credits, given)
+    fresh.share(...given)
+  }
+  credits.start = (peer) => {
+    start.call(credits, peer)
+    fresh.start(0)
+    for (let hop = 0; hop < HOPS; hop++) {
+      const [rows, most, still] = [credits.grantRows(peer, hop), fresh.grantRows(0, hop), held.get(peer * HOPS + hop) ?? 0]
+      if (rows > 0 && rows + still > most)
+        found('nobody is granted what he still holds', `peer ${peer}, hop ${hop}: ${rows} rows of ${most}, and ${still} are held`)
+    }
+  }
+}
+
+/** A block of the slot here that its source does not have, and whose removal is not on its way; '' when there is none. */
+function extraBlock(cluster: SimCluster, { table, replicas }: DataPlane, slot: number): string {
+  const own = replicas.storeOf(slot)
+  const ledger = cluster.ledgers.get(table.predecessorDisk[slot]!)
+  const source = ledger?.store
+  if (own === undefined || source === undefined || source.failed) return ''
+  if (!cluster.nodes.some((node) => node.running && node.stores.includes(source))) return ''
+  for (const block of own.blocksOf(slot)) {
+    const name = own.blockIdentity(block)
+    if (source.findBlock(name.volume, name.layer, name.index) >= 0 || cluster.state?.volumes.has(name.volume as VolumeNumber) !== true) continue
+    if (ledger!.isRemovedAfter(name, svOf(own.lastHigh[slot]!, own.lastLow[slot]!))) continue
+    return `disk ${own.disk} holds block ${name.volume}:${name.index}, and its source, disk ${source.disk}, does not`
+  }
+  return ''
 }
 
 function missing(cluster: SimCluster, { table, replicas }: DataPlane, { slot, idHigh, idLow, durable }: Staged): string {

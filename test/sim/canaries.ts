@@ -4,8 +4,10 @@
  */
 import { type Done, WriteFlag } from '../../src/base/request.ts'
 import { Status } from '../../src/base/status.ts'
+import { PAGE_BYTES } from '../../src/base/units.ts'
 import { Calls } from '../../src/chain/calls.ts'
 import { Client } from '../../src/chain/client.ts'
+import { Credits, HOPS } from '../../src/chain/credits.ts'
 import { DataPlane } from '../../src/chain/data-plane.ts'
 import { Flushes } from '../../src/chain/flush.ts'
 import { Peers } from '../../src/chain/peers.ts'
@@ -22,8 +24,10 @@ import { ReplicaState } from '../../src/placement/chain.ts'
 import type { TableMessage } from '../../src/placement/messages.ts'
 import { ChannelRows } from '../../src/store/channel-rows.ts'
 import { DiskStore } from '../../src/store/disk-store.ts'
+import { Journal } from '../../src/store/journal.ts'
+import { SUPERBLOCK_MAGIC, Superblock } from '../../src/store/layout.ts'
 import { Reader } from '../../src/store/read.ts'
-import { RecordKind } from '../../src/store/store.ts'
+import { type BlockInstall, RecordKind } from '../../src/store/store.ts'
 import { VolumeLayer } from '../../src/volume/volume.ts'
 import { CallKind } from '../../src/wire/peer.ts'
 import type { Plan } from './run.ts'
@@ -521,6 +525,149 @@ export const CANARIES: readonly Canary[] = [
             }
           },
       ),
+  },
+  {
+    name: 'superblock-not-flushed',
+    bug: 'a segment of the journal is used again though the superblock that frees it is in the cache of the drive',
+    seedsMax: 5,
+    plan: { profile: 'swarm' },
+    plant: () => {
+      const tails = new WeakMap<AsyncIo, number>()
+      const skips = new WeakMap<AsyncIo, number>()
+      return all(
+        before<AsyncIo, [file: number, offsetBytes: number, page: number]>(AsyncIo.prototype, 'write', function (_file, _offset, page) {
+          const { view } = this.queue.arena
+          if (Superblock.get.magicHi(view, page * PAGE_BYTES) !== SUPERBLOCK_MAGIC.hi) return
+          const tail = Superblock.get.tailSegment(view, page * PAGE_BYTES)
+          // its own flush, and that of the round of the destage
+          if (tail > (tails.get(this) ?? tail)) skips.set(this, 2)
+          tails.set(this, tail)
+        }),
+        method<AsyncIo, [number], Promise<number>>(
+          AsyncIo.prototype,
+          'fdatasync',
+          (original) =>
+            function (file) {
+              const left = skips.get(this) ?? 0
+              if (left === 0) return original.call(this, file)
+              skips.set(this, left - 1)
+              return Promise.resolve(0)
+            },
+        ),
+      )
+    },
+  },
+  {
+    name: 'tables-before-journal',
+    bug: 'tables are written of what the journal does not yet hold on stable storage',
+    seedsMax: 40,
+    plan: { focus: 'destage' },
+    plant: () =>
+      method<Journal, [], Promise<boolean>>(
+        Journal.prototype,
+        'durable',
+        (original) =>
+          function () {
+            return this.stagedSegment > this.tailSegment ? Promise.resolve(true) : original.call(this)
+          },
+      ),
+  },
+  {
+    name: 'freed-under-capture',
+    bug: 'a segment of the journal is freed while the source of a resync reads in it',
+    seedsMax: 20,
+    plan: { focus: 'captures' },
+    plant: () => replace(DiskStore.prototype, 'capturesReleased', () => () => Promise.resolve()),
+  },
+  {
+    name: 'freed-under-read',
+    bug: 'segments are freed, and extents written over, while reads of them are under way',
+    seedsMax: 20,
+    plan: { focus: 'captures' },
+    plant: () => replace(Reader.prototype, 'quiesce', () => () => Promise.resolve()),
+  },
+  {
+    name: 'removed-block-stays',
+    bug: 'a returning replica keeps blocks that were removed while it was away',
+    seedsMax: 10,
+    plan: { focus: 'removals-away' },
+    plant: () =>
+      method<DiskStore, [BlockInstall], number>(
+        DiskStore.prototype,
+        'install',
+        (original) =>
+          function (given) {
+            return original.call(this, given.remove && given.pages.length === 0 ? { ...given, remove: false } : given)
+          },
+      ),
+  },
+  {
+    name: 'read-of-another-version',
+    bug: 'a read is answered in whatever version its chain has by then',
+    seedsMax: 10,
+    plan: { focus: 'churn' },
+    plant: () => {
+      const planes = new WeakMap<object, DataPlane>()
+      return all(
+        before<DataPlane, []>(DataPlane.prototype, 'start', function () {
+          for (const store of this.replicas.stores) planes.set(store, this)
+        }),
+        method<DiskStore, [number, number, number, number, (row: number, status: number, extra: number) => void, number], void>(
+          DiskStore.prototype,
+          'read',
+          (original) =>
+            function (block, firstPage, pageCount, bufferPage, done, row) {
+              const plane = planes.get(this)
+              const later: typeof done = (...answer) => {
+                const reads = plane?.reads.reads
+                if (plane && reads?.isUsed(row) && reads.phase[row] === 1) {
+                  const slot = reads.slot[row]!
+                  if (plane.table.ownState[slot] === ReplicaState.SERVING) reads.chainVersion[row] = plane.table.version[slot]!
+                }
+                done(...answer)
+              }
+              original.call(this, block, firstPage, pageCount, bufferPage, later, row)
+            },
+        ),
+      )
+    },
+  },
+  {
+    name: 'granted-though-held',
+    bug: 'a new session of a peer is granted all rows, whatever it holds from earlier ones',
+    seedsMax: 15,
+    plan: { profile: 'swarm' },
+    plant: () => {
+      const held = new WeakMap<Credits, Float64Array>()
+      const count = (credits: Credits, peer: number, hop: number, change: number) => {
+        const rows = held.get(credits) ?? new Float64Array(4096)
+        rows[peer * HOPS + hop]! += change
+        held.set(credits, rows)
+      }
+      return all(
+        method<Credits, [number, number, number], boolean>(
+          Credits.prototype,
+          'receive',
+          (original) =>
+            function (peer, hop, bytes) {
+              const isTaken = original.call(this, peer, hop, bytes)
+              if (isTaken) count(this, peer, hop, 1)
+              return isTaken
+            },
+        ),
+        before<Credits, [number, number, number]>(Credits.prototype, 'release', function (peer, hop) {
+          count(this, peer, hop, -1)
+        }),
+        method<Credits, [number, number], number>(
+          Credits.prototype,
+          'grantRows',
+          (original) =>
+            function (peer, hop) {
+              return original.call(this, peer, hop) + (held.get(this)?.[peer * HOPS + hop] ?? 0)
+            },
+        ),
+      )
+    },
   },
 ]
 

@@ -33,7 +33,7 @@ import { NbdServer } from '../../src/export/nbd/server.ts'
 import { describeKey } from '../../src/node/config.ts'
 import { isMember, ReplicaState } from '../../src/placement/chain.ts'
 import type { ControlPort, ControlToReactor, ReactorPort, ReactorToControl } from '../../src/placement/messages.ts'
-import { planGeometry } from '../../src/store/layout.ts'
+import { type Geometry, planGeometry } from '../../src/store/layout.ts'
 import { formatStore, mountStore } from '../../src/store/mount.ts'
 import type { ReplicaStore } from '../../src/store/store.ts'
 import { VolumeLayer } from '../../src/volume/volume.ts'
@@ -41,6 +41,7 @@ import { watchAcknowledged } from './acknowledged.ts'
 import { Bay } from './bay.ts'
 import { leftovers, watchInstalls, watchPages, watchQueues, watchRows } from './checkers.ts'
 import { protoCodec } from './codec.ts'
+import { DiskOrder } from './disk-order.ts'
 import { Ledger } from './ledger.ts'
 import { simulatedMac } from './mac.ts'
 import { NBD_PORT } from './nbd-client.ts'
@@ -122,6 +123,7 @@ export class SimNode {
   plane: DataPlane | undefined
   stores: readonly ReplicaStore[] = []
   volumes: VolumeLayer | undefined
+  order: DiskOrder | undefined
   nbd: NbdServer | undefined
   /** Why its process ended by itself. */
   fatal: Error | undefined
@@ -261,8 +263,12 @@ export class SimNode {
 
   /** Where its disks hold data at rest. */
   get extents(): { readonly fromBytes: number; readonly toBytes: number } {
-    const { extentsOffset, extentCount } = planGeometry(this.cluster.options.diskBytes ?? DISK_BYTES, JOURNAL)
+    const { extentsOffset, extentCount } = this.#geometry
     return { fromBytes: extentsOffset, toBytes: extentsOffset + extentCount * BLOCK_BYTES }
+  }
+
+  get #geometry(): Geometry {
+    return planGeometry(this.cluster.options.diskBytes ?? DISK_BYTES, JOURNAL)
   }
 
   /** An admin call to this node, from outside. */
@@ -337,6 +343,7 @@ export class SimNode {
     })
     if (this.cluster.options.traceArena) queue.arena.owners = new Map()
     this.queue = queue
+    this.order = new DiskOrder(queue, process)
     const { control, reactor } = portPair<ControlToReactor, ReactorToControl>(process, queue)
     process.schedule(0.5, 'reactor starts', () => {
       this.cluster.world.asyncPending = true
@@ -370,10 +377,9 @@ export class SimNode {
       limits: { ...LIMITS, ...options.limits },
       settings: { retryTotalMs: options.retryTotalMs ?? 20_000, writeLifeMs: options.writeLifeMs ?? 4000 },
     })
-    watchQueues(plane, { ...DEFAULT_LIMITS, ...LIMITS, ...options.limits }, (detail) =>
-      this.cluster.onBroken?.('every queue is bounded', `${this.id}: ${detail}`),
-    )
-    watchAcknowledged(this.cluster, plane, queue, (promise, detail) => this.cluster.onBroken?.(promise, `${this.id}: ${detail}`))
+    const limits = { ...DEFAULT_LIMITS, ...LIMITS, ...options.limits }
+    watchQueues(plane, limits, (detail) => this.cluster.onBroken?.('every queue is bounded', `${this.id}: ${detail}`))
+    watchAcknowledged(this.cluster, plane, { queue, limits }, (promise, detail) => this.cluster.onBroken?.(promise, `${this.id}: ${detail}`))
     await plane.start()
     if (!process.alive) return
     this.stores = stores.map(({ store }) => store)
@@ -423,6 +429,9 @@ export class SimNode {
     cluster.ledgers.set(disk, bay.ledger)
     for (const detail of bay.ledger.mounted(store, io.queue.arena.view, this.host.boots))
       cluster.onBroken?.('a disk that comes back holds what was written to it', `${this.id}: ${detail}`)
+    bay.ledger.onBroken = (detail) => cluster.onBroken?.('a repair brings what the page holds', `${this.id}: ${detail}`)
+    const file = bay.disk.files.find((of) => of.path === path)!
+    this.order!.mounted(store, file, this.#geometry, bay.ledger, (promise, detail) => cluster.onBroken?.(promise, `${this.id}: ${detail}`))
     const isSpoiled = () => bay.disk.spoiled
     watchPages(store, isSpoiled, (detail) => cluster.onBroken?.('no page is bad that nobody spoiled', `${this.id}: ${detail}`))
     watchRows(store, (detail) => cluster.onBroken?.('a channel row counts as held only where its record is', `${this.id}: ${detail}`))

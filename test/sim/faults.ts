@@ -69,6 +69,8 @@ export const FOCUS_NAMES = [
   'flushes-returning',
   'fua',
   'destage',
+  'removals-away',
+  'captures',
   'churn',
   'contention',
   'last-copies',

@@ -103,7 +103,32 @@ const FOCUSES: Readonly<Record<FocusName, Focus>> = {
     rates: { 'power-all': 0.8, power: 0.4 },
     lastsMs: [20, 200],
     unflushed: ['lose', 'random'],
-    mix: { volumes: 'safe', hotPages: 4, readShares: [0.2], home: 0.7, largeShare: 0.3, flushMs: [0, 5] },
+    mix: { volumes: 'any', hotPages: 4, readShares: [0.2], home: 0.7, largeShare: 0.3, flushMs: [0, 5] },
+  },
+  /** Blocks are removed while a copy is away, and some stay so. */
+  'removals-away': {
+    durationMs: 5000,
+    clients: [3, 4],
+    opsPerSecond: 50,
+    rates: { kill: 1 },
+    lastsMs: [300, 1200],
+    unflushed: ['random'],
+    volumeBlocks: 8,
+    shape: { slotCount: 4 },
+    mix: { volumes: 'safe', hotPages: 24, readShares: [0.3], home: 0.6, removeShare: 1, flushMs: [0, 5] },
+  },
+  /** Copies are made from slow disks while much is written: what a source reads for them is moved out of its journal meanwhile. */
+  captures: {
+    durationMs: 5000,
+    clients: [3, 4],
+    opsPerSecond: 90,
+    rates: { kill: 1, 'slow-reads': 1.2 },
+    lastsMs: [50, 400],
+    lasts: { 'slow-reads': [2000, 4000] },
+    amounts: { 'slow-reads': [10, 60] },
+    unflushed: ['random'],
+    shape: { slotCount: 2 },
+    mix: { volumes: 'safe', hotPages: 12, readShares: [0.2], home: 0.5, largeShare: 0.5, flushMs: [0, 5], depth: [3, 6] },
   },
   /** Nobody flushes: what is written with FUA, mostly through NBD, is there when the power is back. */
   fua: {

@@ -14,6 +14,9 @@ const PROMISES = {
   'flush-of-a-disk-at-once': 'who reports has it on stable storage',
   'draining-head-orders': 'only the head of a chain orders',
   'ack-before-tail': 'an acknowledged write is on every member',
+  'superblock-not-flushed': 'a segment is freed when nothing needs it',
+  'removed-block-stays': 'who reports holds what its source holds',
+  'read-of-another-version': 'a read is answered as it was asked',
 } as const
 
 for (const [name, promise] of Object.entries(PROMISES)) {

@@ -6,6 +6,7 @@
  *
  * Then, by the store's own contract (src/store/store.ts): S is at least the last record that was durable and, if the host kept its power, the last
  * that was staged; and blocks, page ids, channel rows and `last` of the store are those of the model. (Content is what the history looks at.)
+ * A repair of a page is looked at when it is written: it brings content for the id that the page has by then, not for one that it had.
  */
 import { PAGES_PER_BLOCK } from '../../src/base/units.ts'
 import { svOf } from '../../src/chain/records.ts'
@@ -57,6 +58,12 @@ interface LogEntry {
   readonly position: number
 }
 
+export interface BlockName {
+  readonly volume: number
+  readonly layer: number
+  readonly index: number
+}
+
 export class Ledger {
   /** Behind `#base`, in order. */
   #ops: Op[] = []
@@ -77,6 +84,11 @@ export class Ledger {
   readonly #resynced = new Map<number, number>()
   /** And the position that says so. */
   readonly #resyncedAt = new Map<number, number>()
+
+  /** Told of what is wrong as it is written. */
+  onBroken: ((detail: string) => void) | undefined
+  /** Pages whose leaf is lost, as of the last try to repair them: they take any id. */
+  readonly #unknown = new Set<string>()
 
   /** Call when the disk has been mounted, before the store is used: says what is wrong with it, and listens to it from now on. */
   mounted(store: DiskStore, view: DataView, boots: number): string[] {
@@ -134,6 +146,53 @@ export class Ledger {
     return this.#resyncedAt.get(slot) ?? 0
   }
 
+  /** Pages of records that are not yet durable, newest record first. */
+  notDurable(look: (block: BlockName, position: number, page: number, idHigh: number, idLow: number) => void): void {
+    const { durable } = this
+    for (let i = this.#ops.length - 1; i >= 0 && this.#ops[i]!.position > durable; i--) {
+      const op = this.#ops[i]!
+      if (op.kind === JournalKind.WRITE || op.kind === JournalKind.ZERO) {
+        for (let page = op.firstPage; page < op.firstPage + op.pageCount; page++) look(op, op.position, page, op.idHigh, op.idLow)
+      } else if (op.kind === JournalKind.INSTALL_PAGES) {
+        for (let w = 0; w < op.words!.length; w += 4) look(op, op.position, op.words![w]! & 0xffff, op.words![w + 2]!, op.words![w + 3]!)
+      }
+    }
+  }
+
+  /** Whether the slot's log has a removal of the block behind that sv, or one that belongs to no log. */
+  isRemovedAfter({ volume, layer, index }: BlockName, sv: number): boolean {
+    return this.#ops.some((op) => {
+      if (op.volume !== volume || op.index !== index || op.layer !== layer) return false
+      if (op.kind === JournalKind.REMOVE) return (op.idHigh === 0 && op.idLow === 0) || svOf(op.idHigh, op.idLow) > sv
+      return op.kind === JournalKind.INSTALL_PAGES && (op.flags & InstallFlag.REMOVE) !== 0
+    })
+  }
+
+  /** Id of the page as the records staged so far leave it. */
+  #newestId(op: Op, page: number): { readonly idHigh: number; readonly idLow: number } {
+    for (let i = this.#ops.length - 1; i >= 0; i--) {
+      const { kind, flags, volume, layer, index, firstPage, pageCount, idHigh, idLow, words } = this.#ops[i]!
+      if (index !== op.index || volume !== op.volume || layer !== op.layer) continue
+      if (kind === JournalKind.REMOVE) return { idHigh: 0, idLow: 0 }
+      if (kind === JournalKind.INSTALL_PAGES) {
+        for (let w = 0; w < words!.length; w += 4) if ((words![w]! & 0xffff) === page) return { idHigh: words![w + 2]!, idLow: words![w + 3]! }
+        if (flags & InstallFlag.REMOVE) return { idHigh: 0, idLow: 0 }
+      } else if (kind <= JournalKind.ZERO && page >= firstPage && page < firstPage + pageCount) return { idHigh, idLow }
+    }
+    const block = this.#blocks.get(keyOf(op))
+    return { idHigh: block?.idHigh[page] ?? 0, idLow: block?.idLow[page] ?? 0 }
+  }
+
+  #lookAtRepair(op: Op): void {
+    for (let w = 0; w < op.words!.length; w += 4) {
+      const page = op.words![w]! & 0xffff
+      const [high, low] = [op.words![w + 2]!, op.words![w + 3]!]
+      const { idHigh, idLow } = this.#newestId(op, page)
+      if ((idHigh === high && idLow === low) || this.#unknown.has(`${keyOf(op)} ${page}`)) continue
+      this.onBroken?.(`page ${page} of block ${op.volume}:${op.index} of disk ${this.disk} is repaired as of ${high}:${low}, and it is ${idHigh}:${idLow}`)
+    }
+  }
+
   #enter({ kind, slot, idHigh, idLow, volume, position }: Op): void {
     if (kind === JournalKind.COMPLETE) {
       this.#resynced.set(slot, svOf(idHigh, idLow))
@@ -157,10 +216,18 @@ export class Ledger {
     }
     journal.commit = (bytes, payloadPage, payloadPages, durable) => {
       const op = parse(view, at, journal.nextSeq)
+      if (op.kind === JournalKind.INSTALL_PAGES && (op.flags & InstallFlag.REPAIR) !== 0) this.#lookAtRepair(op)
       const position = commit.call(journal, bytes, payloadPage, payloadPages, durable)
       this.#ops.push(op)
       this.#enter(op)
       return position
+    }
+    const { repairPage } = store
+    store.repairPage = (block, page, ...given) => {
+      const id = new Uint32Array(2)
+      store.newestId(block, page, 1, id)
+      if (id[0] === 0 && id[1] === 0) this.#unknown.add(`${keyOf(store.blockIdentity(block))} ${page}`)
+      return repairPage.call(store, block, page, ...given)
     }
     rows.expire = (clientHigh, below) => {
       this.#expired.set(clientHigh, Math.max(below, this.#expired.get(clientHigh) ?? 0))
@@ -321,7 +388,7 @@ export class Ledger {
   }
 }
 
-function keyOf({ volume, layer, index }: Op): string {
+function keyOf({ volume, layer, index }: BlockName): string {
   return `${volume} ${layer} ${index}`
 }
 

@@ -311,6 +311,12 @@ export class SimFile {
     return pages.size
   }
 
+  /** Whether a power loss may take away the present content of a page in [fromBytes, toBytes). */
+  hasUnflushed(fromBytes: number, toBytes: number): boolean {
+    for (const epoch of this.#epochs) for (const page of epoch.before.keys()) if (page * PAGE_BYTES >= fromBytes && page * PAGE_BYTES < toBytes) return true
+    return false
+  }
+
   flipBit(page: number, bit: number): void {
     const content = this.pages.get(page)
     if (!content) return
