@@ -220,8 +220,9 @@ export class SimNode {
 
   /** What people do with a failed disk: another one in its place, or, when nobody else has what is on it, the same one again. */
   serviceDisk(bay: Bay): void {
+    const isLast = this.cluster.hasLastCopy(bay)
     this.process?.kill()
-    if (this.cluster.hasLastCopy(bay)) bay.repair()
+    if (isLast) bay.repair()
     else bay.replace()
   }
 
@@ -685,8 +686,10 @@ export class SimCluster {
 
   /** As far as anybody knows: the disk may have failed unnoticed while others served, and theirs may have become the older copies meanwhile. */
   hasLastCopy({ uuid }: Bay): boolean {
-    const { state } = this
-    if (!state) return true
+    // of all nodes, not of those alone that run: the one that knew best may have been ended
+    const [newest] = this.nodes.flatMap(({ control }) => control?.member ?? []).sort((a, b) => (b.raft?.applied ?? 0) - (a.raft?.applied ?? 0))
+    if (!newest) return true
+    const { state } = newest
     return state.chains.some(({ entries }) => {
       const isOnIt = (disk: DiskNumber) => state.disks.get(disk)?.uuid === uuid
       const last = entries.filter((entry) => entry.state === ReplicaState.SERVING || entry.state === ReplicaState.LASTSRV)

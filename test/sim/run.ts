@@ -165,8 +165,9 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
       )
       for (const volume of volumes) await readAll(cluster, history, cluster.members()[0]!, volume)
       await world.run(
-        nowAndThen(cluster, () => cluster.quiet && leftovers(cluster).length === 0),
-        QUIET_MS,
+        // copies may have moved meanwhile
+        nowAndThen(cluster, () => cluster.quiet && leftovers(cluster).length === 0 && cluster.orphans().length === 0),
+        QUIET_MS + SWEPT_MS,
       )
       watch.stop()
       for (const detail of cluster.inspect()) violations.push({ promise: 'replicas are equal and nothing is left over once quiescent', detail })
