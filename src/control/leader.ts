@@ -73,6 +73,8 @@ export interface CoordinatorOptions {
   readonly virtualNodesPerPhysical?: number | undefined
   /** Asks a node to renew at once, naming `doubt`. */
   readonly nudge: (node: NodeNumber, doubt: number) => void
+  /** Since when a node has been DOWN by what earlier leaders have done, if it still is; undefined: not known. */
+  readonly goneSinceMs: (node: NodeNumber) => number | undefined
 }
 
 interface NodeLease {
@@ -541,7 +543,8 @@ export class Coordinator {
     if (lease.downSinceMs !== undefined) return
     const nowMs = this.#clock.nowMs()
     if (nowMs - lease.lastLossMs > LOSSES_FORGOTTEN_MS) lease.losses = 0
-    lease.downSinceMs = nowMs
+    // who has been away since before this leader began is not waited for once more from the beginning
+    lease.downSinceMs = (lease.seenMs === 0 ? this.#options.goneSinceMs(node) : undefined) ?? nowMs
     lease.lastLossMs = nowMs
     lease.losses++
   }

@@ -415,6 +415,7 @@ export class Member {
         nudge: (node, doubt) => {
           this.#nudge(node, doubt)
         },
+        goneSinceMs: (node) => this.#agent?.goneSinceMs(node),
       })
       if (this.identity.founder) void this.#found(this.#coordinator)
     }

@@ -1054,6 +1054,28 @@ test('two of five voters stay away: the three left vote alone, and may lose one 
   assert.equal(two.fatal, undefined)
 })
 
+test('a node that is gone is not waited for from the beginning whenever another node begins to lead', async () => {
+  const cluster = await TestCluster.up({ seed: 84, nodes: 4 })
+  const [one, , , four] = cluster.nodes as [TestNode, TestNode, TestNode, TestNode]
+  await cluster.threeVoters()
+  await one.call('Config/Set', { key: 'failover.rebuild_after', valueJson: '20000' })
+  four.kill()
+  cluster.refused(four)
+  let takenOver = 0
+  const moved = () =>
+    [...one.data!.chains.values()].every(({ entries }) => entries.filter((of) => of.state === ReplicaState.SERVING && of.node !== four.number).length === 3)
+  for (const startMs = cluster.world.nowMs; cluster.world.nowMs - startMs < 40_000 && !moved(); ) {
+    await cluster.world.runFor(8000)
+    const leader = cluster.leader
+    if (leader === undefined) continue
+    const heir = leader.plane.member!.raft!.members.voters.find((of) => of !== leader.number)!
+    await cluster.world.settle(leader.plane.member!.raft!.transferLeader(heir), 5000).catch(() => undefined)
+    if (cluster.leader !== leader) takenOver++
+  }
+  assert.ok(takenOver >= 2, `${takenOver} leaders took over`)
+  assert.ok(moved(), 'what it held is elsewhere')
+})
+
 test('one node with data grows to three without a restart', async () => {
   const cluster = await TestCluster.up({ seed: 24, nodes: 1 })
   assert.ok(cluster.full(1))
