@@ -103,7 +103,7 @@ const FOCUSES: Readonly<Record<FocusName, Focus>> = {
     rates: { 'power-all': 0.8, power: 0.4 },
     lastsMs: [20, 200],
     unflushed: ['lose', 'random'],
-    mix: { volumes: 'any', hotPages: 4, readShares: [0.2], home: 0.7, largeShare: 0.3, flushMs: [0, 5] },
+    mix: { volumes: 'any', hotPages: 4, readShares: [0.2], home: 0.7, largeShare: 0.3, removeShare: 0.4, flushMs: [0, 5] },
   },
   /** Blocks are removed while a copy is away, and some stay so. */
   'removals-away': {
