@@ -292,8 +292,8 @@ interface RaftQueues {
  * what a run needs; these are four times and more what brutal runs came to: beyond them something asks in a storm, or never ends.
  */
 export function controlQueueBounds(nodes: number): Readonly<Record<string, number>> {
-  // a leader that has just died is followed again and let go for each of its messages that is still on its way: a renewal and a report each time
-  return { callsOut: 16 + 8 * nodes, callsIn: 16 + 16 * nodes, kvBatches: 8, proposals: 64, indexReads: 256 }
+  // a process that was frozen, for 8 s at most, finds what a leader sent meanwhile: something to Raft every 150 ms, and as many answers to what it had asked
+  return { callsOut: 16 + 8 * nodes, callsIn: 16 + 64 * nodes, kvBatches: 8, proposals: 64, indexReads: 256 }
 }
 
 /** From now on it is counted what the Raft node has not answered. */
