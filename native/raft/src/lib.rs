@@ -661,7 +661,8 @@ fn invalid(message: &Message) -> Option<String> {
             if position.index == 0 {
                 return Some("a snapshot at index 0".to_owned());
             }
-            (position.term == 0 || position.term > message.term).then(|| format!("a snapshot of term {} in term {}", position.term, message.term))
+            (position.term == 0 || position.term > message.term)
+                .then(|| format!("a snapshot of term {} in term {}", position.term, message.term))
         }
         MessageType::MsgReadIndex | MessageType::MsgReadIndexResp => {
             (message.entries.len() != 1).then(|| format!("a read index of {} contexts", message.entries.len()))
