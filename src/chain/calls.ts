@@ -62,7 +62,7 @@ export class Calls {
   readonly #roomWaiters: Array<Array<() => void>> = Array.from({ length: PEERS_MAX }, () => [])
   readonly #rowWaiters: Array<() => void> = []
   /** Of the rows, by peer. */
-  readonly #shares = new Shares(PEERS_MAX)
+  readonly #shares = new Shares(PEERS_MAX, CALLS_MAX)
 
   constructor(options: { queue: IoQueue; peers: Peers }) {
     this.#queue = options.queue
@@ -81,10 +81,9 @@ export class Calls {
     const headBytes = FRAME_BYTES + Call.size + args.length
     if (!this.#peers.isUp(peer)) return { status: Status.NODE_UNREACHABLE, lengthBytes: 0 }
     // a peer that does not answer has a share of the rows, not all
-    while (!this.#shares.mayTake(peer, CALLS_MAX - this.#calls.inUse)) await new Promise<void>((resolve) => this.#rowWaiters.push(resolve))
+    while (!this.#shares.take(peer)) await new Promise<void>((resolve) => this.#rowWaiters.push(resolve))
     const row = this.#calls.alloc()
     this.#calls.peer[row] = peer
-    this.#shares.held[peer]!++
     const session = this.#peers.isUp(peer) ? this.#peers.sessionOf(peer) : NONE
     let at = this.#reserve(peer, session, headBytes)
     while (at === -1) {
@@ -121,7 +120,7 @@ export class Calls {
   }
 
   #freeRow(row: number): void {
-    this.#shares.held[this.#calls.peer[row]!]!--
+    this.#shares.giveBack(this.#calls.peer[row]!)
     this.#calls.free(row)
     if (this.#rowWaiters.length === 0) return
     this.#queue.asyncPending = true

@@ -30,6 +30,7 @@ import type { Counters } from './counters.ts'
 import { STANDSTILL_MS_MAX } from './peers.ts'
 import type { Reads } from './read.ts'
 import { NONE } from './records.ts'
+import { RowQueues } from './row-queues.ts'
 import { DISK_GROUPS, groupOfDisk, Shares } from './shares.ts'
 import type { ChainTable } from './table.ts'
 import { touchedBytes, type Writes } from './write.ts'
@@ -126,13 +127,10 @@ export class Client implements BlockClient {
   readonly #clientHigh: number
   readonly #channelSeq = new Float64Array(CHANNELS_PER_CLIENT)
   readonly #freeChannels = new Int32Array(CHANNELS_PER_CLIENT)
-  #freeChannelCount = 0
   /** Of the channels, by the disk that heads the slot. */
-  readonly #channels = new Shares(DISK_GROUPS)
+  readonly #channels = new Shares(DISK_GROUPS, CHANNELS_PER_CLIENT - 1)
   /** Updates that wait for a channel, in order, per group. */
-  readonly #waitingFirst = new Int32Array(DISK_GROUPS).fill(NONE)
-  readonly #waitingLast = new Int32Array(DISK_GROUPS).fill(NONE)
-  #waitingCount = 0
+  readonly #waiting: RowQueues
   /** The group whose turn it is to get a channel. */
   #waitingTurn = 0
   #isOpening = false
@@ -222,8 +220,9 @@ export class Client implements BlockClient {
       next: i32,
     })
     this.#done = new Array(options.opsMax)
+    this.#waiting = new RowQueues(this.ops.next, DISK_GROUPS)
     // channel 0 is never used, so that a forgotten field is not a channel (checklist 0.33)
-    for (let channel = CHANNELS_PER_CLIENT - 1; channel > 0; channel--) this.#freeChannels[this.#freeChannelCount++] = channel
+    for (let i = 0; i < this.#channels.free; i++) this.#freeChannels[i] = CHANNELS_PER_CLIENT - 1 - i
   }
 
   // ---- BlockClient ---------------------------------------------------------------------------------------------------------
@@ -360,9 +359,8 @@ export class Client implements BlockClient {
 
   /** The update takes a channel, with its next seq, unless its group has its share. */
   #openChannel(op: number, group: number): boolean {
-    if (!this.#channels.mayTake(group, this.#freeChannelCount)) return false
-    const channel = this.#freeChannels[--this.#freeChannelCount]!
-    this.#channels.held[group]!++
+    if (!this.#channels.take(group)) return false
+    const channel = this.#freeChannels[this.#channels.free]!
     this.ops.channel[op] = channel
     this.ops.group[op] = group
     this.ops.seq[op] = this.#channelSeq[channel] = this.#channelSeq[channel]! + 1
@@ -371,8 +369,8 @@ export class Client implements BlockClient {
 
   #closeChannel(op: number): void {
     const { ops } = this
-    this.#channels.held[ops.group[op]!]!--
-    this.#freeChannels[this.#freeChannelCount++] = ops.channel[op]!
+    this.#freeChannels[this.#channels.free] = ops.channel[op]!
+    this.#channels.giveBack(ops.group[op]!)
     ops.channel[op] = NONE
   }
 
@@ -387,27 +385,7 @@ export class Client implements BlockClient {
   #awaitChannel(op: number, group: number): void {
     this.#counters.updatesWaitedForChannel++
     this.ops.state[op] = OpState.WAITS_FOR_CHANNEL
-    this.#linkWaiting(op, group)
-  }
-
-  #linkWaiting(op: number, group: number): void {
-    const { ops } = this
-    this.#waitingCount++
-    ops.next[op] = NONE
-    const last = this.#waitingLast[group]!
-    if (last === NONE) this.#waitingFirst[group] = op
-    else ops.next[last] = op
-    this.#waitingLast[group] = op
-  }
-
-  /** The first that waits in the group, which must not be empty. */
-  #unlinkWaiting(group: number): number {
-    const op = this.#waitingFirst[group]!
-    const next = this.ops.next[op]!
-    this.#waitingFirst[group] = next
-    if (next === NONE) this.#waitingLast[group] = NONE
-    this.#waitingCount--
-    return op
+    this.#waiting.push(group, op)
   }
 
   /**
@@ -416,18 +394,18 @@ export class Client implements BlockClient {
    */
   #openWaiting(): void {
     // what is begun here may end at once: this very loop goes on then, not one inside it
-    if (this.#waitingCount === 0 || this.#isOpening || this.#standsStill) return
+    if (this.#waiting.count === 0 || this.#isOpening || this.#standsStill) return
     this.#isOpening = true
     if (this.#orphans.length > 0) this.#markOrphans()
-    for (let looked = 0; looked < DISK_GROUPS && this.#waitingCount > 0; ) {
+    for (let looked = 0; looked < DISK_GROUPS && this.#waiting.count > 0; ) {
       const group = this.#waitingTurn
       this.#waitingTurn = (group + 1) % DISK_GROUPS
-      if (this.#waitingFirst[group] === NONE || !this.#channels.mayTake(group, this.#freeChannelCount)) {
+      if (this.#waiting.first(group) === NONE || !this.#channels.mayTake(group)) {
         looked++
         continue
       }
       looked = 0
-      const op = this.#unlinkWaiting(group)
+      const op = this.#waiting.shift(group)
       if (this.#queue.nowMs >= this.ops.deadlineMs[op]!) this.#end(op, Status.VOLUME_UNAVAILABLE)
       else this.#dispatch(op)
     }
@@ -454,10 +432,10 @@ export class Client implements BlockClient {
       else if (other !== group) this.#sharesNode[group] = this.#sharesNode[other] = 1
     }
     this.#channels.isAlone = groups < 2
-    if (this.#waitingCount === 0) return
+    if (this.#waiting.count === 0) return
     const waiting: number[] = []
-    for (let group = 0; group < DISK_GROUPS; group++) while (this.#waitingFirst[group] !== NONE) waiting.push(this.#unlinkWaiting(group))
-    for (const op of waiting) this.#linkWaiting(op, groupOfDisk(entryDisk[this.ops.slot[op]! * CHAIN_ENTRIES_MAX]!))
+    for (let group = 0; group < DISK_GROUPS; group++) while (this.#waiting.first(group) !== NONE) waiting.push(this.#waiting.shift(group))
+    for (const op of waiting) this.#waiting.push(groupOfDisk(entryDisk[this.ops.slot[op]! * CHAIN_ENTRIES_MAX]!), op)
   }
 
   // ---- ask a replica -------------------------------------------------------------------------------------------------------
@@ -854,11 +832,11 @@ export class Client implements BlockClient {
   }
 
   #expireWaiting(): void {
-    if (this.#waitingCount === 0) return
+    if (this.#waiting.count === 0) return
     const { deadlineMs } = this.ops
     for (let group = 0; group < DISK_GROUPS; group++) {
-      while (this.#waitingFirst[group] !== NONE && this.#queue.nowMs >= deadlineMs[this.#waitingFirst[group]!]!) {
-        this.#end(this.#unlinkWaiting(group), Status.VOLUME_UNAVAILABLE)
+      while (this.#waiting.first(group) !== NONE && this.#queue.nowMs >= deadlineMs[this.#waiting.first(group)]!) {
+        this.#end(this.#waiting.shift(group), Status.VOLUME_UNAVAILABLE)
       }
     }
   }

@@ -83,7 +83,7 @@ export class Reads {
     this.#hooks = options.hooks
     const disks = options.replicas.stores.length
     this.#failedMs = new Float64Array(disks)
-    this.#shares = new Shares(NO_STORE + 1)
+    this.#shares = new Shares(NO_STORE + 1, options.readsMax)
     this.#shares.isAlone = disks === 1
     this.reads = columns('read', options.readsMax, {
       /** NONE: an operation of this node, which owns the buffer. */
@@ -127,14 +127,12 @@ export class Reads {
   /** A row for a read of the slot, for that peer (NONE: this node); NONE: there is none now, for this peer or this disk. */
   take(peer: number, slot: number): number {
     const { reads } = this
-    const free = reads.rowsMax - reads.inUse
     const share = this.#table.ownStore[slot]!
     // a peer holds at most as many as are free, so that there are always some left for others
-    if ((peer !== NONE && this.ofPeer[peer]! >= free) || !this.#shares.mayTake(share, free)) return NONE
+    if ((peer !== NONE && this.ofPeer[peer]! >= this.#shares.free) || !this.#shares.take(share)) return NONE
     const r = reads.alloc()
     reads.peer[r] = peer
     reads.share[r] = share
-    this.#shares.held[share]!++
     if (peer !== NONE) this.ofPeer[peer]!++
     return r
   }
@@ -278,7 +276,7 @@ export class Reads {
   }
 
   #freeRow(r: number): void {
-    this.#shares.held[this.reads.share[r]!]!--
+    this.#shares.giveBack(this.reads.share[r]!)
     this.reads.free(r)
   }
 

@@ -10,19 +10,35 @@
  * Where there is only one group, nobody is to be protected, and it may have everything.
  */
 export class Shares {
-  /** What each group has. */
-  readonly held: Int32Array
+  /** How many nobody has. */
+  free: number
   /** There is no other group. */
   isAlone: boolean
+  /** What each group has. */
+  readonly #held: Int32Array
 
-  constructor(groups: number) {
-    this.held = new Int32Array(groups)
+  /** `total`: how many there are. */
+  constructor(groups: number, total: number) {
+    this.#held = new Int32Array(groups)
+    this.free = total
     this.isAlone = groups === 1
   }
 
-  /** `free`: how many nobody has. */
-  mayTake(group: number, free: number): boolean {
-    return free > 0 && (this.isAlone || this.held[group]! < free)
+  mayTake(group: number): boolean {
+    return this.free > 0 && (this.isAlone || this.#held[group]! < this.free)
+  }
+
+  /** False: the group may not take one now. */
+  take(group: number): boolean {
+    if (!this.mayTake(group)) return false
+    this.#held[group]!++
+    this.free--
+    return true
+  }
+
+  giveBack(group: number): void {
+    this.#held[group]!--
+    this.free++
   }
 }
 

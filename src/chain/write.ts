@@ -20,6 +20,7 @@ import type { Counters } from './counters.ts'
 import type { PayloadPool } from './payload-pool.ts'
 import { idHighOf, idLowOf, NONE, svOf } from './records.ts'
 import type { Replicas } from './replica.ts'
+import { RowQueues } from './row-queues.ts'
 import { Shares } from './shares.ts'
 import type { ChainTable } from './table.ts'
 
@@ -117,14 +118,11 @@ export class Writes {
   readonly #mergeShares: Shares
   readonly #creationShares: Shares
   /** Updates that wait for a record row or a merge row, in order, per disk. */
-  readonly #waitingFirst: Int32Array
-  readonly #waitingLast: Int32Array
-  #waitingCount = 0
+  readonly #waiting: RowQueues
   /** Updates whose sender knows a newer version of the chain: they wait for the table. */
   readonly #early: number[] = []
   readonly #waitingForRoom: number[][]
-  /** New blocks ordered and not committed; those that wait for it. */
-  #creating = 0
+  /** New blocks that wait for others to be committed. */
   readonly #creationsWaiting: number[] = []
   readonly #asksForRoom: boolean[]
 
@@ -153,10 +151,9 @@ export class Writes {
     this.#scratchPage = scratch
     this.#mergeRead = (row, status, extra) => this.#onMergeRead(row, status, extra)
     const disks = this.#replicas.stores.length
-    this.#mergeShares = new Shares(disks)
-    this.#creationShares = new Shares(disks)
-    this.#waitingFirst = new Int32Array(disks).fill(NONE)
-    this.#waitingLast = new Int32Array(disks).fill(NONE)
+    this.#mergeShares = new Shares(disks, MERGES_MAX)
+    this.#creationShares = new Shares(disks, CREATING_MAX)
+    this.#waiting = new RowQueues(this.updates.next, disks)
     this.#waitingForRoom = this.#replicas.stores.map(() => [])
     this.#asksForRoom = this.#replicas.stores.map(() => false)
   }
@@ -283,13 +280,12 @@ export class Writes {
     const { updates } = this
     const merges = this.#merges
     const storeIndex = this.#table.ownStore[updates.slot[u]!]!
-    if (!this.#mergeShares.mayTake(storeIndex, MERGES_MAX - merges.inUse)) {
+    if (!this.#mergeShares.take(storeIndex)) {
       this.#wait(u, storeIndex)
       return
     }
     const m = merges.alloc()
     merges.store[m] = storeIndex
-    this.#mergeShares.held[storeIndex]!++
     const store = this.#replicas.stores[storeIndex]!
     const offset = updates.offsetBytes[u]!
     const end = offset + updates.lengthBytes[u]!
@@ -349,7 +345,7 @@ export class Writes {
   }
 
   #freeMerge(m: number): void {
-    this.#mergeShares.held[this.#merges.store[m]!]!--
+    this.#mergeShares.giveBack(this.#merges.store[m]!)
     this.#merges.free(m)
   }
 
@@ -438,7 +434,7 @@ export class Writes {
     records.channel[row] = updates.channel[u]!
     records.seq[row] = updates.seq[u]!
     const creates = kind === RecordKind.WRITE && store.findBlock(updates.volume[u]!, updates.layer[u]!, updates.index[u]!) < 0
-    if (creates && !this.#creationShares.mayTake(storeIndex, CREATING_MAX - this.#creating)) {
+    if (creates && !this.#creationShares.mayTake(storeIndex)) {
       records.free(row)
       updates.merged[u] = 0
       this.#creationsWaiting.push(u)
@@ -477,8 +473,7 @@ export class Writes {
     if (creates) {
       updates.creates[u] = 1
       updates.store[u] = storeIndex
-      this.#creating++
-      this.#creationShares.held[storeIndex]!++
+      this.#creationShares.take(storeIndex)
     }
     replicas.headRecords++
     if (isLocal) this.#hooks.pinned(updates.requestRow[u]!)
@@ -517,10 +512,7 @@ export class Writes {
     const requestGeneration = updates.requestGeneration[u]!
     const wasOrdered = updates.ordered[u] === 1
     const session = updates.session[u]!
-    if (updates.creates[u] === 1) {
-      this.#creating--
-      this.#creationShares.held[updates.store[u]!]!--
-    }
+    if (updates.creates[u] === 1) this.#creationShares.giveBack(updates.store[u]!)
     if (updates.owned[u] === 1) this.#pool.free(updates.bufferPage[u] as PageNumber)
     const payloadBytes = updates.kind[u] === RecordKind.WRITE ? touchedBytes(updates.offsetBytes[u]!, updates.lengthBytes[u]!) : 0
     updates.free(u)
@@ -597,46 +589,37 @@ export class Writes {
   #wait(u: number, storeIndex: number): void {
     const { updates } = this
     updates.merged[u] = 0
-    updates.next[u] = NONE
-    this.#waitingCount++
-    const last = this.#waitingLast[storeIndex]!
-    if (last === NONE) this.#waitingFirst[storeIndex] = u
-    else updates.next[last] = u
-    this.#waitingLast[storeIndex] = u
+    this.#waiting.push(storeIndex, u)
   }
 
   /** Rows have become free: those that wait try again, of each disk the first first, until one has to wait again. */
   #retryWaiting(): void {
-    for (let storeIndex = 0; this.#waitingCount > 0 && storeIndex < this.#waitingFirst.length; storeIndex++) this.#retryWaitingFor(storeIndex)
+    for (let storeIndex = 0; this.#waiting.count > 0 && storeIndex < this.#waiting.groups; storeIndex++) this.#retryWaitingFor(storeIndex)
   }
 
   #retryWaitingFor(storeIndex: number): void {
-    const first = this.#waitingFirst
-    while (first[storeIndex] !== NONE && this.#hasRowsFor(storeIndex)) {
-      const u = first[storeIndex]!
-      first[storeIndex] = this.updates.next[u]!
-      if (first[storeIndex] === NONE) this.#waitingLast[storeIndex] = NONE
-      this.#waitingCount--
+    while (this.#waiting.first(storeIndex) !== NONE && this.#hasRowsFor(storeIndex)) {
+      const u = this.#waiting.shift(storeIndex)
       this.#attempt(u)
-      if (this.#waitingLast[storeIndex] === u) return
+      if (this.#waiting.last(storeIndex) === u) return
     }
   }
 
   /** What waits for a disk that has failed needs none: it is refused. */
   #hasRowsFor(storeIndex: number): boolean {
     if (this.#replicas.storeFailed[storeIndex]) return true
-    return this.#mergeShares.mayTake(storeIndex, MERGES_MAX - this.#merges.inUse) && this.#replicas.headRecords < this.#headRecordsMax
+    return this.#mergeShares.mayTake(storeIndex) && this.#replicas.headRecords < this.#headRecordsMax
   }
 
   roomForRecords(): void {
-    if (this.#waitingCount > 0) this.#retryWaiting()
+    if (this.#waiting.count > 0) this.#retryWaiting()
     if (this.#creationsWaiting.length > 0) this.#retryCreations()
   }
 
   /** New blocks that wait until others are committed. */
   #retryCreations(): void {
     const waiting = this.#creationsWaiting
-    for (let left = waiting.length; left > 0 && this.#creating < CREATING_MAX; left--) this.#attempt(waiting.shift()!)
+    for (let left = waiting.length; left > 0 && this.#creationShares.free > 0; left--) this.#attempt(waiting.shift()!)
   }
 
   #awaitRoom(u: number, storeIndex: number): void {

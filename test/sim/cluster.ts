@@ -586,9 +586,7 @@ export class SimCluster {
 
   /** The replicated state as the most advanced running node has it. */
   get state() {
-    const states = this.nodes.flatMap((node) => (node.running && node.control?.member ? [node.control.member] : []))
-    states.sort((a, b) => (b.raft?.applied ?? 0) - (a.raft?.applied ?? 0))
-    return states[0]?.state
+    return mostAdvanced(this.nodes.filter((node) => node.running))
   }
 
   /** Why not every wanted replica of every chain serves, or '' when all do and every node is ready. */
@@ -687,9 +685,8 @@ export class SimCluster {
   /** As far as anybody knows: the disk may have failed unnoticed while others served, and theirs may have become the older copies meanwhile. */
   hasLastCopy({ uuid }: Bay): boolean {
     // of all nodes, not of those alone that run: the one that knew best may have been ended
-    const [newest] = this.nodes.flatMap(({ control }) => control?.member ?? []).sort((a, b) => (b.raft?.applied ?? 0) - (a.raft?.applied ?? 0))
-    if (!newest) return true
-    const { state } = newest
+    const state = mostAdvanced(this.nodes)
+    if (!state) return true
     return state.chains.some(({ entries }) => {
       const isOnIt = (disk: DiskNumber) => state.disks.get(disk)?.uuid === uuid
       const last = entries.filter((entry) => entry.state === ReplicaState.SERVING || entry.state === ReplicaState.LASTSRV)
@@ -757,6 +754,12 @@ export class SimCluster {
     if (this.logLines.length > LOG_LINES_KEPT) this.logLines.shift()
     if (process.env['SIM_LOG']) console.log(text)
   }
+}
+
+/** The replicated state as the most advanced of those nodes has it, or had it when it ended. */
+function mostAdvanced(nodes: readonly SimNode[]) {
+  const members = nodes.flatMap(({ control }) => control?.member ?? [])
+  return members.sort((a, b) => (b.raft?.applied ?? 0) - (a.raft?.applied ?? 0))[0]?.state
 }
 
 export function usedBytes(queue: SimIoQueue): number {
