@@ -775,3 +775,34 @@ test('an arena without any room: an install that takes two segments waits, too',
   install(2, 1024)
   await bench.settle(store.journal.durable())
 })
+
+test('a mount of a disk that fails while its page tables are read gives back its memory when the last read has ended', async () => {
+  const bench = new Bench(14)
+  await bench.format()
+  const store = await bench.mount()
+  for (let index = 0; index < 14; index++) {
+    await roomFor(bench, store)
+    const w = write(bench, store, { index, firstPage: 0, pageCount: 1, id: index + 1 })
+    await bench.until(() => bench.events.durable >= w.seq)
+    bench.free(w.page)
+  }
+  await bench.settle(store.close())
+  bench.kill()
+  const ends = new Set<string>()
+  for (let times = 0; times < 40; times++) {
+    bench.disk.faults.readEio = 0.2
+    const before = bench.queue.arena.stats()
+    const end = await bench.mount().then(
+      () => 'mounted',
+      (error: unknown) => (error instanceof XsanError ? error.status : 'another error'),
+    )
+    ends.add(end)
+    if (end !== 'mounted') {
+      await bench.world.runFor(1000)
+      assert.deepEqual(bench.queue.arena.stats(), before)
+    }
+    bench.disk.faults.readEio = 0
+    bench.kill()
+  }
+  assert.deepEqual([...ends].sort(), ['READ_FAILED', 'mounted'])
+})

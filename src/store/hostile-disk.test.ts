@@ -95,7 +95,7 @@ class Disk {
         const words = new Uint32Array(bench.queue.arena.bytes.buffer, bench.queue.arena.bytes.byteOffset + buffer * PAGE_BYTES, PAGE_BYTES / 4)
         const content = block === NO_BLOCK ? 0 : words[0]!
         if (status === Status.SUCCESS && block !== NO_BLOCK) assert.ok(words.every((word) => word === content))
-        else if (status !== Status.SUCCESS) assert.equal(status, Status.BLOCK_CORRUPTED)
+        else if (status !== Status.SUCCESS) assert.ok(status === Status.BLOCK_CORRUPTED || status === Status.READ_FAILED)
         found.set(`${index}/${page}`, status === Status.SUCCESS ? content : -1)
       }
     }
@@ -146,13 +146,14 @@ for (let seed = FIRST; seed < FIRST + COUNT; seed++) {
     // the same end, with another lie each time
     for (let lie = 0; lie < 12; lie++) {
       const page = random.pick(random.chance(0.7) && notJournal.length > 0 ? notJournal : changed)
-      const how = random.pick(['lost', 'lost', 'rotten', 'astray'] as const)
+      const how = random.pick(['lost', 'lost', 'rotten', 'astray', 'unreadable'] as const)
       const now = image.get(page)!
       const put = how === 'lost' ? (old.get(page) ?? new Uint8Array(PAGE_BYTES)) : how === 'astray' ? image.get(random.pick(changed))! : now.slice()
       if (how === 'rotten') put[random.below(PAGE_BYTES)]! ^= 1 << random.below(8)
       for (const at of bench.file.pages.keys()) if (!image.has(at)) bench.file.writeFrom(at * PAGE_BYTES, new Uint8Array(PAGE_BYTES), 0, PAGE_BYTES)
       for (const [at, content] of image) bench.file.writeFrom(at * PAGE_BYTES, content, 0, PAGE_BYTES)
       bench.file.writeFrom(page * PAGE_BYTES, put, 0, PAGE_BYTES)
+      if (how === 'unreadable') bench.file.badPages.add(page)
       const what = `page ${page} (${isJournal(page) ? 'journal' : page * PAGE_BYTES < GEOMETRY.pageTableOffset ? 'superblock or extent table' : 'page tables or superblock'}) ${how}`
       let end = 'refused'
       try {
@@ -164,7 +165,7 @@ for (let seed = FIRST; seed < FIRST + COUNT; seed++) {
         if (isClosed || !isJournal(page)) assert.equal(op, disk.op, `${what}: operation ${op} is the last one there, not ${disk.op}`)
       } catch (error) {
         if (!(error instanceof XsanError)) throw error
-        assert.equal(error.status, 'DISK_CORRUPTED', `${what}: ${error.message}`)
+        assert.equal(error.status, how === 'unreadable' ? 'READ_FAILED' : 'DISK_CORRUPTED', `${what}: ${error.message}`)
       }
       ends.set(end, (ends.get(end) ?? 0) + 1)
       bench.kill()

@@ -18,7 +18,7 @@ import { DiskStore } from './disk-store.ts'
 import { journalArenaBytes } from './journal.ts'
 import { LEAVES_PER_BLOCK, leafOffset, planGeometry, secondSuperblockOffset, tablePageCount, tablePageOffset } from './layout.ts'
 import type { FileSpace, FormatOptions, MountOptions } from './mount-options.ts'
-import { REPLAY_BYTES, readFully, replay, writeFully } from './replay.ts'
+import { failureOf, REPLAY_BYTES, readFully, readReadable, replay, writeFully } from './replay.ts'
 import { Reservation, reserveFixed } from './reservation.ts'
 import { decodeSuperblock, encodeSuperblock, invalidSuperblock, nameBytes, type SuperblockState, superblockOffset, uuidBytes, uuidText } from './superblock.ts'
 import { checkLeaf, checkTablePage, diskTagOf, isTablePage, loadLeaf, loadTablePage, loseLeaf, newer, tablePageDigest } from './tables.ts'
@@ -174,8 +174,13 @@ async function readSuperblock(io: AsyncIo, file: OpenedFile, page: number, path:
   let best: SuperblockState | null = null
   let why: 'blank' | 'foreign' | 'damaged' = 'blank'
   if (file.sizeBytes < 2 * MiB) throw new XsanError('DISK_FOREIGN', `${path} is no XSAN disk: it has ${file.sizeBytes} bytes`, 'Check the path, or format it.')
+  let unreadable: XsanError | null = null
   for (const offset of [0, secondSuperblockOffset(file)]) {
-    await readFully(io, file.handle, offset, page, 1, path)
+    const failure = await failureOf(readFully(io, file.handle, offset, page, 1, path))
+    if (failure !== null) {
+      unreadable = failure
+      continue
+    }
     const found = decodeSuperblock(io.queue.arena, page, path)
     if (typeof found === 'string') {
       if (offset === 0 || found === 'damaged') why = found
@@ -184,6 +189,7 @@ async function readSuperblock(io: AsyncIo, file: OpenedFile, page: number, path:
     if (best === null || found.generation > best.generation) best = found
   }
   if (best === null) {
+    if (unreadable !== null) throw unreadable
     if (why === 'blank') return null
     if (why === 'damaged')
       throw new XsanError('DISK_CORRUPTED', `${path}: both superblocks are damaged`, 'Format the disk again; its replicas are rebuilt from their peers.')
@@ -453,17 +459,19 @@ function digestOf({ tableMount, tableRound }: BlockTable): number {
 
 /**
  * Of each page the newest whole copy. Whether a crash ended a round of the destage in the middle of it: pages are newer than the last complete round.
- * Throws DISK_CORRUPTED when the copies of that round are not all there: a page is older than it should be, or gone.
+ * Throws DISK_CORRUPTED when the copies of that round are not all there: a page is older than it should be, or gone; READ_FAILED when some could not be read.
  */
 async function loadTables(io: AsyncIo, file: Handle, path: string, s: SuperblockState, table: BlockTable, tableCopy: Uint8Array): Promise<boolean> {
   const pages = tablePageCount(s.geometry)
   const { arena } = io.queue
   let digest = 0
   let isUnfinished = false
+  let unreadable: XsanError | null = null
   await withPages(io, CHUNK_PAGES, async (buffer) => {
     for (let first = 0; first < pages; first += CHUNK_PAGES / 2) {
       const count = Math.min(CHUNK_PAGES / 2, pages - first)
-      await readFully(io, file, tablePageOffset(s.geometry, first, 0), buffer, count * 2, path)
+      const failure = await readReadable(io, file, tablePageOffset(s.geometry, first, 0), buffer, count * 2, path)
+      unreadable ??= failure
       for (let i = 0; i < count; i++) {
         const tablePage = first + i
         const at = buffer + i * 2
@@ -493,10 +501,13 @@ async function loadTables(io: AsyncIo, file: Handle, path: string, s: Superblock
     }
   })
   if (digest !== s.tablesDigest)
-    throw new XsanError(
-      'DISK_CORRUPTED',
-      `${path}: pages of the extent table are older than the superblock, or damaged: the disk has lost what it had promised to keep`,
-      'Format the disk again; its replicas are rebuilt from their peers.',
+    throw (
+      unreadable ??
+      new XsanError(
+        'DISK_CORRUPTED',
+        `${path}: pages of the extent table are older than the superblock, or damaged: the disk has lost what it had promised to keep`,
+        'Format the disk again; its replicas are rebuilt from their peers.',
+      )
     )
   return isUnfinished
 }
@@ -514,15 +525,23 @@ async function loadLeaves(io: AsyncIo, file: Handle, path: string, s: Superblock
   const found: Leaves = { lost: 0, newestMount: table.tableMount.reduce((most, mount) => Math.max(most, mount), 0) }
   await withPages(io, pagesPerBlock * LEAF_READS_PARALLEL, async (buffer) => {
     let next = 0
+    let failure: unknown
     const worker = async (page: number): Promise<void> => {
-      while (next < table.extentCount) {
+      while (next < table.extentCount && failure === undefined) {
         const row = next++
         if (table.used[row] === 0 || table.leafMask[row] === 0) continue
-        await readFully(io, file, leafOffset(s.geometry, row, 0, 0), page, pagesPerBlock, path)
+        await readReadable(io, file, leafOffset(s.geometry, row, 0, 0), page, pagesPerBlock, path)
         for (let leaf = 0; leaf < LEAVES_PER_BLOCK; leaf++) takeLeaf(io, page + leaf * 2, table, row, leaf, diskTag, leafCopy, found)
       }
     }
-    await Promise.all(Array.from({ length: LEAF_READS_PARALLEL }, (_, i) => worker(buffer + i * pagesPerBlock)))
+    // all of them have ended before the buffer is given back, whatever one of them met
+    const workers = Array.from({ length: LEAF_READS_PARALLEL }, (_, i) =>
+      worker(buffer + i * pagesPerBlock).catch((error: unknown) => {
+        failure ??= error
+      }),
+    )
+    await Promise.all(workers)
+    if (failure !== undefined) throw failure
   })
   return found
 }

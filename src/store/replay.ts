@@ -602,6 +602,35 @@ export async function readFully(io: AsyncIo, file: Handle, offsetBytes: number, 
   }
 }
 
+/**
+ * As {@link readFully}, of pages that tell by themselves whether they are whole: one that the disk cannot read is zeros. Returns why it could not, null:
+ * it read them all. Throws READ_FAILED when it can read none of them.
+ */
+export async function readReadable(io: AsyncIo, file: Handle, offsetBytes: number, page: number, pages: number, path: string): Promise<XsanError | null> {
+  if ((await failureOf(readFully(io, file, offsetBytes, page, pages, path))) === null) return null
+  let failure: XsanError | null = null
+  let unreadable = 0
+  for (let i = 0; i < pages; i++) {
+    const why = await failureOf(readFully(io, file, offsetBytes + i * PAGE_BYTES, page + i, 1, path))
+    if (why === null) continue
+    if (++unreadable === pages) throw why
+    failure ??= why
+    io.queue.arena.bytes.fill(0, (page + i) * PAGE_BYTES, (page + i + 1) * PAGE_BYTES)
+  }
+  return failure
+}
+
+/** What the world did to it. */
+export async function failureOf(reading: Promise<void>): Promise<XsanError | null> {
+  try {
+    await reading
+    return null
+  } catch (error) {
+    if (!(error instanceof XsanError)) throw error
+    return error
+  }
+}
+
 /** Whole pages from the arena. Throws WRITE_FAILED. */
 export async function writeFully(io: AsyncIo, file: Handle, offsetBytes: number, page: number, pages: number, path: string): Promise<void> {
   let done = 0
