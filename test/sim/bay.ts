@@ -4,6 +4,7 @@ import { crc32c } from '../../src/base/crc32c.ts'
 import { PAGE_BYTES } from '../../src/base/units.ts'
 import type { SimDisk } from '../../src/env/sim/disk.ts'
 import type { SimHost } from '../../src/env/sim/host.ts'
+import type { DiskStore } from '../../src/store/disk-store.ts'
 import { Superblock } from '../../src/store/layout.ts'
 import { Ledger } from './ledger.ts'
 
@@ -16,6 +17,8 @@ export class Bay {
   formatted = false
   /** What was written to its journal. */
   ledger = new Ledger()
+  /** What the last process to mount it made of it. */
+  store: DiskStore | undefined
   /** Disks that have stood here. */
   #disks = 1
   readonly #node: number
@@ -34,11 +37,17 @@ export class Bay {
     return `d15c0000-0000-4000-${8000 + this.#number}-${String(this.#disks).padStart(6, '0')}${String(this.#node + 1).padStart(6, '0')}`
   }
 
+  /** Its last process ended before the disk had written all that was given to it. */
+  get lacksRecords(): boolean {
+    return this.store !== undefined && this.store.journal.nextSeq - 1 > this.store.stagedSeq
+  }
+
   /** An empty disk stands where the old one was. No process may use it. */
   replace(): void {
     this.disk.replace()
     this.#disks++
     this.formatted = false
+    this.store = undefined
     this.repair()
   }
 

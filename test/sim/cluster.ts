@@ -415,6 +415,7 @@ export class SimNode {
       bay.formatted = true
       bay.ledger = new Ledger()
     }
+    if (bay.lacksRecords) cluster.onUnstagedLost?.(cluster.servedByAlone(disk))
     const relay = new StoreRelay()
     const store = await mountStore({
       io,
@@ -427,6 +428,7 @@ export class SimNode {
       disk,
       onNote: (message, fields) => this.env!.log.log('INFO', message, fields ?? {}),
     })
+    bay.store = store
     cluster.ledgers.set(disk, bay.ledger)
     for (const detail of bay.ledger.mounted(store, io.queue.arena.view, this.host.boots))
       cluster.onBroken?.('a disk that comes back holds what was written to it', `${this.id}: ${detail}`)
@@ -472,6 +474,8 @@ export class SimCluster {
   readonly volumes: SimVolume[] = []
   /** Told of a promise that a data plane breaks, as it happens; the first of each kind is enough. */
   onBroken: ((promise: string, detail: string) => void) | undefined
+  /** Told before a disk is mounted that never got all of its records: by slot, whether nobody else has served since. */
+  onUnstagedLost: ((isLost: readonly boolean[]) => void) | undefined
   /** What operators have under way. */
   readonly operations = new Set<string>()
   /** By disk: what was written to its journal. */
@@ -490,6 +494,15 @@ export class SimCluster {
     const desk = new SimHost(this.network, { name: 'operator', address: '10.0.1.1' })
     this.#desk = desk.start('xsan')
     this.operator = this.control.env(this.#desk)
+  }
+
+  /** By slot: this disk was its last server, or is its only one. */
+  servedByAlone(disk: DiskNumber): boolean[] {
+    const { chains = [] } = this.state ?? {}
+    return chains.map(({ entries }) => {
+      const last = entries.filter(({ state }) => state === ReplicaState.SERVING || state === ReplicaState.LASTSRV)
+      return last.length > 0 && last.every((entry) => entry.disk === disk)
+    })
   }
 
   /** By number, from 1. */

@@ -179,6 +179,30 @@ test('a write that was under way when all power was lost may be gone, whenever i
   assert.ok(!make(true))
 })
 
+test('what was read and never acknowledged may be gone when the last server comes back without it; what was acknowledged may not', () => {
+  const make = (read: 'a' | 'b', isLost = true) => {
+    const s = new Script()
+    const a = s.write('c1', 0, 10)
+    const open = s.history.beginWrite({ client: 'c1', volume: 1, offsetBytes: 0, lengthBytes: PAGE_BYTES, nowMs: 20 })
+    s.read('c2', 30, 31, open)
+    s.history.unacknowledgedLost(40, () => isLost)
+    s.read('c2', 50, 51, a)
+    // its retry
+    s.history.endWrite(open, 'ok', 70)
+    s.read('c2', 80, 81, read === 'a' ? a : open)
+    return s.valid
+  }
+  assert.ok(make('b'))
+  assert.ok(!make('b', false), 'another slot')
+  assert.ok(!make('a'), 'acknowledged since')
+  const s = new Script()
+  const a = s.write('c1', 0, 10)
+  s.write('c1', 20, 30)
+  s.history.unacknowledgedLost(40, () => true)
+  s.read('c2', 50, 51, a)
+  assert.ok(!s.valid, 'acknowledged before')
+})
+
 test('a loss of the power of other slots is none: what is read from memory then may be lost later', () => {
   const make = (isLost: () => boolean) => {
     const s = new Script()

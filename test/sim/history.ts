@@ -186,7 +186,7 @@ export class History {
 
   /** Every replica lost its power at once: of all pages, or of those in slots that nobody else serves. */
   allPowerLost(nowMs: number, isLost: (volume: number, page: number) => boolean = () => true): void {
-    const lost = [...this.#pages].filter(([key]) => isLost(...(key.split(':').map(Number) as [number, number]))).map(([, list]) => list)
+    const lost = this.#listsOf(isLost)
     // Also of writes under way: a piece may be acknowledged within the cluster, and lost, before the whole of it is
     for (const op of lost.flat()) op.maybeLost = true
     for (const [volume, list] of this.#unflushed)
@@ -194,18 +194,37 @@ export class History {
         volume,
         list.filter((op) => !op.maybeLost),
       )
-    for (const list of lost) {
-      list.push({
-        kind: 'powerLoss',
-        id: this.#nextId++,
-        client: 'power',
-        callMs: nowMs,
-        returnMs: nowMs,
-        outcome: 'ok',
-        mask: 0,
-        stamps: new Int32Array(SECTORS_PER_PAGE),
-        durable: true,
-      })
+    for (const list of lost) list.push(this.#powerLoss(nowMs))
+  }
+
+  /**
+   * The last server of these pages ended, and its disk had never got the records that its dead successors had shown: what nobody was told is done may be gone,
+   * though it was read (protocol 33). Its retry may bring it again, as another write.
+   */
+  unacknowledgedLost(nowMs: number, isLost: (volume: number, page: number) => boolean): void {
+    for (const list of this.#listsOf(isLost)) {
+      const pending = list.filter((op) => op.kind === 'write' && (op.outcome !== 'ok' || op.returnMs > nowMs))
+      if (pending.length === 0) continue
+      for (const op of pending) list.push({ ...op, id: this.#nextId++, outcome: 'unknown', durable: false, returnMs: nowMs })
+      list.push(this.#powerLoss(nowMs))
+    }
+  }
+
+  #listsOf(isWanted: (volume: number, page: number) => boolean): PageOp[][] {
+    return [...this.#pages].filter(([key]) => isWanted(...(key.split(':').map(Number) as [number, number]))).map(([, list]) => list)
+  }
+
+  #powerLoss(nowMs: number): PageOp {
+    return {
+      kind: 'powerLoss',
+      id: this.#nextId++,
+      client: 'power',
+      callMs: nowMs,
+      returnMs: nowMs,
+      outcome: 'ok',
+      mask: 0,
+      stamps: new Int32Array(SECTORS_PER_PAGE),
+      durable: true,
     }
   }
 

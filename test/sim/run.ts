@@ -9,6 +9,7 @@ import { BLOCK_BYTES, KiB, PAGE_BYTES, PAGES_PER_BLOCK } from '../../src/base/un
 import { kvStore } from '../../src/env/sim/control.ts'
 import { type Seed, seededPrng } from '../../src/env/sim/world.ts'
 import { ReplicaState } from '../../src/placement/chain.ts'
+import { slotOf } from '../../src/placement/ring.ts'
 import { leftovers, Watch } from './checkers.ts'
 import { SimCluster, type SimClusterOptions, type SimNode, type SimVolume, usedBytes } from './cluster.ts'
 import { type FocusName, makeSchedule, type Profile, type Schedule } from './faults.ts'
@@ -111,6 +112,8 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
   })
   options.onCluster?.(cluster)
   const { world } = cluster
+  cluster.onUnstagedLost = (isLost) =>
+    history.unacknowledgedLost(world.nowMs, (volume, page) => isLost[slotOf(volume, Math.floor(page / PAGES_PER_BLOCK), isLost.length)] === true)
   const clients: SimClient[] = []
   const watch = new Watch(cluster)
   const initiators: NbdInitiator[] = []
