@@ -235,7 +235,10 @@ export class Ledger {
     }
     rows.expireAll = (isGone) => {
       for (const key of this.#rows.keys()) this.#noteGone(Number(key.split(' ')[0]), isGone)
-      for (const { clientHigh } of this.#ops) this.#noteGone(clientHigh, isGone)
+      for (const { kind, clientHigh, words } of this.#ops) {
+        if (kind === JournalKind.INSTALL_ROWS) for (let w = 0; w < words!.length; w += ROW_WORDS) this.#noteGone(words![w]!, isGone)
+        else this.#noteGone(clientHigh, isGone)
+      }
       expireAll.call(rows, isGone)
     }
   }
