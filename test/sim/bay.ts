@@ -17,15 +17,17 @@ export class Bay {
   formatted = false
   /** What was written to its journal. */
   ledger = new Ledger()
-  /** What the last process to mount it made of it. */
-  store: DiskStore | undefined
+  /** What the last process to mount it made of it, and in which boot of the host. */
+  mounted: { readonly store: DiskStore; readonly boots: number } | undefined
   /** Disks that have stood here. */
   #disks = 1
+  readonly #host: SimHost
   readonly #node: number
   readonly #number: number
 
   /** `node` and `number` count from 0. */
   constructor(host: SimHost, node: number, number: number) {
+    this.#host = host
     this.#node = node
     this.#number = number
     const mount = number === 0 ? '/disk/' : `/disk${number}/`
@@ -37,9 +39,11 @@ export class Bay {
     return `d15c0000-0000-4000-${8000 + this.#number}-${String(this.#disks).padStart(6, '0')}${String(this.#node + 1).padStart(6, '0')}`
   }
 
-  /** Its last process ended before the disk had written all that was given to it. */
+  /** Its last process ended before the disk had all that was given to it: in its memory, and on its media if the power went too. */
   get lacksRecords(): boolean {
-    return this.store !== undefined && this.store.journal.nextSeq - 1 > this.store.stagedSeq
+    if (this.mounted === undefined) return false
+    const { store, boots } = this.mounted
+    return store.journal.nextSeq - 1 > (boots === this.#host.boots ? store.stagedSeq : store.durableSeq)
   }
 
   /** An empty disk stands where the old one was. No process may use it. */
@@ -47,7 +51,7 @@ export class Bay {
     this.disk.replace()
     this.#disks++
     this.formatted = false
-    this.store = undefined
+    this.mounted = undefined
     this.repair()
   }
 

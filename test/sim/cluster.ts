@@ -428,7 +428,7 @@ export class SimNode {
       disk,
       onNote: (message, fields) => this.env!.log.log('INFO', message, fields ?? {}),
     })
-    bay.store = store
+    bay.mounted = { store, boots: this.host.boots }
     cluster.ledgers.set(disk, bay.ledger)
     for (const detail of bay.ledger.mounted(store, io.queue.arena.view, this.host.boots))
       cluster.onBroken?.('a disk that comes back holds what was written to it', `${this.id}: ${detail}`)
