@@ -2,8 +2,9 @@
 import { makeDirectory, removeDirectory } from '../support/commands.ts'
 import { DevCluster } from '../support/dev-cluster.ts'
 import { compareJobs, MiB, type Pair, xsanTarget } from './compare.ts'
-import { nbdkitFile, type Peer } from './peers.ts'
-import { parseArgs, print, type Row } from './report.ts'
+import { fio } from './fio.ts'
+import { nbdkitFile, nbdkitNull, type Peer } from './peers.ts'
+import { type BenchArgs, median, parseArgs, print, type Row } from './report.ts'
 
 const SIZE_BYTES = 512 * MiB
 
@@ -48,8 +49,10 @@ export async function main(argv: readonly string[]): Promise<void> {
         rows: [
           iops('4k random read, depth 32', results.read32, 1.2),
           cpu('  CPU of the server per operation', results.read32, 0.8),
+          await ceiling('  a server that does nothing (nbdkit null)', 'randread', args),
           iops('4k random write, depth 32', results.write32, 1.2),
           cpu('  CPU of the server per operation', results.write32, 0.8),
+          await ceiling('  a server that does nothing (nbdkit null)', 'randwrite', args),
           iops('4k random read, depth 1', results.read1, 0.8),
           iops('4k random write, depth 1', results.write1, 0.8),
         ],
@@ -60,5 +63,17 @@ export async function main(argv: readonly string[]): Promise<void> {
     await cluster?.end()
     await peer?.end()
     removeDirectory(directory)
+  }
+}
+
+/** Depth 32 against a server that does nothing. */
+async function ceiling(figure: string, rw: 'randread' | 'randwrite', args: BenchArgs): Promise<Row> {
+  const nothing = await nbdkitNull(SIZE_BYTES)
+  try {
+    const rounds: number[] = []
+    for (let round = 0; round <= args.rounds; round++) rounds.push((await fio(nothing.target, { rw, blockSize: '4k', depth: 32 }, args.seconds)).iops)
+    return { figure, peer: median(rounds.slice(1)), unit: 'IOPS', note: 'what the client can drive' }
+  } finally {
+    await nothing.end()
   }
 }

@@ -1,6 +1,6 @@
 /**
  * The peers XSAN is compared with, as their users run them:
- *   one copy      nbdkit's file plug-in, over loopback TCP
+ *   one copy      nbdkit's file plug-in, over loopback TCP; and its null plug-in, to see what the client can drive
  *   three copies  qemu's quorum driver (vote threshold 2) over three nbdkit on loopback TCP, exported by qemu-nbd on a UNIX socket (over TCP,
  *                 qemu-nbd 7.2 waits 40 ms at low depth). nbdkit's answers to block status are switched off (noextents): qemu-nbd asks for it
  *                 before each read, and the search for a hole in tmpfs makes that 1 ms
@@ -21,6 +21,18 @@ export async function nbdkitFile(directory: string, sizeBytes: number): Promise<
   const children: ChildProcess[] = []
   try {
     const port = await nbdkit(children, join(directory, 'nbdkit.img'), sizeBytes)
+    return peer(children, { uri: `nbd://127.0.0.1:${port}`, sizeBytes, pids: pids(children) })
+  } catch (error) {
+    await Promise.all(children.map(endChild))
+    throw error
+  }
+}
+
+/** A server that does nothing: it reads zeros and forgets what is written. What it reaches is what the client and the sockets between allow. */
+export async function nbdkitNull(sizeBytes: number): Promise<Peer> {
+  const children: ChildProcess[] = []
+  try {
+    const port = await serve(children, ['null', String(sizeBytes)])
     return peer(children, { uri: `nbd://127.0.0.1:${port}`, sizeBytes, pids: pids(children) })
   } catch (error) {
     await Promise.all(children.map(endChild))
@@ -53,8 +65,13 @@ export async function quorum(directory: string, sizeBytes: number, cache: 'write
 async function nbdkit(children: ChildProcess[], file: string, sizeBytes: number, options: readonly string[] = []): Promise<number> {
   writeFileSync(file, '')
   truncateSync(file, sizeBytes)
+  return serve(children, [...options, 'file', file])
+}
+
+/** nbdkit with that plug-in and its parameters. Returns its port. */
+async function serve(children: ChildProcess[], plugin: readonly string[]): Promise<number> {
   const port = await freePort()
-  children.push(start('nbdkit', ['--foreground', '--exit-with-parent', '--ipaddr=127.0.0.1', `--port=${port}`, ...options, 'file', file]))
+  children.push(start('nbdkit', ['--foreground', '--exit-with-parent', '--ipaddr=127.0.0.1', `--port=${port}`, ...plugin]))
   await until('nbdkit serves', 10_000, async () => (await run('nbdinfo', ['--size', `nbd://127.0.0.1:${port}`])).code === 0)
   return port
 }
