@@ -700,10 +700,13 @@ export class SimCluster {
     // of all nodes, not of those alone that run: the one that knew best may have been ended
     const state = mostAdvanced(this.nodes)
     if (!state) return true
+    const uuidOf = (disk: DiskNumber) => state.disks.get(disk)?.uuid ?? ''
+    // what another had is gone when it has been replaced, whatever the chain says of it
+    const present = new Set(this.nodes.flatMap(({ bays }) => bays.map((bay) => bay.uuid)))
     return state.chains.some(({ entries }) => {
-      const isOnIt = (disk: DiskNumber) => state.disks.get(disk)?.uuid === uuid
       const last = entries.filter((entry) => entry.state === ReplicaState.SERVING || entry.state === ReplicaState.LASTSRV)
-      return last.length > 0 && last.every((entry) => isOnIt(entry.disk))
+      const there = last.map(({ disk }) => uuidOf(disk)).filter((of) => present.has(of))
+      return there.length > 0 && there.every((of) => of === uuid)
     })
   }
 
