@@ -18,6 +18,7 @@ import { nodeLeave } from './ops/node-leave.ts'
 import { nodeRegister } from './ops/node-register.ts'
 import { nodeRemove } from './ops/node-remove.ts'
 import { nodeStay } from './ops/node-stay.ts'
+import { nodesAway } from './ops/nodes-away.ts'
 import type { Operation } from './ops/operation.ts'
 import { settingsSet } from './ops/settings-set.ts'
 import { tokenAdd } from './ops/token-add.ts'
@@ -38,6 +39,7 @@ export const OPERATIONS = {
   'node.leave': nodeLeave,
   'node.stay': nodeStay,
   'node.remove': nodeRemove,
+  'nodes.away': nodesAway,
   'disk.failed': diskFailed,
   'leases.settle': leasesSettle,
   'volume.create': volumeCreate,

@@ -37,7 +37,6 @@ test('while Raft refuses at once, a leader that begins leaves others their turn 
     own: NO_OWN,
     leaseMs: 2000,
     nudge: () => undefined,
-    goneSinceMs: () => undefined,
   })
   await new Promise((resolve) => setImmediate(resolve))
   assert.equal(tries, 1)

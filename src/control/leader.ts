@@ -2,7 +2,7 @@
  * The coordinator: what the Raft leader does beyond Raft. It grants leases, believes things of nodes (View), and turns evidence and reports
  * into chain changes, one Raft command for all slots.
  *
- * All of it is volatile and begins anew with every term. Invariants (protocol 26 to 32):
+ * All of it is volatile and begins anew with every term, but for how long nodes have been away, which is noted (`nodes.away`). Invariants (protocol 26 to 32):
  * - It begins when all earlier entries are applied, and takes every node to hold a lease until its own election + the longest L that any
  *   process has registered with, but for those that a leader has outlived (leases-settle). It grants no longer one itself (nodes take L from their own
  *   files, which may differ for a while).
@@ -22,6 +22,7 @@ import { type ArgsOf, encodeCommand, type OperationName, type ResultOf, resultVa
 import { Members } from './members.ts'
 import { OneAtATime } from './one-at-a-time.ts'
 import { type ChainsStepArgs, chainChanges, changesAny, type SlotFacts } from './ops/chains-step.ts'
+import type { NodeAway } from './ops/nodes-away.ts'
 import { Rebalancer } from './rebalance.ts'
 import { booleanSetting, numberSetting, type OwnSettings } from './settings.ts'
 import { type ClusterState, FEATURE_LEVEL } from './state.ts'
@@ -35,6 +36,8 @@ const TICK_MS_MAX = 250
 const TICK_MS_MIN = 10
 const REPLACE_VOTER_AFTER_MS = 600_000
 const LOOK_EVERY_MS = 2000
+/** For how long nodes are away is noted when that has grown by so much, and by an eighth; what is shorter is none. */
+const NOTE_AWAY_MS = 5000
 /** While nobody is in doubt, a renewal waits so long for those of other nodes: one read-index round confirms them all. */
 const GATHER_MS = 4
 const ROUND_TIMEOUT_MS = 1000
@@ -73,8 +76,6 @@ export interface CoordinatorOptions {
   readonly virtualNodesPerPhysical?: number | undefined
   /** Asks a node to renew at once, naming `doubt`. */
   readonly nudge: (node: NodeNumber, doubt: number) => void
-  /** Since when a node has been DOWN by what earlier leaders have done, if it still is; undefined: not known. */
-  readonly goneSinceMs: (node: NodeNumber) => number | undefined
 }
 
 interface NodeLease {
@@ -544,7 +545,7 @@ export class Coordinator {
     const nowMs = this.#clock.nowMs()
     if (nowMs - lease.lastLossMs > LOSSES_FORGOTTEN_MS) lease.losses = 0
     // who has been away since before this leader began is not waited for once more from the beginning
-    lease.downSinceMs = (lease.seenMs === 0 ? this.#options.goneSinceMs(node) : undefined) ?? nowMs
+    lease.downSinceMs = nowMs - (lease.seenMs === 0 ? (this.#state.away.get(node)?.downMs ?? 0) : 0)
     lease.lastLossMs = nowMs
     lease.losses++
   }
@@ -612,6 +613,10 @@ export class Coordinator {
     try {
       if (this.#isLevelToRaise()) await this.propose('feature.raise', { level: FEATURE_LEVEL })
       else if (this.#areLeasesToSettle(this.#clock.nowMs())) await this.propose('leases.settle', {})
+      else {
+        const nodes = this.#awayToNote()
+        if (nodes.length > 0) await this.propose('nodes.away', { nodes })
+      }
     } catch (error) {
       if (!this.#stopped) this.#options.log.log('DEBUG', 'a change of the cluster failed, trying again', { error: messageOf(error) })
     }
@@ -633,6 +638,26 @@ export class Coordinator {
     if (featureLevel < 2 || longestMs === undefined || longestMs >= leaseMsMax) return false
     const own = this.#state.nodes.get(this.#raft.id)
     return (own?.leaseMs ?? 0) >= this.#options.leaseMs && nowMs - this.#electedMs > leaseMsMax * (1 + DRIFT_BOUND)
+  }
+
+  /** What has to be noted, so that another leader knows well enough for how long who has been away. */
+  #awayToNote(): NodeAway[] {
+    if (this.#state.featureLevel < 3) return []
+    const nowMs = this.#clock.nowMs()
+    const next = (ms: number, noted: number) => {
+      const longMs = ms < NOTE_AWAY_MS ? 0 : Math.round(ms)
+      return longMs < noted || longMs - noted >= Math.max(NOTE_AWAY_MS, noted / 8) ? longMs : noted
+    }
+    const notes: NodeAway[] = []
+    for (const { node, view } of this.view.rows()) {
+      const noted = this.#state.away.get(node) ?? { downMs: 0, silentMs: 0 }
+      const { downSinceMs } = this.#lease(node)
+      // nothing is known of a node that is MAYBE: what was noted of it stays
+      const downMs = view === View.UP ? next(0, noted.downMs) : downSinceMs === undefined ? noted.downMs : next(nowMs - downSinceMs, noted.downMs)
+      const silentMs = next(this.#members.silentMs(node), noted.silentMs)
+      if (downMs !== noted.downMs || silentMs !== noted.silentMs) notes.push([node, downMs, silentMs])
+    }
+    return notes
   }
 
   #lookForApart(): void {

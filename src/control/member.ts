@@ -415,7 +415,6 @@ export class Member {
         nudge: (node, doubt) => {
           this.#nudge(node, doubt)
         },
-        goneSinceMs: (node) => this.#agent?.goneSinceMs(node),
       })
       if (this.identity.founder) void this.#found(this.#coordinator)
     }

@@ -5,13 +5,14 @@
  * A voter that stays away (`failover.replace_voter_after`) gives its vote to a learner that lives; where there is none, and two of five are away, both only
  * learn until they are back: the three left may then lose one more. A joint change each time, so that a majority of the old voters and of the new ones
  * agree; the voters that live are never fewer than before, and three at least stay. Who returns is a learner, and votes again when a vote is free.
+ * How long each has been silent is noted in the replicated state now and then (leader.ts), and a new leader goes on from there.
  */
 import { messageOf } from '../base/errors.ts'
 import type { NodeNumber } from '../base/ids.ts'
 import type { Clock, Log } from '../env/control.ts'
 import type { Raft } from '../raft/driver.ts'
 import { encodeCommand } from './command.ts'
-import type { ClusterState } from './state.ts'
+import type { AwayRecord, ClusterState } from './state.ts'
 
 export const VOTERS_MAX = 5
 const VOTERS_MIN = 3
@@ -62,6 +63,8 @@ export class Members {
   /** When each other member answered Raft last, or this node began to lead. A data plane that is long in replay costs nobody a vote: leases say nothing here. */
   readonly #heardMs = new Map<NodeNumber, number>()
   #sinceMs: number
+  /** For how long others had been silent by then, as noted. Taken at the first look: then all that was noted before is applied. */
+  #silentBefore: ReadonlyMap<NodeNumber, AwayRecord> | undefined
   #lookedMs: number
 
   constructor(options: MembersOptions) {
@@ -75,7 +78,9 @@ export class Members {
     if (nowMs - this.#lookedMs > LOOK_LATE_MS) {
       this.#heardMs.clear()
       this.#sinceMs = nowMs
+      this.#silentBefore = undefined
     }
+    this.#silentBefore ??= new Map(this.#options.state.away)
     this.#lookedMs = nowMs
     // the core forgets who was active at every election timeout: whoever answers is seen at one of the looks between
     for (const { node, active } of this.#options.raft.status().progress) if (active) this.#heardMs.set(node, nowMs)
@@ -97,6 +102,13 @@ export class Members {
       .finally(() => {
         this.#running = false
       })
+  }
+
+  /** For how long that node has not answered Raft. */
+  silentMs(node: NodeNumber): number {
+    const nowMs = this.#options.clock.nowMs()
+    const heardMs = node === this.#options.raft.id ? nowMs : this.#heardMs.get(node)
+    return heardMs === undefined ? nowMs - this.#sinceMs + (this.#silentBefore?.get(node)?.silentMs ?? 0) : nowMs - heardMs
   }
 
   #next(): (() => Promise<unknown>) | undefined {
@@ -168,10 +180,9 @@ export class Members {
   }
 
   #replaceAway(voters: readonly NodeNumber[], ready: readonly NodeNumber[]): (() => Promise<unknown>) | undefined {
-    const { raft, state, log, clock, replaceAfterMs } = this.#options
+    const { raft, state, log, replaceAfterMs } = this.#options
     const afterMs = replaceAfterMs()
-    const silentMs = (node: NodeNumber) => clock.nowMs() - (this.#heardMs.get(node) ?? this.#sinceMs)
-    const away = afterMs === 0 ? [] : voters.filter((node) => node !== raft.id && silentMs(node) >= afterMs)
+    const away = afterMs === 0 ? [] : voters.filter((node) => node !== raft.id && this.silentMs(node) >= afterMs)
     const { addVoters, addLearners } = replacement(voters, away, ready)
     if (addLearners.length === 0) return undefined
     const names = (nodes: readonly NodeNumber[]) => nodes.map((node) => state.nodes.get(node)?.id)

@@ -87,8 +87,6 @@ export class NodeAgent {
   readonly #incarnations = new Map<NodeNumber, Incarnation>()
   /** Processes proven dead: told once to each leader, while it is news. */
   readonly #refused = new Map<NodeNumber, { incarnation: Incarnation; atMs: number; told: boolean }>()
-  /** Processes that were found DOWN and have no part in any chain since: since when, as this node has applied it. Each new leader finds them anew. */
-  readonly #gone = new Map<NodeNumber, { incarnation: Incarnation; atMs: number }>()
   /** Nodes without a session of the data plane. */
   #unreachable: readonly NodeNumber[] = []
   readonly #upToDate = new Map<SlotIndex, { since: ChainVersion; incarnation: Incarnation }>()
@@ -132,12 +130,6 @@ export class NodeAgent {
 
   get tableApplied(): boolean {
     return this.#ready && this.#appliedRevision > 0
-  }
-
-  /** Since when the registered process of that node has been DOWN, if it still is; undefined: not known. */
-  goneSinceMs(node: NodeNumber): number | undefined {
-    const gone = this.#gone.get(node)
-    return gone?.incarnation === this.#state.incarnation(node) && !this.#isInChains(node) ? gone.atMs : undefined
   }
 
   get stats(): AgentStats | undefined {
@@ -245,10 +237,7 @@ export class NodeAgent {
       this.#incarnations.set(node, incarnation)
       if (known > 0 && node !== this.#options.node) port.send({ type: 'peerDown', node, incarnation: known })
     }
-    for (const { node, incarnation } of this.#state.takeDropped()) {
-      if (this.#gone.get(node)?.incarnation !== incarnation) this.#gone.set(node, { incarnation, atMs: this.#clock.nowMs() })
-      if (node !== this.#options.node) port.send({ type: 'peerDown', node, incarnation })
-    }
+    for (const { node, incarnation } of this.#state.takeDropped()) if (node !== this.#options.node) port.send({ type: 'peerDown', node, incarnation })
     const own = this.#state.nodes.get(this.#options.node)
     if (own === undefined || own.incarnation > this.#options.incarnation) {
       const newer = `a newer process of this node (${own?.incarnation}) has registered`
@@ -404,11 +393,6 @@ export class NodeAgent {
     }
   }
 
-  #isInChains(node: NodeNumber): boolean {
-    for (const { entries } of this.#state.distinctChains) if (entries.some((of) => of.node === node && of.state !== ReplicaState.OFFLINE)) return true
-    return false
-  }
-
   #drainingHere(): boolean {
     const { node } = this.#options
     for (const chain of this.#state.distinctChains) {
@@ -472,7 +456,6 @@ export class NodeAgent {
       if (ids.size === 0) this.#lastIds.delete(disk)
     }
     for (const [peer, proof] of this.#refused) if (!this.#isProof(peer, proof)) this.#refused.delete(peer)
-    for (const node of this.#gone.keys()) if (this.#isInChains(node)) this.#gone.delete(node)
     for (const disk of this.#diskFailures.keys()) if (this.#state.disks.get(disk)?.state !== 'ok') this.#diskFailures.delete(disk)
   }
 

@@ -10,7 +10,7 @@ import { View } from '../placement/view.ts'
 import { type ArgsOf, encodeCommand, type OperationName, resultValue } from './command.ts'
 import { healthOf, lostPagesOf } from './health.ts'
 import { ControlStateMachine } from './machine.ts'
-import type { CommandResult } from './state.ts'
+import { type CommandResult, FEATURE_LEVEL } from './state.ts'
 import { tableSince } from './table.ts'
 
 const SLOTS = 128
@@ -66,7 +66,7 @@ function admit(replica: Replica, n: number): CommandResult {
     rack: '',
     key: `k${n}`,
     version: '1',
-    featureMax: 1,
+    featureMax: FEATURE_LEVEL,
     wallMs: 20,
     ...addresses(n),
   })
@@ -82,7 +82,7 @@ const register = (replica: Replica, n: number, id?: string) =>
       version: '1',
       dataDir: '/d',
       bootId: 'b',
-      featureMax: 1,
+      featureMax: FEATURE_LEVEL,
       disks: [{ uuid: `d${n}`, path: '/x', type: 'ssd', role: 'capacity', capacityBytes: GiB }],
       ...addresses(n),
     },
@@ -97,6 +97,7 @@ function threeNodes(): Replica {
     admit(replica, n)
     register(replica, n)
   }
+  replica.run('feature.raise', { level: FEATURE_LEVEL })
   replica.run('chains.create', { slots: Array.from({ length: SLOTS }, (_, slot) => [0, 1, 2].map((i) => disk(((slot + i) % 3) + 1))) })
   return replica
 }
@@ -135,7 +136,7 @@ test('the same commands make the same state: alive, stored and loaded, and by sn
 function randomCommand(replica: Replica, random: Prng): Uint8Array {
   const { state } = replica.machine
   const n = random.between(1, 3)
-  switch (random.below(8)) {
+  switch (random.below(9)) {
     case 0:
       return encodeCommand(
         'volume.create',
@@ -162,7 +163,7 @@ function randomCommand(replica: Replica, random: Prng): Uint8Array {
         version: '1',
         dataDir: '',
         bootId: '',
-        featureMax: 1,
+        featureMax: FEATURE_LEVEL,
         disks: [{ uuid: `d${n}`, path: '/x', type: 'ssd', role: 'capacity', capacityBytes: GiB }],
         ...addresses(n),
       })
@@ -180,6 +181,10 @@ function randomCommand(replica: Replica, random: Prng): Uint8Array {
         lastIds: ids.map(([d, inc, , hi, lo, power]) => [d, inc, chain.version, hi, lo, power] as const),
       }))
       return encodeCommand('chains.step', { views: views(replica, {}), heldDown: [], facts, factsOnly: false })
+    }
+    case 6: {
+      const ms = () => random.pick([0, 5000, 70_000])
+      return encodeCommand('nodes.away', { nodes: [[node(n), ms(), ms()] as const, [node(9), 1, 1] as const] })
     }
     default:
       return encodeCommand('chains.step', {
@@ -249,7 +254,18 @@ test('a token lets one node in, once, in time', () => {
   assert.equal(replica.run('token.add', { hash: 't', nodeId: '', expiresAtMs: 9, wallMs: 1 }).error?.status, 'CLUSTER_NOT_READY')
   replica.run('cluster.init', initArgs)
   assert.deepEqual(admit(replica, 2).value, { node: 2 })
-  const again = { tokenHash: 't2', joinId: 'j2', nodeId: 'node-2', zone: '', rack: '', key: 'other', version: '1', featureMax: 1, wallMs: 20, ...addresses(2) }
+  const again = {
+    tokenHash: 't2',
+    joinId: 'j2',
+    nodeId: 'node-2',
+    zone: '',
+    rack: '',
+    key: 'other',
+    version: '1',
+    featureMax: FEATURE_LEVEL,
+    wallMs: 20,
+    ...addresses(2),
+  }
   assert.deepEqual(replica.run('node.admit', again).value, { node: 2 }, 'its answer was lost')
   assert.equal(replica.run('node.admit', { ...again, nodeId: 'node-3' }).error?.status, 'PERMISSION_DENIED')
   assert.equal(replica.run('node.admit', { ...again, joinId: 'j9' }).error?.status, 'PERMISSION_DENIED', 'another directory of that name')
@@ -272,7 +288,7 @@ test("another node's disk is refused by name", () => {
     version: '',
     dataDir: '',
     bootId: '',
-    featureMax: 1,
+    featureMax: FEATURE_LEVEL,
     disks: [{ uuid: 'd1', path: '/dev/x', type: 'ssd', role: 'capacity', capacityBytes: GiB }],
     ...addresses(3),
   })
@@ -398,7 +414,7 @@ test('a disk that its node starts without counts as failed, and is used again wh
       version: '1',
       dataDir: '/d',
       bootId: 'b',
-      featureMax: 1,
+      featureMax: FEATURE_LEVEL,
       disks: [{ uuid, path: '/x', type: 'ssd', role: 'capacity', capacityBytes: GiB }],
       ...addresses(2),
     })

@@ -9,7 +9,7 @@
  *
  * Stored, one Kv value each (a snapshot is the same pairs in key order):
  *   state/meta             JSON: format, feature level, revisions, next numbers, cluster
- *   state/node/<8 hex>     JSON, likewise disk, volume; state/setting/<key>, state/token/<hash>
+ *   state/node/<8 hex>     JSON, likewise disk, volume; state/setting/<key>, state/token/<hash>, state/away/<8 hex>
  *   state/recent/<16 hex>  JSON: the result of a command that carried an id, by order
  *   state/chains/<4 hex>   64 slots: per slot revision f64, then the chains as `packChains` writes them, little-endian i32
  */
@@ -23,7 +23,7 @@ import { type Chain, DiskUse, packChains, unpackChains } from '../placement/chai
 export const STATE_PREFIX = 'state/'
 const STATE_FORMAT = 1
 /** What this program can apply; a command of a higher level halts the node. */
-export const FEATURE_LEVEL = 2
+export const FEATURE_LEVEL = 3
 const SLOTS_PER_VALUE = 64
 /** Results of commands that are kept to answer a repeated one. */
 const RECENT_MAX = 512
@@ -65,6 +65,14 @@ export interface NodeRecord extends NodeAddresses {
   readonly featureMax: number
   /** For so long the registered process would grant leases, if it led; absent: not known. */
   readonly leaseMs?: number
+}
+
+/** For how long a node is away, by the last note of a leader (`nodes.away`). */
+export interface AwayRecord {
+  /** Without a lease. */
+  readonly downMs: number
+  /** Without an answer to Raft. */
+  readonly silentMs: number
 }
 
 export interface DiskRecord {
@@ -160,6 +168,7 @@ export class ClusterState {
   #volumes = new Map<VolumeNumber, VolumeRecord>()
   #volumesByName = new Map<string, VolumeRecord>()
   #settings = new Map<string, SettingValue>()
+  #away = new Map<NodeNumber, AwayRecord>()
   #tokens = new Map<string, TokenRecord>()
   #recent = new Map<string, { id: string; result: CommandResult }>()
   #recentById = new Map<string, CommandResult>()
@@ -238,6 +247,11 @@ export class ClusterState {
 
   get settings(): ReadonlyMap<string, SettingValue> {
     return this.#settings
+  }
+
+  /** Nodes that are away, as last noted. */
+  get away(): ReadonlyMap<NodeNumber, AwayRecord> {
+    return this.#away
   }
 
   get tokens(): ReadonlyMap<string, TokenRecord> {
@@ -383,6 +397,7 @@ export class ClusterState {
     if (id !== undefined) this.#meta.removedIds = [...this.#meta.removedIds.filter((other) => other !== id), id].slice(-REMOVED_MAX)
     this.#nodes.delete(node)
     this.#dirty.add(`node/${hex(node, 8)}`)
+    this.putAway(node, { downMs: 0, silentMs: 0 })
     this.#tableChanged('nodesRevision')
   }
 
@@ -419,6 +434,12 @@ export class ClusterState {
     else this.#settings.set(key, value)
     this.#dirty.add(`setting/${key}`).add('meta')
     this.#meta.settingsRevision = this.#index
+  }
+
+  putAway(node: NodeNumber, away: AwayRecord): void {
+    if (away.downMs > 0 || away.silentMs > 0) this.#away.set(node, away)
+    else if (!this.#away.delete(node)) return
+    this.#dirty.add(`away/${hex(node, 8)}`)
   }
 
   putToken(token: TokenRecord): void {
@@ -540,6 +561,7 @@ export class ClusterState {
     for (const volume of this.#volumes.keys()) keys.push(`volume/${hex(volume, 8)}`)
     for (const key of this.#settings.keys()) keys.push(`setting/${key}`)
     for (const hash of this.#tokens.keys()) keys.push(`token/${hash}`)
+    for (const node of this.#away.keys()) keys.push(`away/${hex(node, 8)}`)
     for (const key of this.#recent.keys()) keys.push(`recent/${key}`)
     return keys.sort().map((key) => ({ key: STATE_PREFIX + key, value: this.#valueOf(key)! }))
   }
@@ -552,6 +574,7 @@ export class ClusterState {
     this.#volumes = new Map()
     this.#volumesByName = new Map()
     this.#settings = new Map()
+    this.#away = new Map()
     this.#tokens = new Map()
     this.#recent = new Map()
     this.#recentById = new Map()
@@ -618,6 +641,9 @@ export class ClusterState {
       case 'token':
         this.#tokens.set(name, json as TokenRecord)
         return
+      case 'away':
+        this.#away.set(Number.parseInt(name, 16) as NodeNumber, json as AwayRecord)
+        return
       case 'recent': {
         const entry = json as { id: string; result: CommandResult }
         this.#recent.set(name, entry)
@@ -650,6 +676,8 @@ export class ClusterState {
         return this.#settings.get(name)
       case 'token':
         return this.#tokens.get(name)
+      case 'away':
+        return this.#away.get(Number.parseInt(name, 16) as NodeNumber)
       default:
         return this.#recent.get(name)
     }
