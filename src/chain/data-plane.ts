@@ -182,8 +182,8 @@ export class DataPlane {
         roomForRecords: () => {
           this.#hasRoom = true
         },
-        versionChanged: (slot) => {
-          this.writes.versionChanged(slot)
+        versionChanged: (slot, isOtherDisk) => {
+          this.writes.versionChanged(slot, isOtherDisk)
           this.reads.wake(slot)
         },
         sessionStarted: () => this.#resync.sessionStarted(),

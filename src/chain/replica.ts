@@ -14,13 +14,13 @@
 import { assert } from '../base/assert.ts'
 import { XsanError } from '../base/errors.ts'
 import { Status } from '../base/status.ts'
-import { CHAIN_OP_PAGES_MAX, PAGE_BYTES } from '../base/units.ts'
+import { CHAIN_OP_PAGES_MAX, PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
 import type { PageNumber } from '../env/arena.ts'
 import { ReplicaState } from '../placement/chain.ts'
 import type { ReactorLog } from '../placement/messages.ts'
 import { RecordKind, type ReplicaStore, StageRecord } from '../store/store.ts'
 import type { PayloadPool } from './payload-pool.ts'
-import { NONE, RecordState, type Records, recordRows, svOf } from './records.ts'
+import { idHighOf, idLowOf, NONE, RecordState, type Records, recordRows, svOf } from './records.ts'
 import { SyncSession } from './session.ts'
 import type { MountedStore } from './store-relay.ts'
 import { type ChainTable, NO_STORE } from './table.ts'
@@ -48,8 +48,8 @@ export interface ReplicaHooks {
   unpinned(operation: number): void
   /** Rows have become free. */
   roomForRecords(): void
-  /** Any new version, before its consequences: updates and reads that wait here look again. */
-  versionChanged(slot: number): void
+  /** Any new version, before its consequences: updates and reads that wait here look again. `isOtherDisk`: the slot is on another disk of this node now. */
+  versionChanged(slot: number, isOtherDisk: boolean): void
   sessionStarted(session: SyncSession): void
   /** Async code will go on: let its promises run before the next turn. */
   promiseSettled(): void
@@ -74,6 +74,8 @@ export class Replicas {
   #filled = NONE
 
   // per slot
+  /** Index of the disk that all of the following is about; NO_STORE: none. */
+  #disk = new Uint8Array(0)
   committed = new Float64Array(0)
   eligible = new Float64Array(0)
   ready = new Float64Array(0)
@@ -541,6 +543,7 @@ export class Replicas {
 
   /** After the first table: the arrays get their size. */
   resize(slotCount: number): void {
+    this.#disk = new Uint8Array(slotCount).fill(NO_STORE)
     this.committed = new Float64Array(slotCount)
     this.eligible = new Float64Array(slotCount)
     this.ready = new Float64Array(slotCount)
@@ -560,7 +563,9 @@ export class Replicas {
     const { table } = this
     const state = table.ownState[slot]!
     const since = table.ownSince[slot]!
-    this.#hooks.versionChanged(slot)
+    const isOtherDisk = this.#disk[slot] !== table.ownStore[slot]
+    this.#hooks.versionChanged(slot, isOtherDisk)
+    if (isOtherDisk) this.#leaveDisk(slot)
     if (state !== SYNCING && this.sessions.delete(slot)) {
       const store = this.storeOf(slot)
       store?.endSession(slot)
@@ -574,9 +579,19 @@ export class Replicas {
     this.#retryParked(slot)
   }
 
+  /** What one disk of this node held of the slot, and how durably, says nothing of another one. */
+  #leaveDisk(slot: number): void {
+    const before = this.#disk[slot]!
+    this.#disk[slot] = this.table.ownStore[slot]!
+    if (before === NO_STORE) return
+    if (this.sessions.delete(slot)) this.stores[before]!.endSession(slot)
+    this.#leaveWritePath(slot)
+  }
+
   #learnMember(slot: number, since: number): void {
     const { table } = this
     const isTail = table.successorNode[slot] === 0
+    this.#raiseLastToContent(slot)
     const lastSv = this.lastSv(slot)
     // what is before the list is durable: it left the list as such, or a mount or a resync made it so
     const first = this.#first[slot]!
@@ -591,6 +606,26 @@ export class Replicas {
     this.advance(slot)
     this.reforward(slot)
     if (this.committed[slot]! > 0 && table.predecessorNode[slot] !== 0) this.#hooks.acknowledge(slot)
+  }
+
+  /**
+   * The last id of a copy whose resync never ended is what its source had told, perhaps nothing. Where the operator has taken such a copy (`accept
+   * loss`), what it holds counts, also what another history had given a higher sv: without this it would be above all that is committed, and read by nobody.
+   */
+  #raiseLastToContent(slot: number): void {
+    const store = this.storeOf(slot)
+    if (store === undefined || !store.isIncomplete(slot)) return
+    let version = store.lastHigh[slot]! >>> 8
+    let sv = this.lastSv(slot)
+    for (const block of store.blocksOf(slot)) {
+      const capture = store.capture(block)
+      for (let page = 0; page < PAGES_PER_BLOCK; page++) {
+        version = Math.max(version, capture.idHigh[page]! >>> 8)
+        sv = Math.max(sv, svOf(capture.idHigh[page]!, capture.idLow[page]!))
+      }
+      store.release(capture)
+    }
+    store.raiseLast(slot, idHighOf(version, sv), idLowOf(sv))
   }
 
   /** Who serves is complete: after its resync has said so; and also where the operator has taken what there was (`accept loss`). */
@@ -618,7 +653,6 @@ export class Replicas {
     // also of an earlier session whose end this node has not heard: what it had installed lacks what was written since
     this.sessions.delete(slot)
     this.#leaveWritePath(slot)
-    this.ready[slot] = 0
     const store = this.storeOf(slot)
     if (store === undefined) return
     try {
@@ -640,7 +674,7 @@ export class Replicas {
   /** What is staged stays on the disk; as a member this replica starts anew. */
   #leaveWritePath(slot: number): void {
     const { records } = this
-    this.committed[slot] = this.eligible[slot] = 0
+    this.committed[slot] = this.eligible[slot] = this.ready[slot] = 0
     this.#servingSince[slot] = 0
     for (let row = this.#first[slot]!; row !== NONE; ) {
       const next = records.next[row]!

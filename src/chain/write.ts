@@ -550,9 +550,9 @@ export class Writes {
     early.length = kept
   }
 
-  /** A new version of the slot's chain: who ordered here and is no longer the head does not answer. */
-  versionChanged(slot: number): void {
-    if (this.#table.isHead(slot)) return
+  /** A new version of the slot's chain: who ordered here and is no longer the head (or is it on another disk) does not answer. */
+  versionChanged(slot: number, isOtherDisk: boolean): void {
+    if (this.#table.isHead(slot) && !isOtherDisk) return
     const { records } = this.#replicas
     for (let row = this.#replicas.firstRecord(slot); row !== NONE; row = records.next[row]!) {
       const u = records.update[row]!

@@ -295,10 +295,7 @@ export class DiskStore implements ReplicaStore {
       journal.touch(row, journal.currentSegment)
     }
     const seq = journal.commit(bytes, r.payloadPage, payloadPages, r.durable)
-    if (compareIds(idHigh, idLow, this.lastHigh[slot]!, this.lastLow[slot]!) > 0) {
-      this.lastHigh[slot] = idHigh
-      this.lastLow[slot] = idLow
-    }
+    this.raiseLast(slot, idHigh, idLow)
     if (r.clientHigh !== 0) this.rows.set(r.clientHigh, r.clientLow, r.channel, r.seq, slot, idHigh, idLow)
     journal.kick()
     return seq
@@ -413,6 +410,12 @@ export class DiskStore implements ReplicaStore {
     this.lastLow[slot] = idLow
   }
 
+  raiseLast(slot: number, idHigh: number, idLow: number): void {
+    if (compareIds(idHigh, idLow, this.lastHigh[slot]!, this.lastLow[slot]!) <= 0) return
+    this.lastHigh[slot] = idHigh
+    this.lastLow[slot] = idLow
+  }
+
   endSession(slot: number): void {
     this.#session[slot] = 0
   }
@@ -477,10 +480,7 @@ export class DiskStore implements ReplicaStore {
       if (last) break
     }
     this.rows.merge(slot, rowsFirst)
-    if (compareIds(given.lastHigh, given.lastLow, this.lastHigh[slot]!, this.lastLow[slot]!) > 0) {
-      this.lastHigh[slot] = given.lastHigh
-      this.lastLow[slot] = given.lastLow
-    }
+    this.raiseLast(slot, given.lastHigh, given.lastLow)
     journal.kick()
     return seq
   }

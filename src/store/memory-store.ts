@@ -378,6 +378,10 @@ export class MemoryStore implements ReplicaStore {
     this.lastLow[slot] = idLow
   }
 
+  raiseLast(slot: number, idHigh: number, idLow: number): void {
+    this.#live.raiseLast(slot, idHigh, idLow)
+  }
+
   endSession(slot: number): void {
     this.#session[slot] = 0
   }

@@ -180,6 +180,8 @@ export interface ReplicaStore {
   isIncomplete(slot: number): boolean
   /** Sets `last` of a slot in a session to its position in the forward stream (protocol 22). Volatile. */
   setLast(slot: number, idHigh: number, idLow: number): void
+  /** Raises `last` of a slot that is in no session: no id that its content has may have a higher sv. Volatile until `completeSession`. */
+  raiseLast(slot: number, idHigh: number, idLow: number): void
   /** The session is over (the replica serves, or left the slot), complete or not: ids must rise again. Volatile; a mount ends all sessions. */
   endSession(slot: number): void
   /** Blocks of a slot, in (volume, layer, index) order. */
