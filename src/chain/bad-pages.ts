@@ -186,11 +186,12 @@ export class BadPages {
   }
 
   /**
-   * Content of bad pages of a released capture from other members, to `places`, and into the store here. Those that nobody has go to `lost`.
-   * Not SUCCESS: it cannot be said now, or is another instant's answer.
+   * Content of bad pages of a released capture of `store` from other members, to `places`, and into the store. Those that nobody has go to `lost`.
+   * Not SUCCESS: it cannot be said now, or is another instant's answer; or the store has failed, and may still read `places`.
    */
   async recover(
     slot: number,
+    store: ReplicaStore,
     block: BlockIdentity,
     capture: BlockCapture,
     bad: readonly number[],
@@ -216,10 +217,9 @@ export class BadPages {
         continue
       }
       const own = this.#own(slot, block)
-      if (own === undefined) continue
-      const { store, row } = own
-      if (await store.repairPage(row, page, wanted.idHigh, wanted.idLow, places[i]!, wanted.crc)) this.#counters.pagesRepaired++
-      else if (store.failed) await store.ioEnded()
+      if (own?.store !== store) continue
+      if (await store.repairPage(own.row, page, wanted.idHigh, wanted.idLow, places[i]!, wanted.crc)) this.#counters.pagesRepaired++
+      else if (store.failed) return Status.READ_FAILED
     }
     return isOtherNow ? Status.BLOCK_CORRUPTED : Status.SUCCESS
   }

@@ -113,3 +113,30 @@ test('a volume that acknowledges from memory again while its last flush is under
   await allDown(cluster, true)
   assert.deepEqual(await read(), pattern(2))
 })
+
+test('a write that was on its way down the chain when its volume ceased to acknowledge from memory is durable when it is acknowledged', {
+  timeout: 60_000,
+}, async () => {
+  const { cluster, client, flush, read } = await relaxed()
+  // ordered, and not yet at the tail
+  cluster.network.cut(cluster.node(1).host, cluster.node(2).host)
+  const write = client.write(0, 0, pattern(1), { volume: RELAXED_VOLUME })
+  await cluster.world.runFor(20)
+  cluster.volumes = cluster.volumes.map((volume) => ({ ...volume, syncWhenWrite: true }))
+  cluster.revision = ((cluster.revision as number) + 1) as never
+  for (const node of cluster.nodes) cluster.sendTable(node, [])
+  await cluster.world.runFor(10)
+  assert.equal(await flush(), Status.SUCCESS)
+  const { flushes } = cluster.node(3).plane.counters
+  cluster.network.healAll()
+  assert.equal(await cluster.world.settle(write, 5000), Status.SUCCESS)
+  assert.equal(await flush(), Status.SUCCESS)
+  assert.equal(cluster.node(3).plane.counters.flushes, flushes, 'the premise: nobody is asked any more')
+  await cluster.kill(1)
+  cluster.node(2).losePower()
+  cluster.views[1] = 0
+  cluster.step()
+  cluster.restart(2)
+  await cluster.until('the tail serves', () => cluster.chains[0]!.entries[0]!.state === 0)
+  assert.deepEqual(await read(), pattern(1))
+})

@@ -15,7 +15,8 @@
  * A write of several blocks that was under way across such a loss fails (volume.ts): a flush may have told of it before the write's end.
  *
  * From relaxed to sync. A volume that acknowledged from memory is flushed like before until one flush has succeeded that began with the
- * table which says that it no longer does; heads that know this table order all its updates as durable ones, whatever their sender knew.
+ * table which says that it no longer does; heads that know this table order all its updates as durable ones, whatever their sender knew, and
+ * members that know it take forwards so: what was ordered before comes to some of them after they have answered the flush.
  */
 import type { VolumeNumber } from '../base/ids.ts'
 import { Status } from '../base/status.ts'

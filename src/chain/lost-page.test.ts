@@ -166,3 +166,25 @@ test('a member that has not heard of the newest version yet may hold what is los
   for (const node of [2, 3])
     assert.deepEqual((await read(cluster, node, ROTTEN)).bytes, pattern(1, 4 * PAGE_BYTES).slice(ROTTEN * PAGE_BYTES, (ROTTEN + 1) * PAGE_BYTES))
 })
+
+test('a source whose disk hangs while it puts a page in order says so: its peer asks another one, and nobody waits for that disk', {
+  timeout: 60_000,
+}, async () => {
+  const { cluster } = await cluster3()
+  await cluster.kill(3)
+  assert.equal(await write(cluster, ROTTEN, 7), Status.SUCCESS)
+  rot(cluster, 2)
+  const { store } = cluster.node(2)
+  let asked = 0
+  store.repairPage = async () => {
+    asked++
+    store.fail('the disk has not answered for 2000 ms')
+    return false
+  }
+  store.ioEnded = () => new Promise(() => {})
+  cluster.restart(3)
+  const stateOf = (node: number) => cluster.chains[0]!.entries.find((entry) => entry.node === node)!.state
+  await cluster.until('resynced from node 1', () => stateOf(3) === ReplicaState.SERVING, 5000)
+  assert.equal(asked, 1)
+  assert.deepEqual(await read(cluster, 3, ROTTEN), { status: Status.SUCCESS, bytes: pattern(7) })
+})

@@ -190,6 +190,8 @@ export class Replicas {
       this.#hooks.log('ERROR', 'a forward does not follow the last record of its slot', { slot, sv, lastSv, version })
       return Status.REQUEST_REFUSED
     }
+    // Ordered before its head knew that the volume acknowledges from memory no more. Whoever comes to hold it after the last flush holds it durably (flush.ts)
+    if (records.durable[row] === 0 && records.kind[row] !== RecordKind.EMPTY && table.isSyncWhenWrite(records.volume[row]!)) records.durable[row] = 1
     if (state === SYNCING) return this.#takeInSession(slot, row, store)
     const admitted = this.#admit(store, row, false)
     if (admitted !== Status.SUCCESS) return admitted

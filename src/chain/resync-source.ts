@@ -158,7 +158,7 @@ export class ResyncSource {
       store.release(capture)
       if (status === Status.SUCCESS && bad.length > 0) {
         const places = bad.map((page) => buffer + dataPage + dataPages.indexOf(page))
-        status = await this.#badPages.recover(slot, { volume, layer, index }, capture, bad, places, lost)
+        status = await this.#badPages.recover(slot, store, { volume, layer, index }, capture, bad, places, lost)
       }
       if (status !== Status.SUCCESS) {
         if (store.failed) void store.ioEnded().then(() => arena.free(buffer))

@@ -130,3 +130,26 @@ test('a session that follows another at once, for which the disk has no room yet
   await cluster.until('quiet', () => cluster.quiet)
   cluster.assertEqual()
 })
+
+test('a source that does not know the version yet is asked again now and then, not without a pause', { timeout: 60_000 }, async () => {
+  const cluster = new ChainCluster({ nodes: 2, slots: 1, chainOf: () => [1, 2] })
+  await cluster.start()
+  const client = new TestClient(cluster.node(1))
+  assert.equal(await cluster.world.settle(client.write(0, 0, pattern(1)), 5000), Status.SUCCESS)
+  await cluster.kill(2)
+  await cluster.world.runFor(50)
+  cluster.cutOff.add(1)
+  cluster.restart(2)
+  const { calls } = cluster.node(2).plane
+  const call = calls.call.bind(calls)
+  let asked = 0
+  calls.call = (...args) => {
+    asked++
+    return call(...args)
+  }
+  await cluster.world.runFor(500)
+  assert.ok(asked > 5 && asked < 60, `asked ${asked} times in 500 ms`)
+  cluster.cutOff.clear()
+  cluster.sendTable(cluster.node(1))
+  await cluster.until('resynced', () => cluster.allServing)
+})

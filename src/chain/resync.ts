@@ -167,9 +167,11 @@ export class Resync {
     let hasWorked = false
     const perPeer = [...byPeer].map(async ([peer, waiting]) => {
       while (waiting.length > 0) {
-        const answered = await this.#compareBatch(peer, waiting.slice(0, SLOTS_PER_CALL))
+        const batch = waiting.slice(0, SLOTS_PER_CALL)
+        const answered = await this.#compareBatch(peer, batch)
         if (answered === 0) return
-        hasWorked = true
+        // not so where the source does not know this version yet, or the journal here is full
+        if (batch.some(({ compared }) => compared)) hasWorked = true
         waiting.splice(0, answered)
       }
     })
