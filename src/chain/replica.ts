@@ -237,17 +237,28 @@ export class Replicas {
     const isHeld = !isUninstalled && (isEmpty ? sv <= session.high && session.listedSv >= 0 : session.covers(volume, layer, index, sv))
     if (isUninstalled || isHeld) {
       if (isUninstalled) session.skipped(volume, layer, index, sv)
-      store.setLast(slot, records.idHigh[row]!, records.idLow[row]!)
-      this.#append(slot, row)
-      this.#skip(row)
-      this.eligible[slot] = sv
-      this.#settleReady(slot)
+      this.#takeUnstored(slot, row, store)
       return Status.SUCCESS
     }
     const admitted = this.#admit(store, row, false)
+    if (admitted === Status.INSUFFICIENT_SPACE && store.isIncomplete(slot)) {
+      // nobody is to wait for the space of a copy that does not count yet: the new block is copied like the others, once it finds some
+      session.postponed(volume, layer, index, sv)
+      this.#takeUnstored(slot, row, store)
+      return Status.SUCCESS
+    }
     if (admitted !== Status.SUCCESS) return admitted
     this.stage(row)
     return Status.SUCCESS
+  }
+
+  #takeUnstored(slot: number, row: number, store: ReplicaStore): void {
+    const { records } = this
+    store.setLast(slot, records.idHigh[row]!, records.idLow[row]!)
+    this.#append(slot, row)
+    this.#skip(row)
+    this.eligible[slot] = records.sv[row]!
+    this.#settleReady(slot)
   }
 
   /** Whether the store takes the record now; `fromHead`: a client's update. */

@@ -3,7 +3,7 @@
  * Volatile; a new `since` is a new session.
  *
  * Until the list of the source's blocks (or the word that the whole slot is equal) has come, no block is installed. From then on every block
- * is, as it was at `listedSv`, except those in `todo`.
+ * is, as it was at `listedSv`, except those in `todo`; a new block for which the disk has no space is in `todo` from then on, too.
  */
 export type BlockKey = string
 export function blockKey(volume: number, layer: number, index: number): BlockKey {
@@ -50,6 +50,12 @@ export class SyncSession {
     const known = this.skip.get(key)
     if (known === undefined) this.skip.set(key, { sv, volume, layer, index })
     else if (sv > known.sv) known.sv = sv
+  }
+
+  /** An installed block that was not there, and is not stored now that it comes: from now on it is one of those to be copied. */
+  postponed(volume: number, layer: number, index: number, sv: number): void {
+    this.skipped(volume, layer, index, sv)
+    this.todo.set(blockKey(volume, layer, index), { volume, layer, index })
   }
 
   skipOf(volume: number, layer: number, index: number): number {

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import test from 'node:test'
 import { ChainCluster, pattern, TestClient, VOLUME } from '../../test/support/chain-cluster.ts'
 import { Status } from '../base/status.ts'
+import { ReplicaState } from '../placement/chain.ts'
 import { slotOf } from '../placement/ring.ts'
 
 test('a head orders no new block that another member has no space for; blocks that are there, and chains without that disk, go on', {
@@ -34,4 +35,27 @@ test('a head orders no new block that another member has no space for; blocks th
   await cluster.kill(3)
   await cluster.world.runFor(100)
   assert.equal(await write(third), Status.SUCCESS)
+})
+
+test('a disk without space for new blocks that is being brought up to date holds up no write: it goes on when it has some', { timeout: 60_000 }, async () => {
+  const cluster = new ChainCluster({ nodes: 3, slots: 1, chainOf: () => [1, 2, 3], plane: { settings: { retryTotalMs: 5000 } } })
+  await cluster.start()
+  const client = new TestClient(cluster.node(1))
+  const write = (index: number) => cluster.world.settle(client.write(index, 0, pattern(index + 1)), 5000)
+  assert.equal(await write(0), Status.SUCCESS)
+  await cluster.kill(3)
+  assert.equal(await write(1), Status.SUCCESS)
+  cluster.restart(3)
+  const { store } = cluster.node(3)
+  const { capacityBytes } = store
+  Object.assign(store, { capacityBytes: store.usedBytes })
+  await cluster.world.runFor(200)
+  const state = () => cluster.chains[0]!.entries[2]!.state
+  assert.equal(state(), ReplicaState.SYNCING)
+  for (const index of [0, 1, 2, 3, 2]) assert.equal(await write(index), Status.SUCCESS)
+  assert.equal(state(), ReplicaState.SYNCING)
+  Object.assign(store, { capacityBytes })
+  await cluster.until('all serve', () => cluster.allServing)
+  assert.ok(store.findBlock(VOLUME, 0, 3) >= 0)
+  cluster.assertEqual()
 })

@@ -44,7 +44,7 @@ import { checksumOf, pagesOf, sizeOf } from './tables.ts'
 const HEAD_NEEDS_FREE = 0.3
 const FORWARD_NEEDS_FREE = 0.05
 const PAGES_KEPT = 64
-/** Extents kept from clients' new blocks, for forwards and recovery: this share, on small disks more, and at least so many. */
+/** Extents kept from clients' new blocks, for forwards and recovery (half of them for forwards alone): this share, on small disks more, and at least so many. */
 const EXTENTS_KEPT = 0.01
 const EXTENTS_KEPT_MIN = 2
 const EXTENTS_KEPT_SMALL = 16
@@ -205,14 +205,18 @@ export class DiskStore implements ReplicaStore {
     return Math.max(0, this.journal.totalPages - this.journal.freePages) * PAGE_BYTES
   }
   get rejectCreate(): boolean {
-    const table = this.#table
-    const { exhausted, keptRows } = this.reservation
-    const ofDisk = this.#extentsKept
-    const kept = exhausted ? keptRows : ofDisk
-    const free = exhausted ? table.freeCount : table.unusedCount
-    if (free <= kept) this.#rejecting = true
-    else if (free > kept * 2) this.#rejecting = false
+    const kept = this.#extentsForOthers
+    const left = this.#extentsLeft
+    if (left <= kept) this.#rejecting = true
+    else if (left > kept * 2) this.#rejecting = false
     return this.#rejecting
+  }
+  /** Extents that new blocks could take. */
+  get #extentsLeft(): number {
+    return this.reservation.exhausted ? this.#table.freeCount : this.#table.unusedCount
+  }
+  get #extentsForOthers(): number {
+    return this.reservation.exhausted ? this.reservation.keptRows : this.#extentsKept
   }
   get rejectReason(): string {
     return this.rejectCreate ? this.reservation.reason : ''
@@ -433,8 +437,10 @@ export class DiskStore implements ReplicaStore {
     const reason = invalidPackedRows(given.rows)
     if (reason !== null) throw new XsanError('INVALID_PARAM', `channel rows: ${reason}`)
     const old = table.find(volume, layer, index)
-    if (old < 0 && creates && this.#admitBlock(false) !== Status.SUCCESS) {
-      if (!this.reservation.exhausted && table.unusedCount > 0)
+    // the last ones are for forwards: a record that its head has ordered finds an extent, or the slot stands still
+    const isFull = this.#extentsLeft <= this.#extentsForOthers / 2
+    if (old < 0 && creates && (this.#admitBlock(false) !== Status.SUCCESS || isFull)) {
+      if (!this.reservation.exhausted && !isFull)
         throw new XsanError('BUSY', `disk ${this.disk} has no extent for the moment`, 'More are being allocated: try again.')
       throw new XsanError('INSUFFICIENT_SPACE', `disk ${this.disk} has no extent for a block of volume ${volume}`, 'Add disks, or delete volumes.')
     }
