@@ -30,7 +30,7 @@ export interface ReadHooks {
   repair(slot: number, volume: number, layer: number, index: number, page: number, done: (repaired: boolean) => void): void
 }
 
-/** A read waits so long here for a commit or a table, ms; its client asks again then, perhaps another replica. */
+/** A read waits so long here for a commit, a table or memory, ms; its client asks again then, perhaps another replica. */
 const WAIT_MS_MAX = 1000
 
 /** A disk that has failed may keep the reads that it has been given so long; then they are given up without it. */
@@ -345,9 +345,14 @@ export class Reads {
   /** Now and then: those that have waited for too long. */
   tick(): void {
     this.#giveUpHanging()
-    if (this.#waits === 0) return
     const { reads } = this
     const oldestMs = this.#queue.nowMs - WAIT_MS_MAX
+    if (this.#stalled.length > 0) {
+      const tooLong = this.#stalled.filter((r) => reads.receivedMs[r]! <= oldestMs)
+      this.#stalled = this.#stalled.filter((r) => reads.receivedMs[r]! > oldestMs)
+      for (const r of tooLong) this.#refuseLate(r)
+    }
+    if (this.#waits === 0) return
     for (let r = 0; r < reads.rowsMax; r++) {
       if (!reads.isUsed(r) || reads.waits[r] === 0 || reads.receivedMs[r]! > oldestMs) continue
       const slot = reads.slot[r]!
@@ -357,9 +362,13 @@ export class Reads {
       else reads.next[before] = reads.next[r]!
       reads.waits[r] = 0
       this.#waits--
-      this.#counters.readsRefused++
-      this.#answer(r, Status.BUSY, 0)
+      this.#refuseLate(r)
     }
+  }
+
+  #refuseLate(r: number): void {
+    this.#counters.readsRefused++
+    this.#answer(r, Status.BUSY, 0)
   }
 
   /** Reads that found no memory or a busy store try again. */

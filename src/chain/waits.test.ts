@@ -338,3 +338,17 @@ test('a read that has waited long for its chain still asks the other replica whe
   assert.equal(status, Status.SUCCESS)
   assert.deepEqual(bytes, pattern(1))
 })
+
+test('a read for which a replica finds no memory is answered by another one', { timeout: 60_000 }, async () => {
+  const { cluster, client } = await twoAndClient()
+  for (const number of [1, 2]) {
+    const { arena } = cluster.node(number).queue
+    const taken: number[] = []
+    for (let bytes = 32 * 1024 * 1024; bytes >= 4096; bytes /= 2) for (let page = arena.alloc(bytes); page !== -1; page = arena.alloc(bytes)) taken.push(page)
+    const { status, bytes } = await cluster.world.settle(client.read(0, 0, 1), 5000)
+    assert.deepEqual([status, Buffer.compare(bytes, pattern(1))], [Status.SUCCESS, 0], `node ${number} has no memory`)
+    for (const page of taken) arena.free(page as never)
+  }
+  await cluster.world.runFor(100)
+  for (const number of [1, 2]) assert.equal(cluster.node(number).plane.reads.reads.inUse, 0)
+})
