@@ -116,6 +116,8 @@ export class DataPlane {
   dataPort = 0
   /** Counters of the exports above, to go out with this reactor's own. Set by the composition root. */
   exportCounters: () => Readonly<Record<string, number>> = () => ({})
+  /** When the node stops, before anything is refused: the exports begin nothing more. */
+  stopExports: () => void = () => undefined
   #reports: number[] = []
   #settings: HotSettings | undefined
   #settingsHandler: ((settings: HotSettings) => void) | undefined
@@ -724,6 +726,7 @@ export class DataPlane {
   async #stop(): Promise<void> {
     if (this.#stopping) return
     this.#stopping = true
+    this.stopExports()
     this.#client.stopping = true
     this.writes.stopping = true
     const endMs = this.#queue.nowMs + 10_000

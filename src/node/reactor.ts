@@ -104,6 +104,7 @@ async function run(): Promise<void> {
       'storage.wait_aio.in_flight': submitted - completed,
     }
   }
+  dataPlane.stopExports = () => nbd.stop()
   const loopCount = (counter: number) => Atomics.load(loop.counters, counter) >>> 0
   dataPlane.exportCounters = () => ({
     ...volumes.stats.snapshot(),

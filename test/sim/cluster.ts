@@ -388,6 +388,7 @@ export class SimNode {
     this.volumes = new VolumeLayer(plane.client, queue.arena)
     if (options.nbd === true) {
       const nbd = new NbdServer({ queue, asyncIo, volumes: this.volumes, log: this.env!.log, connectionsMax: NBD_CONNECTIONS_MAX })
+      plane.stopExports = () => nbd.stop()
       nbd.listenTcp(this.host.address, NBD_PORT)
       this.nbd = nbd
     }

@@ -291,3 +291,54 @@ test('clients that connect and say nothing are bounded, whatever the limit of co
   })
   assert.ok(await world.run(() => isOpen, 1000))
 })
+
+test('a server that stops answers what is under way, begins nothing more and closes its connections, without an error to anybody', async () => {
+  const { world, blocks, server, open, clients } = make()
+  blocks.holding = true
+  const write = Buffer.concat([request(WRITE, 4096, 512), Buffer.alloc(512)])
+  const half = request(WRITE, 8192, 4096)
+  const ended: Record<string, unknown> = {}
+  const talk = (name: string, sent: Uint8Array, replies: number) =>
+    open().then(async ({ send, receive, error }) => {
+      if (sent.length > 0) await send(sent)
+      for (let i = 0; i < replies; i++) {
+        assert.equal(await receive(16), 16)
+        assert.equal(error(), 0, name)
+      }
+      ended[name] = false
+      ended[name] = await receive(16)
+    })
+  void talk('idle', new Uint8Array(0), 0)
+  void talk('in the middle of a write', half, 0)
+  void talk('waits for an answer', write, 1)
+  void talk('waits, and is in the middle of another write', Buffer.concat([write, half]), 1)
+  let more: (() => Promise<void>) | undefined
+  void open().then(async ({ send, receive }) => {
+    await send(write)
+    more = () => send(write)
+    assert.equal(await receive(16), 16)
+    ended['goes on'] = await receive(16)
+  })
+  assert.ok(await world.run(() => blocks.calls.length === 3 && more !== undefined && server.requestCount === 5, 5000))
+  server.stop()
+  void more!()
+  await world.run(() => false, 500)
+  assert.equal(server.connectionCount, 3)
+  assert.deepEqual(Object.keys(ended).sort(), ['idle', 'in the middle of a write'])
+  blocks.holding = false
+  assert.ok(await world.run(() => server.connectionCount === 0 && Object.keys(ended).length === 5, 1000), JSON.stringify(ended))
+  assert.ok(
+    Object.values(ended).every((result) => result === 0 || result === -104),
+    JSON.stringify(ended),
+  )
+  assert.equal(blocks.calls.filter((call) => call.startsWith('write')).length, 3)
+  assert.equal(server.requestCount, 0)
+  const late = new SimIoQueue({ process: clients.start('late'), name: 'late' })
+  late.runReactor(() => late.turn(0))
+  let refused: number | undefined
+  void new AsyncIo(late).connectTcp({ host: '10.0.0.1', port: PORT }).then(({ result }) => {
+    refused = result
+  })
+  assert.ok(await world.run(() => refused !== undefined, 1000))
+  assert.equal(refused, -111)
+})

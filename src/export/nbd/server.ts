@@ -268,7 +268,10 @@ export class NbdServer {
     return this.#requests.inUse
   }
 
-  /** No new connections from now on; requests that come are answered ESHUTDOWN by the layers below; connections are closed when idle. */
+  /**
+   * No new connections from now on, and nothing more is begun: what is under way is answered, then the connection is closed. A client that connects again
+   * asks the rest of another node; an error (ESHUTDOWN) would go up to whoever wrote, so it is left to what the layers below refuse.
+   */
   stop(): void {
     if (this.#stopping) return
     this.#stopping = true
@@ -276,8 +279,14 @@ export class NbdServer {
     for (let c = 0; c < this.#connections.rowsMax; c++) {
       if (!this.#connections.isUsed(c)) continue
       if (this.#connections.negotiating[c] === 1) this.#queue.cancel(this.#socket(c))
-      else if (this.#connections.requests[c] === 0) this.#drop(c, '')
+      else if (this.#isIdle(c)) this.#drop(c, '')
     }
+  }
+
+  /** Nothing of it is under way in the layers below, nor waits to be sent. */
+  #isIdle(c: number): boolean {
+    const t = this.#connections
+    return t.requests[c] === Number(t.bulk[c] !== NONE) + Number(t.discarding[c] !== NONE)
   }
 
   // ---- accept ----------------------------------------------------------------------------------------------------------
@@ -376,7 +385,7 @@ export class NbdServer {
   // ---- receive and parse -----------------------------------------------------------------------------------------------
   #receive(c: number): void {
     const t = this.#connections
-    if (t.receiving[c] === 1 || t.blocked[c] === 1 || t.bulk[c] !== NONE || t.state[c] !== State.RUNNING || t.ending[c] === 1) return
+    if (t.receiving[c] === 1 || t.blocked[c] === 1 || t.bulk[c] !== NONE || t.state[c] !== State.RUNNING || t.ending[c] === 1 || this.#stopping) return
     const at = t.page[c]! * PAGE_BYTES
     if (t.start[c] === t.end[c]) t.start[c] = t.end[c] = 0
     else if (t.start[c]! > 0) {
@@ -405,7 +414,7 @@ export class NbdServer {
     const t = this.#connections
     const { view } = this.#queue.arena
     const base = t.page[c]! * PAGE_BYTES
-    while (t.state[c] === State.RUNNING && t.ending[c] === 0) {
+    while (t.state[c] === State.RUNNING && t.ending[c] === 0 && !this.#stopping) {
       const available = t.end[c]! - t.start[c]!
       if (t.discardBytes[c]! > 0) {
         const n = Math.min(available, t.discardBytes[c]!)
@@ -599,6 +608,11 @@ export class NbdServer {
       this.#drop(c, '')
       return
     }
+    if (this.#stopping) {
+      t.bulk[c] = NONE
+      this.#freeRequest(r)
+      return
+    }
     q.gotBytes[r]! += result
     if (q.gotBytes[r]! < q.lengthBytes[r]!) {
       this.#receivePayload(c, r)
@@ -790,7 +804,7 @@ export class NbdServer {
       return
     }
     this.#sendOf(c)
-    if ((this.#stopping || t.ending[c] === 1) && t.requests[c] === 0) this.#drop(c, '')
+    if (this.#stopping ? this.#isIdle(c) : t.ending[c] === 1 && t.requests[c] === 0) this.#drop(c, '')
   }
 
   // ---- end -------------------------------------------------------------------------------------------------------------
