@@ -27,7 +27,7 @@ import type { ReactorToControl } from '../placement/messages.ts'
 import { serveAdminHttp } from './admin-http.ts'
 import { ANY_ADDRESS, CONNECTIONS_MAX, type Config, describeKey, type LoadedConfig } from './config.ts'
 import { makeDirectory } from './directories.ts'
-import { type FoundDisk, findDisks, METADATA_DIR, overcommitted, rememberFormatted } from './disks.ts'
+import { type FoundDisk, findDisks, METADATA_DIR, overcommitted, rememberFormatted, replaced } from './disks.ts'
 import { FlightRecorders } from './flight-file.ts'
 import { createHmacSha256 } from './hmac.ts'
 import { LateTurns } from './late-turns.ts'
@@ -74,6 +74,11 @@ export async function startNode({ loaded, onFatal }: StartOptions): Promise<Runn
     log.log('ERROR', 'a disk is left out, this node goes on with its others: to the cluster it has failed', { error: error.message, next: error.nextStep })
   for (const { path } of disks.filter(({ role }) => role === 'cache'))
     log.log('WARN', 'a disk has the role cache, which this version does not use: it is formatted and watched, and holds no data', { path })
+  for (const warning of replaced(disks))
+    log.log('WARN', 'a new disk takes the place of another one', {
+      warning,
+      next: 'If that is not meant (a file system is not mounted): stop this node, bring the old one back, start it.',
+    })
   for (const warning of overcommitted(disks))
     log.log('WARN', 'a disk may fill up underneath', { warning, next: 'Make it smaller, or give it a file system of its own.' })
   const kv = await stage('metadata', () => LevelKv.open(join(dataDir, METADATA_DIR)))

@@ -7,7 +7,7 @@ import { crc32c } from '../base/crc32c.ts'
 import { MiB } from '../base/units.ts'
 import { FORMAT_VERSION, SUPERBLOCK_MAGIC, Superblock } from '../store/layout.ts'
 import type { DeviceConfig } from './config.ts'
-import { findDisks, overcommitted, rememberFormatted } from './disks.ts'
+import { findDisks, overcommitted, rememberFormatted, replaced } from './disks.ts'
 
 function playground(t: TestContext) {
   const dir = mkdtempSync(join(tmpdir(), 'xsan-disks-'))
@@ -31,13 +31,17 @@ test('a blank disk keeps its uuid over restarts until it is formatted', (t) => {
   assert.equal(find()[0]?.uuid, 'uuid-1')
 })
 
-test('a blank disk, or none, where a formatted one was, is another disk', (t) => {
-  const { dir, find, blank } = playground(t)
+test('a blank disk, or none, where a formatted one was, is another disk, and that is said', (t) => {
+  const { dir, device, find, blank } = playground(t)
+  assert.deepEqual(replaced(find()), [])
   rememberFormatted(find(), dir)
+  assert.deepEqual(replaced(find()), [`${device.path} is not there, where disk uuid-1 of this node was: a new disk is made there`])
   assert.equal(find()[0]?.uuid, 'uuid-2', 'the file is gone')
   rememberFormatted(find(), dir)
   blank()
-  const [swapped] = find()
+  const found = find()
+  assert.deepEqual(replaced(found), [`${device.path} is blank, where disk uuid-2 of this node was: a new disk is made there`])
+  const [swapped] = found
   assert.deepEqual([swapped?.uuid, swapped?.formatted], ['uuid-3', false])
   assert.equal(find()[0]?.uuid, 'uuid-3', 'this one in turn keeps its uuid until it is formatted')
 })

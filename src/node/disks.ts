@@ -39,6 +39,8 @@ export interface FoundDisk {
   readonly formatted: boolean
   /** The file does not exist: create it with this many bytes when formatting. */
   readonly createBytes?: number
+  /** A new disk, where this node had another one. */
+  readonly replaces?: string
   /** It is a disk of this node and cannot be used: it counts as failed, nothing on it is touched. */
   readonly broken?: Broken
 }
@@ -115,6 +117,15 @@ export function overcommitted(disks: readonly FoundDisk[]): string[] {
   })
 }
 
+/** What may be a mistake: new disks where this node had others. One sentence each. */
+export function replaced(disks: readonly FoundDisk[]): string[] {
+  return disks.flatMap(({ path, replaces, createBytes }) =>
+    replaces === undefined
+      ? []
+      : [`${path} ${createBytes === undefined ? 'is blank' : 'is not there'}, where disk ${replaces} of this node was: a new disk is made there`],
+  )
+}
+
 /** All of them have a superblock by now. Call before any of them may serve. */
 export function rememberFormatted(disks: readonly FoundDisk[], dataDir: string): void {
   const others = Object.entries(readNames(dataDir)).filter(([path]) => !disks.some((disk) => disk.path === path))
@@ -161,7 +172,10 @@ function writeNames(dataDir: string, disks: ReadonlyArray<Remembered & { readonl
 function findDisk(device: DeviceConfig, place: string, names: Names, newUuid: () => string): FoundDisk {
   const { path, type, role, size } = device
   const remembered = Object.hasOwn(names, path) ? names[path] : undefined
-  const uuidOfBlank = () => (remembered === undefined || remembered.formatted ? newUuid() : remembered.uuid)
+  const blank = () => {
+    if (remembered === undefined) return { uuid: newUuid() }
+    return remembered.formatted ? { uuid: newUuid(), replaces: remembered.uuid } : { uuid: remembered.uuid }
+  }
   if (!existsSync(path)) {
     if (lstatSync(path, { throwIfNoEntry: false }) !== undefined) {
       throw new XsanError('DISK_NOT_FOUND', `${place}: ${path} is a symbolic link that leads nowhere`, 'Correct the path, or see why the device is missing.')
@@ -170,7 +184,7 @@ function findDisk(device: DeviceConfig, place: string, names: Names, newUuid: ()
       throw new XsanError('DISK_NOT_FOUND', `${place}: there is no ${path}`, 'Correct the path; or, to have a file created there, add "size", such as "10G".')
     }
     if (!existsSync(dirname(path))) throw new XsanError('DISK_NOT_FOUND', `${place}: there is no directory ${dirname(path)}`, 'Create it first.')
-    return { uuid: uuidOfBlank(), path, type, role, capacityBytes: size, formatted: false, createBytes: size }
+    return { ...blank(), path, type, role, capacityBytes: size, formatted: false, createBytes: size }
   }
   const stat = statSync(path)
   if (!stat.isFile() && !stat.isBlockDevice())
@@ -196,7 +210,7 @@ function findDisk(device: DeviceConfig, place: string, names: Names, newUuid: ()
       throw new XsanError('DISK_FOREIGN', `${place}: ${path} holds something that is not XSAN's`, WIPE_FOREIGN)
     case 'blank':
       return {
-        uuid: uuidOfBlank(),
+        ...blank(),
         path,
         type,
         role,
