@@ -173,6 +173,39 @@ test('a connection that waits for memory goes on when peers or disks free some, 
   assert.ok(await world.run(() => state === 'answered', 1000))
 })
 
+test('a large request has its turn beside clients whose smaller ones take all that becomes free', async () => {
+  const { world, queue, blocks, open } = make()
+  // one read ends after the other, every now and then
+  const reads: Array<() => void> = []
+  blocks.read = (_volume, _index, _firstPage, _pageCount, _bufferPage, done, row) => {
+    reads.push(() => done(row, Status.SUCCESS))
+  }
+  const next = queue.register('next read', () => {
+    reads.shift()?.()
+    queue.timeout(5, next, 0)
+  })
+  queue.timeout(5, next, 0)
+  let running = 0
+  const busy = async () => {
+    const client = await open()
+    await client.send(Buffer.concat(Array.from({ length: 16 }, () => request(READ, 0, MiB / 4))))
+    for (running++; ; ) {
+      await client.receive(16 + MiB / 4)
+      await client.send(request(READ, 0, MiB / 4))
+    }
+  }
+  for (let i = 0; i < 4; i++) void busy()
+  assert.ok(await world.run(() => running === 4 && reads.length > 15, 10_000))
+  let answered = false
+  void open().then(async (client) => {
+    await client.send(Buffer.concat([request(WRITE, 0, 2 * MiB), Buffer.alloc(MiB)]))
+    await client.send(Buffer.alloc(MiB))
+    assert.equal(await client.receive(16), 16)
+    answered = true
+  })
+  assert.ok(await world.run(() => answered, 3000))
+})
+
 test('requests of all exports together have so many places: a connection waits for one, and gives back its own', async () => {
   const { world, volumes, server, open } = make({ operationsMax: 8 })
   assert.equal(volumes.requestsMax, 2)

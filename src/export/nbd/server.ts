@@ -12,7 +12,7 @@
  * Bounds: connectionsMax connections (one more is told so and closed), and no more than a share of the arena has buffers for, REQUESTS_PER_CONNECTION_MAX requests each, VolumeLayer.requestsMax in all, half of the
  * arena. A connection takes another row or buffer only while it holds less than would still be free: a client that reads no replies, or whose volume
  * stands still, gets half of what there is, the next one a quarter, and there is always something for others. A connection that finds no row or no buffer
- * stops receiving until there is one.
+ * stops receiving until there is one; a large request that small ones of others pass again and again has its turn (STARVED_MS).
  * A connection's requests outlive it: the row of the connection is free only when they have all ended.
  */
 import { columns, f64, i32, u32 } from '../../base/columns.ts'
@@ -57,6 +57,12 @@ const REPLIES_PER_SEND_MAX = 128
 const SEND_BYTES_MAX = 1024 * MiB
 /** Connections that wait for memory look again after so long, even if no request of this export has ended meanwhile. */
 const BLOCKED_AGAIN_MS = 10
+/**
+ * A connection that has waited for so long and has nothing under way, because others take what becomes free before there is enough for it, is favoured for a
+ * moment: nobody else gets a buffer. Not for longer, and then not for as long again: what the others hold may stand still.
+ */
+const STARVED_MS = 1000
+const FAVOUR_MS = 200
 /** After an accept that failed (no descriptor left): the connection still waits, and would fail at once again. */
 const ACCEPT_AGAIN_MS = 100
 /** Clients that negotiate at one time: each has an operation of {@link AsyncIo} under way. */
@@ -136,6 +142,9 @@ export class NbdServer {
   /** Buffers that a hanging disk has not given back. */
   readonly #lost: Array<{ readonly page: number; readonly pages: number }> = []
   #blockedAgainMs = 0
+  /** The connection that alone gets a buffer until then, or NONE. */
+  #favoured = NONE
+  #favouredUntilMs = 0
   /** Of the last turn's clock: how long nothing ran is seen by the next. */
   #turnMs: number
 
@@ -173,6 +182,8 @@ export class NbdServer {
       sending: i32,
       negotiating: i32,
       blocked: i32,
+      /** Since when it has waited to begin its next request, or was favoured in vain; 0: it does not. */
+      waitsSinceMs: f64,
       hangup: i32,
       dirty: i32,
       /** The write whose payload is being received straight into its pages, or -1. */
@@ -334,7 +345,7 @@ export class NbdServer {
     t.page[c] = page
     t.state[c] = State.NEGOTIATING
     t.start[c] = t.end[c] = t.discardBytes[c] = t.receiving[c] = t.sending[c] = t.blocked[c] = t.dirty[c] = 0
-    t.hangup[c] = t.requests[c] = t.bufferPages[c] = t.ending[c] = 0
+    t.hangup[c] = t.requests[c] = t.bufferPages[c] = t.ending[c] = t.waitsSinceMs[c] = 0
     t.bulk[c] = t.discarding[c] = t.replyFirst[c] = t.replyLast[c] = t.sentFirst[c] = NONE
     t.negotiating[c] = 1
     if (tooMany) this.#refusing++
@@ -453,6 +464,7 @@ export class NbdServer {
       return
     }
     t.blocked[c] = 1
+    if (t.waitsSinceMs[c] === 0) t.waitsSinceMs[c] = this.#queue.nowMs
     this.#blocked.push(c)
     if (t.hangup[c] === Hangup.WATCHED) return
     t.hangup[c] = Hangup.WATCHED
@@ -512,6 +524,8 @@ export class NbdServer {
     q.startedMs[r] = this.#queue.nowMs
     this.#queue.flight.record(FlightEvent.NBD_REQUEST, r, type, lengthBytes >>> 9)
     t.requests[c]!++
+    t.waitsSinceMs[c] = 0
+    if (this.#favoured === c) this.#favoured = NONE
     t.start[c]! += NbdRequest.size
     if (error !== Status.SUCCESS) {
       if (type === Command.WRITE && lengthBytes > 0) {
@@ -561,6 +575,7 @@ export class NbdServer {
   #mayHold(c: number, pages: number): boolean {
     const { totalPages } = this.#queue.arena
     const t = this.#connections
+    if (this.#favoured !== NONE && this.#favoured !== c) return false
     const budget = Math.max(totalPages / 2 - t.inUse * (STREAM_PAGES + REPLY_PAGES), totalPages / 8)
     return this.#bufferPages === 0 || t.bufferPages[c]! + 2 * pages <= budget - this.#bufferPages
   }
@@ -837,12 +852,31 @@ export class NbdServer {
     if (!this.#hasFreed && nowMs < this.#blockedAgainMs) return
     this.#hasFreed = false
     this.#blockedAgainMs = nowMs + BLOCKED_AGAIN_MS
+    this.#favour()
     for (const r of this.#bufferless.splice(0)) this.#onDone(r, Status.BUFFER_LOST)
     for (const c of this.#blocked.splice(0)) {
       if (!t.isUsed(c) || t.blocked[c] !== 1) continue
       t.blocked[c] = 0
       this.#parse(c)
     }
+  }
+
+  /** Whom others have passed for too long. */
+  #favour(): void {
+    const t = this.#connections
+    const { nowMs } = this.#queue
+    const favoured = this.#favoured
+    if (favoured !== NONE) {
+      const waits = t.isUsed(favoured) && t.blocked[favoured] === 1
+      if (waits && nowMs < this.#favouredUntilMs) return
+      if (waits) t.waitsSinceMs[favoured] = nowMs
+      this.#favoured = NONE
+    }
+    for (const c of this.#blocked) {
+      if (!t.isUsed(c) || t.blocked[c] !== 1 || t.requests[c]! > 0 || nowMs - t.waitsSinceMs[c]! < STARVED_MS) continue
+      if (this.#favoured === NONE || t.waitsSinceMs[c]! < t.waitsSinceMs[this.#favoured]!) this.#favoured = c
+    }
+    this.#favouredUntilMs = nowMs + FAVOUR_MS
   }
 
   /** The client will send nothing more (NBD_CMD_DISC). What is under way is answered, but not for longer than the write life: it may go on by another node. */
