@@ -65,11 +65,23 @@ function canonical(value: unknown, blobs: Uint8Array[]): string {
     for (const item of value) text += `${canonical(item, blobs)},`
     return `${text}]`
   }
+  if (typeof value === 'number' && Number.isFinite(value)) return `${value}`
   if (typeof value !== 'object' || value === null) return JSON.stringify(value)
   const fields = value as Record<string, unknown>
   let text = '{'
-  for (const key of Object.keys(fields).sort()) if (key !== 'auth' && !isDefault(fields[key])) text += `${key}:${canonical(fields[key], blobs)},`
+  for (const key of sorted(Object.keys(fields))) if (key !== 'auth' && !isDefault(fields[key])) text += `${key}:${canonical(fields[key], blobs)},`
   return `${text}}`
+}
+
+/** In place; a message has few fields, for which this is quicker than the general sort. */
+function sorted(names: string[]): string[] {
+  for (let i = 1; i < names.length; i++) {
+    const name = names[i]!
+    let at = i
+    for (; at > 0 && names[at - 1]! > name; at--) names[at] = names[at - 1]!
+    names[at] = name
+  }
+  return names
 }
 
 /** Takes the same time wherever they differ. */

@@ -132,8 +132,10 @@ export class Watch {
       const { table } = plane
       if (table.slotCount === 0 || !table.leaseValid(process.bootMs())) continue
       const number = node.control?.member?.node
-      for (const [slot, chain] of state.chains.entries()) {
-        if (table.ownState[slot] !== ReplicaState.SERVING || table.version[slot]! >= chain.version) continue
+      for (let slot = 0; slot < state.chains.length; slot++) {
+        if (table.ownState[slot] !== ReplicaState.SERVING) continue
+        const chain = state.chains[slot]!
+        if (table.version[slot]! >= chain.version) continue
         // a disk that has failed answers nothing, whatever its node knows of the chain
         if (plane.replicas.storeOf(slot) === undefined) continue
         const entry = chain.entries.find((of) => of.node === number)

@@ -14,6 +14,7 @@ import type { DiskNumber, VolumeNumber } from '../../src/base/ids.ts'
 import { BLOCK_BYTES, KiB, MiB } from '../../src/base/units.ts'
 import { DataPlane, type DataPlaneLimits, DEFAULT_LIMITS } from '../../src/chain/data-plane.ts'
 import { type MountedStore, mountAll, StoreRelay } from '../../src/chain/store-relay.ts'
+import type { Member } from '../../src/control/member.ts'
 import { votersWanted } from '../../src/control/members.ts'
 import type { ControlConfig, Registration } from '../../src/control/options.ts'
 import { ControlPlane } from '../../src/control/plane.ts'
@@ -600,7 +601,7 @@ export class SimCluster {
 
   /** The replicated state as the most advanced running node has it. */
   get state() {
-    return mostAdvanced(this.nodes.filter((node) => node.running))
+    return mostAdvanced(this.nodes, (node) => node.running)
   }
 
   /** Why not every wanted replica of every chain serves, or '' when all do and every node is ready. */
@@ -774,9 +775,13 @@ export class SimCluster {
 }
 
 /** The replicated state as the most advanced of those nodes has it, or had it when it ended. */
-function mostAdvanced(nodes: readonly SimNode[]) {
-  const members = nodes.flatMap(({ control }) => control?.member ?? [])
-  return members.sort((a, b) => (b.raft?.applied ?? 0) - (a.raft?.applied ?? 0))[0]?.state
+function mostAdvanced(nodes: readonly SimNode[], isAsked: (node: SimNode) => boolean = () => true) {
+  let best: Member | undefined
+  for (const node of nodes) {
+    const member = isAsked(node) ? node.control?.member : undefined
+    if (member && (!best || (member.raft?.applied ?? 0) > (best.raft?.applied ?? 0))) best = member
+  }
+  return best?.state
 }
 
 export function usedBytes(queue: SimIoQueue): number {

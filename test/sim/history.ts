@@ -61,6 +61,7 @@ export interface OpenOp {
 }
 
 const CONFIGURATIONS_MAX = 400_000
+const SECTOR_WORDS = SECTOR_BYTES / 4
 
 export class History {
   readonly #pages = new Map<string, PageOp[]>()
@@ -136,19 +137,21 @@ export class History {
       return
     }
     this.okCount++
-    const view = viewOf(bytes)
-    let at = start
+    const words = wordsOf(bytes)
+    let at = wordAt(bytes, start)
     let offset = op.offsetBytes
     for (const { op: page } of op.pages) {
       page.returnMs = nowMs
       page.outcome = 'ok'
       for (let s = 0; s < SECTORS_PER_PAGE; s++) {
         if (!(page.mask & (1 << s))) continue
-        const stamp = readStamp(view, at, op.volume, offset)
+        const stamp = readStamp(words, at, op.volume, offset)
         if (stamp === STAMP_GARBAGE)
-          this.garbage.push(`read ${op.id} by ${page.client}: volume ${op.volume} sector at ${offset} holds bytes nobody wrote there: ${hex(bytes, at)}`)
+          this.garbage.push(
+            `read ${op.id} by ${page.client}: volume ${op.volume} sector at ${offset} holds bytes nobody wrote there: ${hex(bytes, start + offset - op.offsetBytes)}`,
+          )
         page.stamps[s] = stamp
-        at += SECTOR_BYTES
+        at += SECTOR_WORDS
         offset += SECTOR_BYTES
       }
     }
@@ -313,14 +316,13 @@ export class History {
     const op: OpenOp = { id, kind, volume, offsetBytes, lengthBytes, pages: [] }
     for (let offset = offsetBytes; offset < offsetBytes + lengthBytes; ) {
       const page = Math.floor(offset / PAGE_BYTES)
-      let mask = 0
-      while (offset < offsetBytes + lengthBytes && Math.floor(offset / PAGE_BYTES) === page) {
-        mask |= 1 << ((offset / SECTOR_BYTES) % SECTORS_PER_PAGE)
-        offset += SECTOR_BYTES
-      }
+      const first = (offset - page * PAGE_BYTES) / SECTOR_BYTES
+      const count = Math.min(SECTORS_PER_PAGE - first, (offsetBytes + lengthBytes - offset) / SECTOR_BYTES)
+      const mask = ((1 << count) - 1) << first
+      offset += count * SECTOR_BYTES
       const key = `${volume}:${page}`
       const stamps = new Int32Array(SECTORS_PER_PAGE)
-      if (kind === 'write') stamps.fill(stamp)
+      if (kind === 'write') for (let s = 0; s < SECTORS_PER_PAGE; s++) stamps[s] = stamp
       const pageOp: PageOp = {
         kind,
         id,
@@ -345,31 +347,45 @@ export class History {
 // ---- contents ----------------------------------------------------------------------------------------------------------
 /** Fills whole sectors so that each names its write, its volume and its place. */
 export function writeStamps(bytes: Uint8Array, start: number, op: OpenOp): void {
-  const view = viewOf(bytes)
-  for (let done = 0; done < op.lengthBytes; done += SECTOR_BYTES) stampSector(view, start + done, op.id, op.volume, op.offsetBytes + done)
+  const words = wordsOf(bytes)
+  let at = wordAt(bytes, start)
+  for (let done = 0; done < op.lengthBytes; done += SECTOR_BYTES, at += SECTOR_WORDS) stampSector(words, at, op.id, op.volume, op.offsetBytes + done)
 }
 
-function stampSector(view: DataView, at: number, stamp: number, volume: number, offsetBytes: number): void {
+/** `at`: index of its first word. */
+function stampSector(words: Int32Array, at: number, stamp: number, volume: number, offsetBytes: number): void {
   let x = patternSeed(stamp, volume, offsetBytes)
-  view.setInt32(at, stamp, true)
-  for (let i = 4; i < SECTOR_BYTES; i += 4) {
+  words[at] = stamp
+  for (let i = at + 1; i < at + SECTOR_WORDS; i++) {
     x = (Math.imul(x, 0x19660d) + 0x3c6ef35f) | 0
-    view.setInt32(at + i, x, true)
+    words[i] = x
   }
 }
 
-function readStamp(view: DataView, at: number, volume: number, offsetBytes: number): number {
-  const stamp = view.getInt32(at, true)
+/** `at`: index of its first word. */
+function readStamp(words: Int32Array, at: number, volume: number, offsetBytes: number): number {
+  const stamp = words[at]!
+  if (stamp === STAMP_ZERO) {
+    for (let i = at + 1; i < at + SECTOR_WORDS; i++) if (words[i] !== 0) return STAMP_GARBAGE
+    return stamp
+  }
   let x = patternSeed(stamp, volume, offsetBytes)
-  for (let i = 4; i < SECTOR_BYTES; i += 4) {
+  for (let i = at + 1; i < at + SECTOR_WORDS; i++) {
     x = (Math.imul(x, 0x19660d) + 0x3c6ef35f) | 0
-    if (view.getInt32(at + i, true) !== (stamp === STAMP_ZERO ? 0 : x)) return STAMP_GARBAGE
+    if (words[i] !== x) return STAMP_GARBAGE
   }
   return stamp
 }
 
-function viewOf(bytes: Uint8Array): DataView {
-  return new DataView(bytes.buffer, bytes.byteOffset, bytes.length)
+/** All of the memory under these bytes, as words of this machine. */
+function wordsOf({ buffer }: Uint8Array): Int32Array {
+  return new Int32Array(buffer, 0, buffer.byteLength >>> 2)
+}
+
+/** Index of the word at that byte of them. */
+function wordAt({ byteOffset }: Uint8Array, start: number): number {
+  assert((byteOffset + start) % 4 === 0, 'sectors begin at words')
+  return (byteOffset + start) / 4
 }
 
 function patternSeed(stamp: number, volume: number, offsetBytes: number): number {
@@ -403,9 +419,15 @@ interface State {
   readonly key: string
 }
 
+function keyOf(stamps: Int32Array): string {
+  let key = ''
+  for (let s = 0; s < SECTORS_PER_PAGE; s++) key += `${stamps[s]},`
+  return key
+}
+
 function makeState(stamps: Int32Array, older: readonly Int32Array[]): State {
-  let key = stamps.join()
-  for (const o of older) key += `/${o.join()}`
+  let key = keyOf(stamps)
+  for (const o of older) key += `/${keyOf(o)}`
   return { stamps, older, key }
 }
 
@@ -440,19 +462,40 @@ function orderedAndWaiting(ops: readonly PageOp[]): PageOp[] | undefined {
   return found ? copies : undefined
 }
 
-/** By sector: what reads saw there. */
-function seenBy(ops: readonly PageOp[]): ReadonlyArray<ReadonlySet<number>> {
-  const seen = Array.from({ length: SECTORS_PER_PAGE }, () => new Set<number>())
-  for (const op of ops) if (op.kind === 'read') for (let s = 0; s < SECTORS_PER_PAGE; s++) if (op.mask & (1 << s)) seen[s]!.add(op.stamps[s]!)
+/** A stamp in a sector as one number. */
+function sighting(stamp: number, sector: number): number {
+  return stamp * SECTORS_PER_PAGE + sector
+}
+
+/** What reads saw, and where. */
+function seenBy(ops: readonly PageOp[]): ReadonlySet<number> {
+  const seen = new Set<number>()
+  for (const op of ops) {
+    if (op.kind !== 'read') continue
+    for (let s = 0; s < SECTORS_PER_PAGE; s++) if (op.mask & (1 << s)) seen.add(sighting(op.stamps[s]!, s))
+  }
   return seen
+}
+
+/** Some read saw something of this write. */
+function isSeen({ mask, stamps }: PageOp, seen: ReadonlySet<number>): boolean {
+  for (let s = 0; s < SECTORS_PER_PAGE; s++) if (mask & (1 << s) && seen.has(sighting(stamps[s]!, s))) return true
+  return false
+}
+
+/** Its stamps, as far as reads could tell them apart. */
+function seenStamps({ stamps }: PageOp, seen: ReadonlySet<number>): Int32Array {
+  const known = new Int32Array(SECTORS_PER_PAGE)
+  for (let s = 0; s < SECTORS_PER_PAGE; s++) known[s] = seen.has(sighting(stamps[s]!, s)) ? stamps[s]! : STAMP_UNSEEN
+  return known
 }
 
 /** Undefined: linearizable. Else why not. */
 export function checkPage(all: readonly PageOp[]): string | undefined | 'undecided' {
   const seenIn = seenBy(all)
   // A write that nobody acknowledged and no read saw may as well never have happened: what it covered until the next write was not looked at
-  const ops = all.filter((op) => op.kind !== 'write' || op.outcome === 'ok' || op.stamps.some((stamp, s) => op.mask & (1 << s) && seenIn[s]!.has(stamp)))
-  const stampsOf = ops.map((op) => (op.kind === 'write' ? op.stamps.map((stamp, s) => (seenIn[s]!.has(stamp) ? stamp : STAMP_UNSEEN)) : op.stamps))
+  const ops = all.filter((op) => op.kind !== 'write' || op.outcome === 'ok' || isSeen(op, seenIn))
+  const stampsOf = ops.map((op) => (op.kind === 'write' ? seenStamps(op, seenIn) : op.stamps))
   const events: Array<{ atMs: number; order: number; op: number; isCall: boolean }> = []
   let mustEnd = 0
   for (let i = 0; i < ops.length; i++) {
@@ -466,19 +509,21 @@ export function checkPage(all: readonly PageOp[]): string | undefined | 'undecid
   events.sort((a, b) => a.atMs - b.atMs || a.order - b.order || a.op - b.op)
   const head: Node = { op: -1, isCall: false, previous: undefined, next: undefined, match: undefined }
   let tail = head
-  const calls = new Map<number, Node>()
+  const calls = new Array<Node | undefined>(ops.length)
+  const callOrder: number[] = []
+  const rankOf = new Int32Array(ops.length)
   for (const event of events) {
     const node: Node = { op: event.op, isCall: event.isCall, previous: tail, next: undefined, match: undefined }
     tail.next = node
     tail = node
-    if (event.isCall) calls.set(event.op, node)
-    else calls.get(event.op)!.match = node
+    if (!event.isCall) {
+      calls[event.op]!.match = node
+      continue
+    }
+    calls[event.op] = node
+    rankOf[event.op] = callOrder.length
+    callOrder.push(event.op)
   }
-  const callOrder = events.filter((event) => event.isCall).map((event) => event.op)
-  const rankOf = new Int32Array(ops.length)
-  callOrder.forEach((op, rank) => {
-    rankOf[op] = rank
-  })
   const done = new Uint8Array(ops.length)
   const waiting = [...ops.keys()].filter((i) => ops[i]!.deadlineMs !== undefined)
   /** A write that was ordered before the end of its life is not placed yet, and this one was called later: it comes behind it. */

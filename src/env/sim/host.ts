@@ -9,7 +9,7 @@ import type { Prng } from '../../base/prng.ts'
 import type { SimKvStore } from './control.ts'
 import { SimDisk, type SimDiskOptions, type SimFile } from './disk.ts'
 import type { SimNetwork } from './network.ts'
-import type { SimEvent, World } from './world.ts'
+import type { EventOwner, SimEvent, World } from './world.ts'
 
 export interface SimHostOptions {
   readonly name: string
@@ -35,6 +35,7 @@ export class SimHost {
   readonly files = new Map<string, SimFile>()
   /** Key-value stores by name; they outlive processes and power. */
   readonly kvStores = new Map<string, SimKvStore>()
+  #power = new PowerCycle(this)
   #anchorTrueMs: number
   #anchorBootMs: number
   #rate: number
@@ -96,16 +97,7 @@ export class SimHost {
 
   /** Schedules something the host does (not a process): dropped when the power goes. */
   schedule(delayMs: number, label: string, fn: () => void, a = 0, b = 0): SimEvent {
-    const boots = this.boots
-    return this.world.schedule(
-      delayMs,
-      label,
-      () => {
-        if (this.up && this.boots === boots) fn()
-      },
-      a,
-      b,
-    )
+    return this.world.schedule(delayMs, label, fn, a, b, this.#power)
   }
 
   /**
@@ -126,11 +118,27 @@ export class SimHost {
     this.world.note('power on', () => this.name)
     this.up = true
     this.boots++
+    this.#power = new PowerCycle(this)
     this.network.linksChanged()
   }
 }
 
-export class SimProcess {
+/** From one power-on of a host to the next loss of power. */
+class PowerCycle implements EventOwner {
+  readonly #host: SimHost
+  readonly #boots: number
+
+  constructor(host: SimHost) {
+    this.#host = host
+    this.#boots = host.boots
+  }
+
+  deliver(fn: () => void): void {
+    if (this.#host.up && this.#host.boots === this.#boots) fn()
+  }
+}
+
+export class SimProcess implements EventOwner {
   readonly host: SimHost
   readonly world: World
   readonly name: string
@@ -167,19 +175,14 @@ export class SimProcess {
 
   /** Schedules what the process itself does: never once it is dead, later while it is frozen or away. */
   schedule(delayMs: number, label: string, fn: () => void, a = 0, b = 0): SimEvent {
-    const run = () => {
-      if (this.state === 'dead') return
-      if (this.state === 'frozen') {
-        this.#keptBack.push(run)
-        return
-      }
-      if (this.world.nowMs < this.#busyUntilMs) {
-        this.world.scheduleAt(this.#busyUntilMs, 'process back', run)
-        return
-      }
-      fn()
-    }
-    return this.world.scheduleAt(this.localNowMs + delayMs, label, run, a, b)
+    return this.world.scheduleAt(this.localNowMs + delayMs, label, fn, a, b, this)
+  }
+
+  deliver(fn: () => void): void {
+    if (this.state === 'dead') return
+    if (this.state === 'frozen') this.#keptBack.push(fn)
+    else if (this.world.nowMs < this.#busyUntilMs) this.world.scheduleAt(this.#busyUntilMs, 'process back', fn, 0, 0, this)
+    else fn()
   }
 
   onEnd(fn: (how: 'killed' | 'power') => void): void {
@@ -208,7 +211,7 @@ export class SimProcess {
     if (this.state !== 'frozen') return
     this.world.note('thaw', () => `${this.host.name} ${this.name}`)
     this.state = 'running'
-    for (const run of this.#keptBack.splice(0)) this.world.schedule(0, 'thawed', run)
+    for (const run of this.#keptBack.splice(0)) this.world.schedule(0, 'thawed', run, 0, 0, this)
     for (const fn of this.#onThaw) fn()
   }
 

@@ -20,6 +20,13 @@ export interface SimEvent {
   fn: (() => void) | undefined
   readonly a: number
   readonly b: number
+  readonly owner: EventOwner | undefined
+}
+
+/** Whoever an event happens to: decides, when its time has come, what becomes of it. */
+export interface EventOwner {
+  /** Runs `fn`, now or later, or never. */
+  deliver(fn: () => void): void
 }
 
 /** Any 64-bit number; above 2^53 as decimal text. */
@@ -112,15 +119,15 @@ export class World {
     this.#trace?.(`${this.nowMs.toFixed(3).padStart(12)} ${label} ${text()}`)
   }
 
-  /** Runs `fn` after `delayMs`. `a` and `b` go into the hash with the label when it runs. */
-  schedule(delayMs: number, label: string, fn: () => void, a = 0, b = 0): SimEvent {
-    return this.scheduleAt(this.nowMs + delayMs, label, fn, a, b)
+  /** Runs `fn` after `delayMs`, or gives it to its owner then. `a` and `b` go into the hash with the label. */
+  schedule(delayMs: number, label: string, fn: () => void, a = 0, b = 0, owner?: EventOwner): SimEvent {
+    return this.scheduleAt(this.nowMs + delayMs, label, fn, a, b, owner)
   }
 
-  scheduleAt(atMs: number, label: string, fn: () => void, a = 0, b = 0): SimEvent {
+  scheduleAt(atMs: number, label: string, fn: () => void, a = 0, b = 0, owner?: EventOwner): SimEvent {
     if (!Number.isFinite(atMs)) throw new AssertionError(`event ${label} at no time`)
     const at = Math.max(this.nowMs, Math.ceil(atMs * 1024) / 1024)
-    const event: SimEvent = { atMs: at, sequence: this.#sequence++, label, fn, a, b }
+    const event: SimEvent = { atMs: at, sequence: this.#sequence++, label, fn, a, b, owner }
     this.#push(event)
     return event
   }
@@ -231,7 +238,8 @@ export class World {
     if (this.#trace) this.#trace(`${event.atMs.toFixed(3).padStart(12)} ${event.label} ${event.a} ${event.b}`)
     this.delivering = true
     try {
-      fn()
+      if (event.owner === undefined) fn()
+      else event.owner.deliver(fn)
     } finally {
       this.delivering = false
     }
