@@ -735,6 +735,7 @@ export class Client implements BlockClient {
   /** Asks again for everything that waits: after a new table, a new lease, a new session. */
   wake(): void {
     this.#retry(Number.POSITIVE_INFINITY)
+    this.feed()
     this.#openWaiting()
   }
 

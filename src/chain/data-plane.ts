@@ -568,7 +568,7 @@ export class DataPlane {
     }
     if (message.volumes) {
       this.flushes.volumesChanged()
-      this.#sweep.volumesChanged(message.nextVolume ?? 1)
+      this.#sweep.volumesChanged()
     }
     for (const slot of changed) replicas.learn(slot)
     this.writes.tableLearned()

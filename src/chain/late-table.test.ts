@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
 import { ChainCluster, pattern, RELAXED_VOLUME, TestClient } from '../../test/support/chain-cluster.ts'
+import type { VolumeNumber } from '../base/ids.ts'
 import { Status } from '../base/status.ts'
 
 /** Chains of nodes 1 and 2; node 3 has clients only. */
@@ -105,4 +106,29 @@ test('after a standstill the sessions are new ones: nothing queued before it is 
   node.process.thaw()
   await cluster.until('a new session', () => node.plane.peers.peers.every((peer) => peer.up && peer.session > session))
   assert.equal(await cluster.world.settle(client.write(0, 0, pattern(5)), 5000), Status.SUCCESS)
+})
+
+test('the first write to a new volume waits for a head that has not heard of it; one to a volume that was deleted does not', { timeout: 60_000 }, async () => {
+  const cluster = new ChainCluster({ nodes: 3, slots: 1, chainOf: () => [1, 2] })
+  await cluster.start()
+  const client = new TestClient(cluster.node(3))
+  const added = 7 as VolumeNumber
+  const { volumes } = cluster
+  const tell = async (number: number) => {
+    cluster.sendTable(cluster.node(number), [])
+    await cluster.world.runFor(5)
+  }
+  cluster.volumes = [...volumes, { ...volumes[0]!, volume: added, name: 'new' }]
+  await tell(3)
+  let status: number | undefined
+  void client.write(0, 0, pattern(1), { volume: added }).then((ended) => {
+    status = ended
+  })
+  await cluster.world.runFor(300)
+  assert.equal(status, undefined)
+  for (const number of [1, 2]) await tell(number)
+  await cluster.until('written', () => status === Status.SUCCESS)
+  cluster.volumes = volumes
+  await tell(1)
+  assert.equal(await cluster.world.settle(client.write(0, 0, pattern(2), { volume: added }), 1000), Status.VOLUME_NOT_FOUND)
 })

@@ -26,8 +26,6 @@ export class Sweep {
   readonly #keepMovedMs: number
   /** When to look for blocks of deleted volumes. */
   #atMs: number[] = []
-  /** Highest number ever given, as far as the tables so far tell: numbers rise and are never used again, so what is below and absent is deleted. */
-  #newestVolume = 0
   #nextLookMs = Number.NaN
   /** Versions of the chains at the last look. */
   #seen = new Int32Array(0)
@@ -42,9 +40,8 @@ export class Sweep {
     this.#keepMovedMs = options.keepMovedMs
   }
 
-  /** The table has a new list of volumes; what is below `nextVolume` and not in it was deleted. */
-  volumesChanged(nextVolume: number): void {
-    this.#newestVolume = Math.max(this.#newestVolume, nextVolume - 1, ...this.#table.volumes.keys())
+  /** The table has a new list of volumes. */
+  volumesChanged(): void {
     this.#atMs = DELETED_AFTER_MS.map((afterMs) => this.#queue.nowMs + afterMs)
   }
 
@@ -57,7 +54,7 @@ export class Sweep {
     const { nowMs } = this.#queue
     if (nowMs >= (this.#atMs[0] ?? Number.POSITIVE_INFINITY)) {
       this.#atMs.shift()
-      void this.#run((volume) => this.#isDeleted(volume))
+      void this.#run((volume) => this.#table.isDeleted(volume))
     } else if (!(nowMs < this.#nextLookMs)) this.#look()
   }
 
@@ -69,12 +66,8 @@ export class Sweep {
     this.#seen = table.version.slice()
     if (!isFirst) {
       const hasMoved = (volume: number, slot: number, store: ReplicaStore) => seen[slot] === table.version[slot] && this.#hasMoved(volume, slot, store)
-      void this.#run((volume, slot, store) => this.#isDeleted(volume) || (hasMoved(volume, slot, store) && isForgotten(store, slot)))
+      void this.#run((volume, slot, store) => table.isDeleted(volume) || (hasMoved(volume, slot, store) && isForgotten(store, slot)))
     }
-  }
-
-  #isDeleted(volume: number): boolean {
-    return volume <= this.#newestVolume && !this.#table.volumes.has(volume)
   }
 
   #hasMoved(volume: number, slot: number, store: ReplicaStore): boolean {

@@ -30,6 +30,8 @@ export class ChainTable {
   slotCount = 0
   nodes = new Map<number, TableNode>()
   volumes = new Map<number, TableVolume>()
+  /** Highest number ever given, as far as the tables so far tell: numbers rise and are never used again. */
+  #newestVolume = 0
   #volumesByName = new Map<string, TableVolume>()
   #diskNodes = new Map<number, NodeNumber>()
 
@@ -77,6 +79,7 @@ export class ChainTable {
     if (message.volumes) {
       this.volumes = new Map(message.volumes.map((volume) => [volume.volume, volume]))
       this.#volumesByName = new Map(message.volumes.map((volume) => [volume.name, volume]))
+      this.#newestVolume = Math.max(this.#newestVolume, (message.nextVolume ?? 1) - 1, ...this.volumes.keys())
     }
     const packed = message.chains
     let at = 0
@@ -134,6 +137,11 @@ export class ChainTable {
 
   isSyncWhenWrite(volume: VolumeNumber | number): boolean {
     return this.volumes.get(volume)?.syncWhenWrite ?? true
+  }
+
+  /** There was a volume of that number. What is unknown and not deleted is newer than this table. */
+  isDeleted(volume: number): boolean {
+    return volume <= this.#newestVolume && !this.volumes.has(volume)
   }
 
   nodeOfDisk(disk: number): NodeNumber | undefined {

@@ -216,7 +216,8 @@ export class Writes {
     }
     if (updates.kind[u] !== RecordKind.EMPTY) {
       const volume = table.volumes.get(updates.volume[u]!)
-      if (volume === undefined) return Status.VOLUME_NOT_FOUND
+      // its sender may know a table in which there is such a volume, made a moment ago
+      if (volume === undefined) return table.isDeleted(updates.volume[u]!) ? Status.VOLUME_NOT_FOUND : Status.BUSY
       if (volume.readOnly || this.readOnly) return Status.READ_ONLY
       // its sender may not know yet that the volume is no longer one that acknowledges from memory
       if (volume.syncWhenWrite) updates.durable[u] = 1
