@@ -184,6 +184,7 @@ export const CANARIES: readonly Canary[] = [
             this.records.durable[row] = 0
           }),
         ),
+        replace(ChainTable.prototype, 'isSyncWhenWrite', () => () => false),
       ),
   },
   {
