@@ -40,6 +40,9 @@ export class BulkIo {
   #ended = 0
   #underWay = 0
   #pagesUnderWay = 0
+  /** Counted by the watch over hanging I/O; when the work got on last. */
+  tick = 0
+  #tickOfLast = 0
   #failure: XsanError | undefined
   #settle: { resolve: () => void; reject: (error: XsanError) => void } | undefined
 
@@ -58,6 +61,11 @@ export class BulkIo {
     this.#tries = new Int32Array(pagesMax)
     this.#pages = new Int32Array(pagesMax)
     this.#tag = queue.register('store bulk', (row, result) => this.#onDone(row, result))
+  }
+
+  /** Tick at which the work under way began or got on last; Infinity without any. */
+  oldestTick(): number {
+    return this.#underWay > 0 ? this.#tickOfLast : Number.POSITIVE_INFINITY
   }
 
   /** Adds one page: its place on the disk, its page of the arena. In the order of places, neighbours become one request. */
@@ -95,6 +103,7 @@ export class BulkIo {
   async #run(writing: boolean): Promise<void> {
     this.#writing = writing
     this.#next = this.#ended = 0
+    this.#tickOfLast = this.tick
     this.#failure = undefined
     try {
       if (this.#requests > 0) {
@@ -141,6 +150,7 @@ export class BulkIo {
   }
 
   #onDone(row: number, result: number): void {
+    this.#tickOfLast = this.tick
     if (result >= 0) this.#moved[row]! += Math.floor(result / PAGE_BYTES)
     const again = result >= 0 || result === -Errno.EINTR || result === -Errno.EAGAIN
     if (this.#moved[row]! < this.#count[row]! && again && ++this.#tries[row]! <= TRIES_MAX) {

@@ -77,6 +77,8 @@ export interface DestageOptions {
   /** Resolves when all captures taken before this call are released. */
   readonly capturesReleased: () => Promise<void>
   readonly onFailed: (reason: string) => void
+  /** Some I/O is under way: the watch over hanging ones runs. */
+  readonly onBusy: () => void
 }
 
 export class Destage {
@@ -91,6 +93,8 @@ export class Destage {
   readonly #calmTag: Tag
   #running: Promise<void> | undefined
   #stopping = false
+  /** Tick at which the sync under way began; Infinity: none is. */
+  #syncTick = Number.POSITIVE_INFINITY
   /** When the newest segment was begun. */
   #segmentMs = Number.NEGATIVE_INFINITY
   /** Waits until the journal is fuller, or calm. */
@@ -130,6 +134,16 @@ export class Destage {
     this.#calmTag = options.io.queue.register('destage calm', (_row, result) => {
       if (result === 0) this.#wake()
     })
+  }
+
+  /** Of the watch over hanging I/O. */
+  set tick(tick: number) {
+    this.#bulk.tick = tick
+  }
+
+  /** Tick at which the I/O under way got on last; Infinity without any. */
+  oldestTick(): number {
+    return Math.min(this.#bulk.oldestTick(), this.#syncTick)
   }
 
   get #fill(): number {
@@ -321,7 +335,7 @@ export class Destage {
       if (offset - next > GAP_PAGES_MAX || next > offset) next = offset
       for (; next <= offset; next++) this.#bulk.add(journalOffset(geometry, from + next), this.#buffer + next)
     }
-    await this.#bulk.read()
+    await this.#moved(this.#bulk.read())
   }
 
   async #writeLive(): Promise<void> {
@@ -332,7 +346,7 @@ export class Destage {
       this.#bulk.add(dataOffset(geometry, Math.floor(key / PAGES_PER_BLOCK), key % PAGES_PER_BLOCK), this.#buffer + this.#offsets[i]!)
     }
     this.pagesWritten += this.#liveCount
-    await this.#bulk.write()
+    await this.#moved(this.#bulk.write())
   }
 
   // ---- leaves --------------------------------------------------------------------------------------------------------------------
@@ -371,7 +385,7 @@ export class Destage {
         this.#bulk.addAlone(leafOffset(geometry, Math.floor(place / LEAVES_PER_BLOCK), place % LEAVES_PER_BLOCK, copy), this.#buffer + i)
         leafCopy[place] = copy
       }
-      await this.#bulk.write()
+      await this.#moved(this.#bulk.write())
     }
   }
 
@@ -417,7 +431,7 @@ export class Destage {
         table.tableMount[page] = generation.mount
         table.tableRound[page] = generation.round
       }
-      await this.#bulk.write()
+      await this.#moved(this.#bulk.write())
     }
   }
 
@@ -431,6 +445,11 @@ export class Destage {
   }
 
   // ---- waiting -------------------------------------------------------------------------------------------------------------------
+
+  #moved(work: Promise<void>): Promise<void> {
+    this.#o.onBusy()
+    return work
+  }
 
   async #durable(): Promise<void> {
     for (;;) {
@@ -446,7 +465,10 @@ export class Destage {
     const { io, file, path, volatile } = this.#o
     this.#stopIfFailed()
     if (volatile) return
+    this.#syncTick = this.#bulk.tick
+    this.#o.onBusy()
     const result = await io.fdatasync(file)
+    this.#syncTick = Number.POSITIVE_INFINITY
     if (result < 0) throw new XsanError('WRITE_FAILED', `${path}: fdatasync: ${errnoName(result)}`)
   }
 

@@ -386,6 +386,35 @@ test('a disk that hangs ends the reads of captures; their pages are free when it
   bench.queue.arena.free(buffer as never)
 })
 
+test('a disk that keeps one request of the background work for ever fails, before the journal is full for good', async () => {
+  const bench = new Bench(13)
+  await bench.format()
+  const { queue } = bench
+  const register = queue.register.bind(queue)
+  let bulk = -1
+  queue.register = (name, handler) => {
+    const tag = register(name, handler)
+    if (name === 'store bulk') bulk = tag as number
+    return tag
+  }
+  const store = await bench.mount()
+  const { write: writeOne } = queue
+  let kept = 0
+  queue.write = (file, offsetBytes, page, deltaBytes, lengthBytes, tag, row) => {
+    if ((tag as number) === bulk && kept++ === 0) return
+    writeOne.call(queue, file, offsetBytes, page, deltaBytes, lengthBytes, tag, row)
+  }
+  for (let id = 1; kept === 0; id++) {
+    const w = write(bench, store, { index: 0, firstPage: (id * 64) % 1024, pageCount: 64, id })
+    await bench.until(() => bench.events.durable >= w.seq)
+    bench.free(w.page)
+  }
+  const startMs = bench.world.nowMs
+  await bench.until(() => store.failed, 60_000)
+  assert.match(bench.events.failed!, /background work/)
+  assert.ok(bench.world.nowMs - startMs > 19_000)
+})
+
 test('a process that was stopped for a while does not take its disk for hung', async () => {
   const bench = new Bench(11)
   await bench.format()

@@ -55,6 +55,8 @@ const INSTALL_ROWS_PAGES = 3
 const SWEPT_PER_TURN = 8192
 /** The watch looks so often within `hungMs`. */
 const WATCH_TICKS = 4
+/** The background work of a busy disk may stand still for so many times `hungMs`: nobody waits for it, but when it never goes on the journal fills up. */
+const BACKGROUND_HUNG = 10
 
 class DiskCapture implements BlockCapture {
   readonly row: BlockRow
@@ -172,7 +174,7 @@ export class DiskStore implements ReplicaStore {
       onRoom: () => this.giveRoom(),
       onResolved: (row, firstPage, pageCount, pending, loc, step) => this.#resolveCaptures(row, firstPage, pageCount, pending, loc, step),
       onSegment: () => this.destage?.segmentBegun(),
-      onBusy: () => this.#watch(),
+      onBusy: () => this.watch(),
     }
     this.journal = new Journal(journalOptions)
     this.reader = new Reader({
@@ -181,7 +183,7 @@ export class DiskStore implements ReplicaStore {
       geometry: superblock.geometry,
       deferred: parts.deferred,
       pendingPayload: (loc, page) => this.journal.pendingPayload(loc, page),
-      onBusy: () => this.#watch(),
+      onBusy: () => this.watch(),
     })
   }
 
@@ -797,7 +799,8 @@ export class DiskStore implements ReplicaStore {
     this.#parts.options.events.onFailed(reason)
   }
 
-  #watch(): void {
+  /** Some I/O is under way. */
+  watch(): void {
     if (this.#watching || this.failed || this.#closing) return
     this.#watching = true
     this.#queue.timeout((this.#parts.options.hungMs ?? 2000) / WATCH_TICKS, this.#watchTag, 0)
@@ -807,12 +810,15 @@ export class DiskStore implements ReplicaStore {
   #onWatch(result: number): void {
     this.#watching = false
     if (result < 0 || this.failed) return
-    const { journal, reader } = this
+    const { journal, reader, destage } = this
+    const hungMs = this.#parts.options.hungMs ?? 2000
     const tick = ++journal.tick
-    reader.tick = tick
+    reader.tick = destage.tick = tick
     const oldest = Math.min(journal.oldestTick(), reader.oldestTick())
-    if (tick - oldest > WATCH_TICKS) this.fail(`the disk has not answered for ${this.#parts.options.hungMs ?? 2000} ms`)
-    else if (oldest !== Number.POSITIVE_INFINITY) this.#watch()
+    const background = destage.oldestTick()
+    if (tick - oldest > WATCH_TICKS) this.fail(`the disk has not answered for ${hungMs} ms`)
+    else if (tick - background > WATCH_TICKS * BACKGROUND_HUNG) this.fail(`the disk has not answered the background work for ${hungMs * BACKGROUND_HUNG} ms`)
+    else if (Math.min(oldest, background) !== Number.POSITIVE_INFINITY) this.watch()
   }
 
   async forgetPowerLoss(): Promise<void> {

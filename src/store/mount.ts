@@ -393,6 +393,7 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
   journal.resume({ generation: superblock.mountGeneration, lastBatch, lastCrc, headSegment, tailSegment: superblock.tailSegment, lastSeq })
 
   const pagesPerSegment = geometry.segmentBytes / PAGE_BYTES
+  let isMounted = false
   const { freeBytes } = io.queue.arena.stats()
   const bufferPages = DESTAGE_BUFFER_PAGES.find((pages) => freeBytes >= pages * PAGE_BYTES * DESTAGE_SHARE * (options.disks ?? 1)) ?? 64
   store.destage = new Destage({
@@ -419,6 +420,9 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
     unpinned: (row) => store.unpinned(row),
     capturesReleased: () => store.capturesReleased(),
     onFailed: (reason) => store.fail(reason),
+    onBusy: () => {
+      if (isMounted) store.watch()
+    },
   })
   await store.destage.makeFree(2)
   store.reservation = new Reservation({
@@ -433,6 +437,7 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
   })
   await store.reservation.begin()
   journal.open()
+  isMounted = true
   store.destage.kick()
   options.onNote?.('disk mounted', {
     path,
