@@ -7,9 +7,11 @@ import { GiB } from '../base/units.ts'
 import { HOPS } from '../chain/credits.ts'
 import { invalidChain, REPLICAS_MAX, ReplicaState, unpackChains } from '../placement/chain.ts'
 import { View } from '../placement/view.ts'
+import type { Raft } from '../raft/driver.ts'
 import { type ArgsOf, encodeCommand, type OperationName, resultValue } from './command.ts'
 import { healthOf, lostPagesOf } from './health.ts'
 import { ControlStateMachine } from './machine.ts'
+import { nodeFacts } from './services/cluster.ts'
 import { type CommandResult, FEATURE_LEVEL } from './state.ts'
 import { tableSince } from './table.ts'
 
@@ -403,7 +405,7 @@ test('a step for all slots is not slow', () => {
   for (const chain of replica.machine.state.chains) assert.equal(chain.entries.at(-1)?.state, ReplicaState.SYNCING)
 })
 
-test('a disk that its node starts without counts as failed, and is used again when it is back', () => {
+test('a disk that its node starts without counts as failed, gives no capacity, and is used again when it is back', () => {
   const replica = threeNodes()
   const { state } = replica.machine
   const withDisk = (uuid: string) =>
@@ -422,11 +424,19 @@ test('a disk that its node starts without counts as failed, and is used again wh
   withDisk('blank')
   assert.equal(state.disks.get(disk(2))?.state, 'failed')
   assert.equal(state.disks.get(disk(4))?.uuid, 'blank')
+  const raft = { members: { voters: [], learners: [] }, leader: 0 } as unknown as Raft
+  const shown = () => {
+    const { disks, capacityBytes } = nodeFacts({ state, raft }, state.nodes.get(node(2))!)
+    return [disks, capacityBytes]
+  }
+  assert.deepEqual(shown(), [1, GiB])
   withDisk('d2')
+  assert.deepEqual(shown(), [1, GiB])
   assert.equal(state.disks.get(disk(2))?.state, 'ok')
   assert.equal(state.disks.get(disk(4))?.state, 'failed')
   // one that failed by itself stays so
   replica.run('disk.failed', { disk: disk(2), reason: 'EIO' })
   withDisk('d2')
   assert.deepEqual([state.disks.get(disk(2))?.state, state.disks.get(disk(2))?.reason], ['failed', 'EIO'])
+  assert.deepEqual(shown(), [1, 0], 'it is there and of no use')
 })

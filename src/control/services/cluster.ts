@@ -13,6 +13,7 @@ import type { Coordinator } from '../leader.ts'
 import { replicaCount } from '../settings.ts'
 import type { ClusterState, NodeRecord } from '../state.ts'
 import { encodeToken, hashSecret } from '../token.ts'
+import { isTakenOut } from './disk.ts'
 import { type AdminService, atLeader, flag, fresh, here, number, type ServiceContext, text, tryOut } from './service.ts'
 
 /** A heartbeat of a process that died may still arrive for so long after its death is known. */
@@ -191,14 +192,14 @@ interface NodeNumbers {
 /** What does not change from moment to moment; also known without a leader. */
 export function nodeFacts({ state, raft }: Pick<ServiceContext, 'state' | 'raft'>, node: NodeRecord): Message & Pick<NodeNumbers, 'capacityBytes'> {
   const { voters, learners } = raft.members
-  const disks = [...state.disks.values()].filter((disk) => disk.node === node.node && disk.role === 'capacity')
+  const disks = [...state.disks.values()].filter((disk) => disk.node === node.node && disk.role === 'capacity' && !isTakenOut(disk))
   const { id, incarnation, grpc, data, nbd, nbdSocket, admin, version, zone, rack, dataDir } = node
   return {
     ...{ id, number: node.node, incarnation, grpc, data, nbd, nbdSocket, admin, version, zone, rack, dataDir },
     raftRole: voters.includes(node.node) ? 'voter' : learners.includes(node.node) ? 'learner' : 'none',
     leader: raft.leader === node.node,
     disks: disks.length,
-    capacityBytes: disks.reduce((sum, disk) => sum + disk.capacityBytes, 0),
+    capacityBytes: disks.reduce((sum, disk) => sum + (disk.state === 'failed' ? 0 : disk.capacityBytes), 0),
   }
 }
 

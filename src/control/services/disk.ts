@@ -7,6 +7,9 @@ import type { DiskRecord } from '../state.ts'
 import { page } from './pages.ts'
 import { type AdminService, atLeader, flag, fresh, text } from './service.ts'
 
+/** Out of the configuration, or replaced by another one. Once no chain names it any more, nobody needs to hear of it. */
+export const isTakenOut = (disk: DiskRecord) => disk.state === 'failed' && disk.reason === DISK_GONE
+
 export const diskService: AdminService = {
   List: atLeader(async (context, request) => {
     const { state, stats } = context
@@ -15,7 +18,7 @@ export const diskService: AdminService = {
     if (nodeId !== '' && state.nodeById(nodeId) === undefined) throw new XsanError('NODE_NOT_FOUND', `there is no node ${nodeId}`, 'See `xsan node list`.')
     const replicas = new Map<DiskNumber, number>()
     for (const chain of state.chains) for (const { disk } of chain.entries) replicas.set(disk, (replicas.get(disk) ?? 0) + 1)
-    const isRemoved = (disk: DiskRecord) => disk.state === 'failed' && disk.reason === DISK_GONE && !replicas.has(disk.disk)
+    const isRemoved = (disk: DiskRecord) => isTakenOut(disk) && !replicas.has(disk.disk)
     const wanted = flag(request, 'all') ? [...state.disks.values()] : [...state.disks.values()].filter((disk) => !isRemoved(disk))
     const disks = wanted.filter((disk) => nodeId === '' || state.nodes.get(disk.node)?.id === nodeId).sort((a, b) => a.disk - b.disk)
     const { items, nextPageToken } = page(disks, (disk) => disk.disk, request)
