@@ -43,6 +43,9 @@ export class ChannelRows {
   idLow = new Uint32Array(BANKS_AT_START * CHANNELS_PER_CLIENT)
   held = new Uint8Array(BANKS_AT_START * CHANNELS_PER_CLIENT)
 
+  /** Rows of a client have gone: there may be room for others. Called in the midst of it. */
+  onDropped: (() => void) | undefined
+
   readonly #bankHigh = new Uint32Array(CLIENTS_MAX)
   readonly #bankLow = new Uint32Array(CLIENTS_MAX)
   /** Bank + 1 by hash of the client; 0 = empty. */
@@ -240,6 +243,7 @@ export class ChannelRows {
     this.held.fill(0, lastFrom, lastFrom + CHANNELS_PER_CLIENT)
     this.#index.fill(EMPTY)
     for (let b = 0; b < this.#banks; b++) this.#enter(b)
+    this.onDropped?.()
   }
 
   #grow(): void {

@@ -93,7 +93,7 @@ export class Destage {
   readonly #calmTag: Tag
   #running: Promise<void> | undefined
   #stopping = false
-  /** Tick at which the sync under way began; Infinity: none is. */
+  /** Tick at which the sync under way, or the write of the superblock, began; Infinity: none is. */
   #syncTick = Number.POSITIVE_INFINITY
   /** When the newest segment was begun. */
   #segmentMs = Number.NEGATIVE_INFINITY
@@ -248,7 +248,10 @@ export class Destage {
     await this.#tables(rows, generation)
     while (journal.stagedSegment <= segment && segment < journal.headSegment) await this.#durable()
     await this.#sync()
+    this.#syncTick = this.#bulk.tick
+    this.#o.onBusy()
     await this.#o.setTail(segment + 1, generation)
+    this.#syncTick = Number.POSITIVE_INFINITY
     await this.#sync()
     await this.#o.capturesReleased()
     await reader.quiesce()

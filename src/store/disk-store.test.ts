@@ -8,6 +8,7 @@ import { BLOCK_BYTES, MiB, PAGE_BYTES } from '../base/units.ts'
 import { AsyncIo } from '../env/async-io.ts'
 import { Errno } from '../env/ioqueue.ts'
 import { SimIoQueue } from '../env/sim/ioqueue.ts'
+import { CLIENTS_MAX } from './channel-rows.ts'
 import type { DiskStore } from './disk-store.ts'
 import { BATCH_MAGIC, BatchHeader, LEAVES_PER_BLOCK, planGeometry, Superblock } from './layout.ts'
 import { mountStore, probeStore } from './mount.ts'
@@ -415,6 +416,26 @@ test('a disk that keeps one request of the background work for ever fails, befor
   assert.ok(bench.world.nowMs - startMs > 19_000)
 })
 
+test('a disk that keeps the write of a superblock for ever fails, before the journal is full for good', async () => {
+  const bench = new Bench(14)
+  await bench.format()
+  const store = await bench.mount()
+  const { queue } = bench
+  const { write: writeOne } = queue
+  let kept = 0
+  queue.write = (file, offsetBytes, page, deltaBytes, lengthBytes, tag, row) => {
+    if ((offsetBytes === 0 || offsetBytes === DISK_BYTES - PAGE_BYTES) && kept++ === 0) return
+    writeOne.call(queue, file, offsetBytes, page, deltaBytes, lengthBytes, tag, row)
+  }
+  for (let id = 1; kept === 0; id++) {
+    const w = write(bench, store, { index: 0, firstPage: (id * 64) % 1024, pageCount: 64, id })
+    await bench.until(() => bench.events.durable >= w.seq)
+    bench.free(w.page)
+  }
+  await bench.until(() => store.failed, 60_000)
+  assert.match(bench.events.failed!, /background work/)
+})
+
 test('a process that was stopped for a while does not take its disk for hung', async () => {
   const bench = new Bench(11)
   await bench.format()
@@ -644,6 +665,56 @@ test('a capture keeps its content while the block is overwritten, destaged and r
   assert.equal(Buffer.compare(slice(buffer), slice(first.page)), 0)
   store.release(capture)
   await bench.settle(store.close())
+})
+
+test('who waits for an extent is told when the capture that held the last one is released, though nothing else goes on', async () => {
+  const bench = new Bench(21)
+  await bench.format()
+  const store = await bench.mount()
+  const extents = store.capacityBytes / BLOCK_BYTES
+  let id = 1
+  for (let index = 0; index < extents; index++) {
+    Object.assign(record, { kind: RecordKind.WRITE, slot: 1, idHigh: 1, volume: 5, layer: 0, index, firstPage: 0, pageCount: 1, clientHigh: 0 })
+    const { page, crcs } = bench.payload(1)
+    Object.assign(record, { idLow: id++, payloadPage: page, crcs, crcFirst: 0 })
+    await bench.until(() => store.admit(record, false) === Status.SUCCESS)
+    store.stage(record)
+  }
+  const capture = store.capture(store.findBlock(5, 0, 0))
+  Object.assign(record, { kind: RecordKind.REMOVE, index: 0, idLow: id++, pageCount: 0 })
+  store.stage(record)
+  await bench.world.runFor(100)
+  Object.assign(record, { kind: RecordKind.WRITE, index: extents, idLow: id++, pageCount: 1 })
+  assert.notEqual(store.admit(record, false), Status.SUCCESS)
+  let hasRoom = false
+  store.onRoom(() => {
+    hasRoom = true
+  })
+  await bench.world.runFor(100)
+  assert.equal(hasRoom, false)
+  store.release(capture)
+  await bench.until(() => hasRoom, 1000)
+  assert.equal(store.admit(record, false), Status.SUCCESS)
+})
+
+test('who waits for rows of client channels is told when those of fenced clients have gone, though nothing else goes on', async () => {
+  const bench = new Bench(22)
+  await bench.format()
+  const store = await bench.mount()
+  await bench.world.runFor(100)
+  for (let client = 0; client < CLIENTS_MAX; client++) store.rows.set(256, client + 1, 0, 1, 1, 1, 1)
+  Object.assign(record, { kind: RecordKind.EMPTY, slot: 1, idHigh: 1, idLow: 1, volume: 0, index: 0, firstPage: 0, pageCount: 0 })
+  Object.assign(record, { clientHigh: 512, clientLow: 1, channel: 0, seq: 1 })
+  assert.equal(store.admit(record, true), Status.BUSY)
+  let hasRoom = false
+  store.onRoom(() => {
+    hasRoom = true
+  })
+  await bench.world.runFor(100)
+  assert.equal(hasRoom, false)
+  store.rows.expire(256, CLIENTS_MAX)
+  await bench.until(() => hasRoom, 1000)
+  assert.equal(store.admit(record, true), Status.SUCCESS)
 })
 
 test('sweeping drops the blocks of volumes that are gone', async () => {

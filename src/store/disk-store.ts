@@ -151,6 +151,7 @@ export class DiskStore implements ReplicaStore {
     this.capacityBytes = superblock.geometry.extentCount * BLOCK_BYTES
     this.journalBytes = superblock.geometry.segmentCount * superblock.geometry.segmentBytes
     this.#session = new Uint8Array(superblock.slotCount)
+    this.rows.onDropped = () => this.#giveRoomSoon()
     const { extentCount } = table
     const ofSmall = Math.min(EXTENTS_KEPT_SMALL, Math.floor(extentCount * EXTENTS_KEPT_SMALL_SHARE))
     this.#extentsKept = Math.max(EXTENTS_KEPT_MIN, ofSmall, Math.ceil(extentCount * EXTENTS_KEPT))
@@ -655,6 +656,8 @@ export class DiskStore implements ReplicaStore {
     const capture = given as DiskCapture
     assert(this.#captures.delete(capture), 'a capture released twice')
     this.#table.unpin(capture.row)
+    // the extent of a block that was removed meanwhile is free only now
+    if (this.#table.used[capture.row] === 0 && this.#table.pins[capture.row] === 0) this.#giveRoomSoon()
     if (this.#captureWaiters.length === 0) return
     this.#queue.asyncPending = true
     for (const resolve of this.#captureWaiters.splice(0)) resolve()
@@ -777,6 +780,11 @@ export class DiskStore implements ReplicaStore {
   }
 
   // ---- failure, watch, end -----------------------------------------------------------------------------------------------------------
+
+  /** In a later turn: whoever has made the room is not done yet. */
+  #giveRoomSoon(): void {
+    if (this.#room.length > 0) this.#parts.deferred.add(() => this.giveRoom(), 0, Status.SUCCESS, 0)
+  }
 
   /** `admit` may say otherwise. */
   giveRoom(): void {

@@ -6,6 +6,7 @@ import { XsanError } from '../base/errors.ts'
 import { Status } from '../base/status.ts'
 import { BLOCK_BYTES, MiB, PAGE_BYTES } from '../base/units.ts'
 import type { DiskStore } from './disk-store.ts'
+import { planGeometry } from './layout.ts'
 import { RecordKind, StageRecord } from './store.ts'
 
 const VOLUME = 5
@@ -199,6 +200,21 @@ test('a block device is taken as it is', async () => {
   const store = await bench.mount()
   assert.equal(bench.notes.length, 1, bench.notes.join('\n'))
   assert.equal((await new Writer(bench, store).fill(10)).status, Status.SUCCESS)
+})
+
+test('a disk whose path leads nowhere any more takes new blocks as long as its file system has space', async () => {
+  const bench = new Bench(108)
+  await bench.format()
+  const store = await bench.mount({
+    space: (path) => {
+      throw new Error(`ENOENT: no such file or directory, statfs '${path}'`)
+    },
+  })
+  const { extentCount } = planGeometry(DISK_BYTES, { journalBytes: 16 * MiB, segmentBytes: 4 * MiB })
+  const { blocks, status } = await new Writer(bench, store).fill()
+  assert.equal(status, Status.INSUFFICIENT_SPACE)
+  assert.ok(blocks >= extentCount - 3, `${blocks} of ${extentCount}`)
+  assert.equal(bench.notes.filter((note) => note.includes('does not tell its space')).length, 1)
 })
 
 test('no space for the journal: the disk is not formatted, and the reason given', async () => {

@@ -12,7 +12,7 @@
  * Block devices have all their space. So have files on file systems that cannot allocate ahead, as far as anybody can tell: there a write that
  * finds no space fails the disk.
  */
-import { XsanError } from '../base/errors.ts'
+import { messageOf, XsanError } from '../base/errors.ts'
 import { BLOCK_BYTES, formatSize, MiB, PAGE_BYTES } from '../base/units.ts'
 import type { AsyncIo } from '../env/async-io.ts'
 import { ALLOCATE_BYTES_MAX, Errno, errnoName, type Handle, type OpenedFile, type Tag } from '../env/ioqueue.ts'
@@ -38,6 +38,7 @@ export interface ReservationOptions {
   readonly path: string
   readonly geometry: Geometry
   readonly table: BlockTable
+  /** May throw: the path is another thing than the open file. */
   readonly space: () => FileSpace
   readonly onRoom: () => void
   readonly onNote: (message: string, fields?: Readonly<Record<string, unknown>>) => void
@@ -52,6 +53,7 @@ export class Reservation {
   #running: Promise<void> | undefined
   #retrying = false
   #stopping = false
+  #isUntold = false
 
   constructor(options: ReservationOptions) {
     this.#o = options
@@ -157,10 +159,21 @@ export class Reservation {
 
   /** What the file has already (an earlier mount allocated it) costs nothing. */
   #canSpare(from: number, to: number): boolean {
-    const { geometry, space } = this.#o
-    const { spareBytes, allocatedBytes } = space()
+    const { geometry } = this.#o
+    const { spareBytes, allocatedBytes } = this.#space()
     const rowsThere = Math.floor((allocatedBytes - geometry.pageTableOffset - PAGE_BYTES) / EXTENT_BYTES)
     return spareBytes >= (to - Math.max(from, rowsThere)) * EXTENT_BYTES
+  }
+
+  /** The path may lead nowhere, or elsewhere, while the disk is open: then the file system says with each allocation what it has. */
+  #space(): FileSpace {
+    try {
+      return this.#o.space()
+    } catch (error) {
+      if (!this.#isUntold) this.#o.onNote('the file system does not tell its space', { path: this.#o.path, error: messageOf(error) })
+      this.#isUntold = true
+      return { spareBytes: Number.POSITIVE_INFINITY, allocatedBytes: 0 }
+    }
   }
 
   #giveUp(result: number): void {
