@@ -131,6 +131,25 @@ test('a client cut off while its writes wait counts as gone within the write lif
   assert.ok(await world.run(() => server.connectionCount === 1, 1000))
 })
 
+test('a client whose host has gone while replies are on their way to it gives back what it holds after two minutes; one that only does not read keeps it', async () => {
+  const { world, server, queue, open, network, host, clients } = make()
+  let sent = false
+  const before = queue.arena.stats().freeBytes
+  void open().then(async (client) => {
+    await client.send(Buffer.concat(Array.from({ length: 8 }, () => request(READ, 0, MiB))))
+    sent = true
+  })
+  assert.ok(await world.run(() => sent, 10_000))
+  await world.run(() => false, 300_000)
+  assert.ok(server.requestCount > 0, 'its client does not read')
+  network.cut(host, clients)
+  network.cut(clients, host)
+  await world.run(() => false, 100_000)
+  assert.equal(server.connectionCount, 1)
+  assert.ok(await world.run(() => server.connectionCount === 0 && server.requestCount === 0, 30_000))
+  assert.equal(queue.arena.stats().freeBytes, before)
+})
+
 test('connections whose requests stand still leave rows for others', async () => {
   const { world, blocks, open } = make({ operationsMax: 64 })
   blocks.holding = true

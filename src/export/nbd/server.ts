@@ -83,6 +83,8 @@ const GOODBYE_MS = 1000
 const SILENT_MS_MAX = 3000
 const STUCK_MS = 1000
 const SILENCE_EVERY_MS = 250
+/** One whose host has been silent for so long while replies are on their way to it has gone: the kernel, which ends idle connections then, would send for a quarter of an hour. */
+const GONE_MS = 120_000
 /** Lines about connections closed for a reason, in so long; the next one says how many others there were. */
 const REASONS_LOGGED_MAX = 10
 const REASONS_EVERY_MS = 10_000
@@ -180,6 +182,8 @@ export class NbdServer {
       discarding: i32,
       receiving: i32,
       sending: i32,
+      /** When the send under way began. */
+      sendMs: f64,
       negotiating: i32,
       blocked: i32,
       /** Since when it has waited to begin its next request, or was favoured in vain; 0: it does not. */
@@ -752,6 +756,7 @@ export class NbdServer {
     t.replyFirst[c] = r
     if (r === NONE) t.replyLast[c] = NONE
     t.sending[c] = 1
+    t.sendMs[c] = queue.nowMs
     // with nothing left to send, its end only frees rows and buffers: it may come with the next request, unless somebody waits for those
     const lazy = r === NONE && !this.#stopping && t.ending[c] === 0 && this.#blocked.length === 0
     t.sentLazily[c] = lazy ? 1 : 0
@@ -935,6 +940,11 @@ export class NbdServer {
     this.#silenceAtMs = nowMs + SILENCE_EVERY_MS
     if (this.#lost.length > 0) for (const { page, pages } of this.#lost.splice(0)) this.#freeBuffer(page, pages)
     if (q.inUse === 0) return
+    for (let c = 0; c < t.rowsMax; c++) {
+      if (!t.isUsed(c) || t.state[c] !== State.RUNNING || t.sending[c] === 0 || nowMs - t.sendMs[c]! < STUCK_MS) continue
+      const silentMs = this.#queue.silentMs(this.#socket(c))
+      if (silentMs > GONE_MS) this.#drop(c, `its client's host is silent, and does not take its replies`, nowMs - silentMs)
+    }
     let looked = NONE
     for (let r = 0; r < q.rowsMax; r++) {
       if (!q.isUsed(r) || q.type[r] === Command.READ || nowMs - q.startedMs[r]! < STUCK_MS) continue
