@@ -805,6 +805,8 @@ export class DiskStore implements ReplicaStore {
     for (const end of this.#capturedReads) end(Status.READ_FAILED)
     void this.reservation?.stop()
     this.#parts.options.events.onFailed(reason)
+    // who waits for room is refused now
+    this.#giveRoomSoon()
   }
 
   /** Some I/O is under way. */
