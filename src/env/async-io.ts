@@ -20,6 +20,9 @@ export class AsyncIo {
   readonly #tag: Tag
   /** Of operations on files: they are counted apart. */
   readonly #fileTag: Tag
+  /** Operations on files: how many are under way, and how many have ended. */
+  filesUnderWay = 0
+  filesEnded = 0
 
   constructor(queue: IoQueue) {
     this.queue = queue
@@ -32,30 +35,34 @@ export class AsyncIo {
       resolve(result)
     }
     this.#tag = queue.register('async', complete)
-    this.#fileTag = queue.register('async file', complete)
+    this.#fileTag = queue.register('async file', (row, result) => {
+      this.filesUnderWay--
+      this.filesEnded++
+      complete(row, result)
+    })
   }
 
   /** Bytes read (maybe short) or -errno. */
   read(file: Handle, offsetBytes: number, page: number, deltaBytes: number, lengthBytes: number, crcIndex = -1): Promise<number> {
-    return this.#start((row) => this.queue.read(file, offsetBytes, page, deltaBytes, lengthBytes, crcIndex, this.#fileTag, row))
+    return this.#startFile((row) => this.queue.read(file, offsetBytes, page, deltaBytes, lengthBytes, crcIndex, this.#fileTag, row))
   }
 
   write(file: Handle, offsetBytes: number, page: number, deltaBytes: number, lengthBytes: number): Promise<number> {
-    return this.#start((row) => this.queue.write(file, offsetBytes, page, deltaBytes, lengthBytes, this.#fileTag, row))
+    return this.#startFile((row) => this.queue.write(file, offsetBytes, page, deltaBytes, lengthBytes, this.#fileTag, row))
   }
 
   /** Takes the segments listed on the queue just before this call. */
   writeSegments(file: Handle, offsetBytes: number, sync = false): Promise<number> {
-    return this.#start((row) => this.queue.writeSegments(file, offsetBytes, sync, this.#fileTag, row))
+    return this.#startFile((row) => this.queue.writeSegments(file, offsetBytes, sync, this.#fileTag, row))
   }
 
   fdatasync(file: Handle): Promise<number> {
-    return this.#start((row) => this.queue.fdatasync(file, this.#fileTag, row))
+    return this.#startFile((row) => this.queue.fdatasync(file, this.#fileTag, row))
   }
 
   /** 0 or -errno, as {@link IoQueue.allocate}. */
   allocate(file: Handle, offsetBytes: number, lengthBytes: number): Promise<number> {
-    return this.#start((row) => this.queue.allocate(file, offsetBytes, lengthBytes, this.#fileTag, row))
+    return this.#startFile((row) => this.queue.allocate(file, offsetBytes, lengthBytes, this.#fileTag, row))
   }
 
   /** Resolves after at least `delayMs`. */
@@ -86,6 +93,11 @@ export class AsyncIo {
       handle = this.queue.connectTcp(options, this.#tag, row)
     })
     return { handle, result }
+  }
+
+  #startFile(prepare: (row: number) => void): Promise<number> {
+    this.filesUnderWay++
+    return this.#start(prepare)
   }
 
   #start(prepare: (row: number) => void): Promise<number> {

@@ -882,6 +882,45 @@ test('an arena without any room: an install that takes two segments waits, too',
   await bench.settle(store.journal.durable())
 })
 
+test('a mount of a disk that hangs, wherever it has come to, ends, so that the node goes on with its other disks; should the disk answer after all, it is let go', async () => {
+  for (let nth = 0; ; nth++) {
+    const bench = new Bench(15)
+    await bench.format()
+    const first = await bench.mount()
+    const w = write(bench, first, { index: 0, firstPage: 0, pageCount: 1, id: 1 })
+    await bench.until(() => bench.events.durable >= w.seq)
+    const content = bench.queue.arena.bytes.slice(w.page * PAGE_BYTES, (w.page + 1) * PAGE_BYTES)
+    bench.kill()
+    const { queue } = bench
+    const { read: readOne, write: writeOne, fdatasync: syncOne } = queue
+    const kept: Array<() => void> = []
+    let count = 0
+    const orKeep = (go: () => void) => (count++ === nth ? void kept.push(go) : go())
+    queue.read = (...args) => orKeep(() => readOne.apply(queue, args))
+    queue.write = (...args) => orKeep(() => writeOne.apply(queue, args))
+    queue.fdatasync = (...args) => orKeep(() => syncOne.apply(queue, args))
+    const startMs = bench.world.nowMs
+    let failure: unknown
+    const mounted = await bench.mount().catch((error: unknown) => {
+      failure = error
+      return null
+    })
+    if (mounted !== null) {
+      assert.ok(nth > 8, `${nth} requests`)
+      return
+    }
+    assert.ok(failure instanceof XsanError && failure.status === 'READ_FAILED' && /not answered its mount/.test(failure.message), String(failure))
+    assert.ok(bench.world.nowMs - startMs > 19_000)
+    kept[0]!()
+    await bench.until(() => queue.inFlight === 0, 10_000)
+    const again = await bench.mount()
+    const page = bench.alloc(1)
+    queue.arena.bytes.set(content, page * PAGE_BYTES)
+    await contentIs(bench, again, 0, 0, 1, page)
+    await bench.settle(again.close())
+  }
+})
+
 test('a mount of a disk that fails while its page tables are read gives back its memory when the last read has ended', async () => {
   const bench = new Bench(14)
   await bench.format()

@@ -5,7 +5,7 @@
  * Nothing is written before the disk is known to be ours, and replay does not begin before the lock is held: an I/O of a killed
  * process keeps its lock until it has ended.
  */
-import { XsanError } from '../base/errors.ts'
+import { messageOf, XsanError } from '../base/errors.ts'
 import { BLOCK_BYTES, formatSize, KiB, MiB, PAGE_BYTES } from '../base/units.ts'
 import type { PageNumber } from '../env/arena.ts'
 import type { AsyncIo } from '../env/async-io.ts'
@@ -25,6 +25,8 @@ import { checkLeaf, checkTablePage, diskTagOf, isTablePage, loadLeaf, loadTableP
 
 const LOCK_RETRY_MS = 50
 const LOCK_WAIT_MS = 10_000
+/** A mount gives its disk up after so many times `hungMs` without any answer. */
+const MOUNT_HUNG = 10
 /** Buffer of the destage; less when the arena is small, or shared by many disks: all of them together take no more than one part in so many. */
 const DESTAGE_BUFFER_PAGES = [4096, 2048, 1024, 256, 64]
 const DESTAGE_SHARE = 4
@@ -229,12 +231,46 @@ function refuseForeign(s: SuperblockState, options: MountOptions): void {
 export async function mountStore(options: MountOptions): Promise<DiskStore> {
   const { io, path } = options
   const file = await openLocked(io, path, { waitMs: options.lockWaitMs ?? LOCK_WAIT_MS })
-  try {
-    return await mountOpened(options, file)
-  } catch (error) {
+  const mounting = mountOpened(options, file).catch(async (error: unknown) => {
     await io.close(file.handle)
     throw error
-  }
+  })
+  return await unlessHung(options, mounting)
+}
+
+/**
+ * A disk that keeps a request for too long counts as broken: the others of its node wait for this mount. What the disk may still write to stays the
+ * mount's, which goes on by itself should the disk answer after all, and then lets go of the disk.
+ */
+async function unlessHung(options: MountOptions, mounting: Promise<DiskStore>): Promise<DiskStore> {
+  const { io, path, hungMs = 2000 } = options
+  const { queue } = io
+  let looks = 0
+  let ended = io.filesEnded
+  let isHung = false
+  const hung = Promise.withResolvers<never>()
+  const tag = queue.register('mount watch', (_row, result) => {
+    if (result < 0) return
+    looks = io.filesUnderWay > 0 && io.filesEnded === ended ? looks + 1 : 0
+    ended = io.filesEnded
+    if (looks <= MOUNT_HUNG) {
+      queue.timeout(hungMs, tag, 0)
+      return
+    }
+    isHung = true
+    queue.asyncPending = true
+    hung.reject(new XsanError('READ_FAILED', `${path} has not answered its mount for ${hungMs * MOUNT_HUNG} ms`, 'Look at the disk and the kernel log.'))
+  })
+  queue.timeout(hungMs, tag, 0)
+  mounting.then(
+    (store) => {
+      queue.cancelTimeout(tag, 0)
+      // whatever the disk does now, it is told already
+      if (isHung) void store.close().catch((error: unknown) => options.onNote?.('a disk that was given up cannot be closed', { path, error: messageOf(error) }))
+    },
+    () => queue.cancelTimeout(tag, 0),
+  )
+  return await Promise.race([mounting, hung.promise])
 }
 
 async function mountOpened(options: MountOptions, file: OpenedFile): Promise<DiskStore> {
