@@ -64,8 +64,9 @@ const LOG_LINES_KEPT = 400
 const ARENA_BYTES = 32 * MiB
 /** Of a freed range: the memory of an answer of resync is mostly never touched. */
 const POISON_BYTES_MAX = 256 * KiB
-/** Memory of the arenas of clusters that are over, zeros again: fresh memory costs more than that. */
-const SPARE: Array<Uint8Array<ArrayBuffer>> = []
+/** Memory of the arenas of clusters that are over, by its length, zeros again: fresh memory costs more than that. */
+const SPARE = new Map<number, Array<Uint8Array<ArrayBuffer>>>()
+/** Of each length. */
 const SPARE_MAX = 24
 /** And of their disks. */
 const SPARE_PAGES: PageMemory[] = []
@@ -337,9 +338,8 @@ export class SimNode {
   }
 
   #openDataPlane(process: SimProcess, registration: Registration): ControlPort {
-    const queue = new SimIoQueue({ process, name: 'reactor', arenaBytes: ARENA_BYTES, arenaMemory: () => SPARE.pop() ?? new Uint8Array(ARENA_BYTES) })
+    const queue = this.cluster.openQueue(process, 'reactor', ARENA_BYTES)
     queue.arena.poisonBytesMax = POISON_BYTES_MAX
-    this.cluster.arenas.push(queue.arena)
     queue.runReactor(() => {
       queue.turn(0)
     })
@@ -483,7 +483,7 @@ export class SimCluster {
   /** By disk: what was written to its journal. */
   readonly ledgers = new Map<number, Ledger>()
   /** Of all processes that there were. */
-  readonly arenas: SimArena[] = []
+  readonly #arenas: SimArena[] = []
 
   constructor(options: SimClusterOptions) {
     this.options = options
@@ -760,9 +760,21 @@ export class SimCluster {
     return found
   }
 
+  /** A queue whose arena goes back with the cluster. */
+  openQueue(process: SimProcess, name: string, arenaBytes: number): SimIoQueue {
+    const queue = new SimIoQueue({ process, name, arenaBytes, arenaMemory: () => SPARE.get(arenaBytes)?.pop() ?? new Uint8Array(arenaBytes) })
+    this.#arenas.push(queue.arena)
+    return queue
+  }
+
   /** The world stands still for good: its memory serves the next one. */
   retire(): void {
-    for (const arena of this.arenas.splice(0, SPARE_MAX - SPARE.length)) SPARE.push(arena.retire())
+    for (const arena of this.#arenas.splice(0)) {
+      const { length } = arena.bytes
+      const spare = SPARE.get(length) ?? []
+      SPARE.set(length, spare)
+      if (spare.length < SPARE_MAX) spare.push(arena.retire())
+    }
     if (SPARE_PAGES.length === 0) SPARE_PAGES.push(this.world.memory.retire())
   }
 

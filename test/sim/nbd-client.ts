@@ -14,7 +14,7 @@ import { PAGE_BYTES } from '../../src/base/units.ts'
 import { AsyncIo } from '../../src/env/async-io.ts'
 import type { Handle } from '../../src/env/ioqueue.ts'
 import { SimHost, type SimProcess } from '../../src/env/sim/host.ts'
-import { SimIoQueue } from '../../src/env/sim/ioqueue.ts'
+import type { SimIoQueue } from '../../src/env/sim/ioqueue.ts'
 import type { SimCluster, SimNode } from './cluster.ts'
 import type { ClientSeat, SeatVolumes } from './workload.ts'
 
@@ -125,7 +125,7 @@ class NbdConnection implements SeatVolumes {
     this.#random = random
     this.#address = node.host.address
     this.trusted = () => process.world.nowMs >= node.untrustedUntilMs
-    this.queue = new SimIoQueue({ process, name: 'initiator', arenaBytes: ARENA_BYTES })
+    this.queue = node.cluster.openQueue(process, 'initiator', ARENA_BYTES)
     this.queue.runReactor(() => {
       this.queue.turn(0)
     })

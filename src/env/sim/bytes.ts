@@ -7,3 +7,11 @@ export function copyBytes(target: Uint8Array, targetStart: number, source: Uint8
   if (lengthBytes <= 64) for (let i = 0; i < lengthBytes; i++) target[targetStart + i] = source[sourceStart + i]!
   else target.set(source.subarray(sourceStart, sourceStart + lengthBytes), targetStart)
 }
+
+/** Takes it out of a short list whose order matters; one that is not in it is no matter. */
+export function removeFrom<T>(list: T[], item: T): void {
+  const at = list.indexOf(item)
+  if (at < 0) return
+  for (let i = at + 1; i < list.length; i++) list[i - 1] = list[i]!
+  list.length--
+}

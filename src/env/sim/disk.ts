@@ -11,7 +11,7 @@ import { assert } from '../../base/assert.ts'
 import type { Prng } from '../../base/prng.ts'
 import { PAGE_BYTES, SECTOR_BYTES } from '../../base/units.ts'
 import { Errno } from '../ioqueue.ts'
-import { copyBytes } from './bytes.ts'
+import { copyBytes, removeFrom } from './bytes.ts'
 import type { SimHost, SimProcess } from './host.ts'
 import type { SimEvent } from './world.ts'
 
@@ -86,7 +86,8 @@ export class SimDisk {
   readonly #flushRandom: Prng
   readonly #readRandom: Prng
   readonly #latencyRandom: Prng
-  readonly #requests = new Set<DiskRequest>()
+  /** In the order of their beginnings. */
+  readonly #requests: DiskRequest[] = []
 
   constructor(host: SimHost, options: SimDiskOptions) {
     this.host = host
@@ -144,7 +145,7 @@ export class SimDisk {
   }
 
   get underWay(): number {
-    return this.#requests.size
+    return this.#requests.length
   }
 
   /** Requests of that process still under way. */
@@ -157,7 +158,7 @@ export class SimDisk {
   /** Runs `fn` in the kernel after this device's latency for so many bytes; `tear` instead when the power goes first. */
   request(owner: SimProcess, label: string, lengthBytes: number, fn: () => void, tear?: () => void): void {
     const request: DiskRequest = { owner, label, fn, tear, event: undefined }
-    this.#requests.add(request)
+    this.#requests.push(request)
     if (!this.#hung)
       this.#launch(
         request,
@@ -173,7 +174,7 @@ export class SimDisk {
       if (request.event) this.host.world.cancel(request.event)
       request.tear?.()
     }
-    this.#requests.clear()
+    this.#requests.length = 0
     this.#hung = false
     for (const file of this.files) {
       file.lockedBy = undefined
@@ -188,7 +189,7 @@ export class SimDisk {
         request.event = undefined
         return
       }
-      this.#requests.delete(request)
+      removeFrom(this.#requests, request)
       request.fn()
     })
   }

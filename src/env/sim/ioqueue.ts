@@ -30,6 +30,7 @@ import {
   type Tag,
 } from '../ioqueue.ts'
 import { checksum, SimArena } from './arena.ts'
+import { removeFrom } from './bytes.ts'
 import { SimFile } from './disk.ts'
 import type { SimProcess } from './host.ts'
 import type { SimEnd, SimListener } from './network.ts'
@@ -116,8 +117,8 @@ interface Entry {
   file: SimFile | undefined
   openOptions: OpenFileOptions | undefined
   stopConnecting: (() => void) | undefined
-  /** Prepared and not yet dispatched for the last time. */
-  readonly ops: Set<Op>
+  /** Prepared and not yet dispatched for the last time, in the order of their beginnings; seldom more than a few. */
+  readonly ops: Op[]
   readonly receives: Op[]
   readonly accepts: Op[]
   send: Op | undefined
@@ -224,7 +225,8 @@ export class SimIoQueue implements IoQueue {
         this.#woken = false
         for (const handler of this.#wakeHandlers) handler()
       }
-      const batch = this.#ready.splice(0, COMPLETIONS_PER_TURN)
+      const batch = this.#ready.length > COMPLETIONS_PER_TURN ? this.#ready.splice(0, COMPLETIONS_PER_TURN) : this.#ready
+      if (batch === this.#ready) this.#ready = []
       if (batch.length > 1 && this.#random.chance(this.faults.reorder)) this.#shuffle(batch)
       for (let i = 0; i < batch.length; i++) {
         if (!this.process.alive) break
@@ -302,7 +304,7 @@ export class SimIoQueue implements IoQueue {
       for (const range of op.ranges) this.arena.own(range.page, range.deltaBytes, range.lengthBytes, -1)
       const { entry } = op
       if (entry) {
-        entry.ops.delete(op)
+        removeFrom(entry.ops, op)
         if (op.kind === 'close') this.#release(entry)
         else this.#closeIfIdle(entry)
       }
@@ -317,7 +319,7 @@ export class SimIoQueue implements IoQueue {
     for (const range of ranges) this.arena.check(range.page, range.deltaBytes, range.lengthBytes)
     for (const range of ranges) this.arena.own(range.page, range.deltaBytes, range.lengthBytes, 1)
     const op: Op = { kind, tag, row, entry, ranges, done: 0, waitAll, over: false, event: undefined, sum: 0, readyAtMs: 0, latePending: 0 }
-    entry?.ops.add(op)
+    entry?.ops.push(op)
     this.inFlight++
     return op
   }
@@ -365,7 +367,7 @@ export class SimIoQueue implements IoQueue {
       file: undefined,
       openOptions: undefined,
       stopConnecting: undefined,
-      ops: new Set(),
+      ops: [],
       receives: [],
       accepts: [],
       send: undefined,
@@ -911,7 +913,7 @@ export class SimIoQueue implements IoQueue {
 
   #closeIfIdle(entry: Entry): void {
     const { closing } = entry
-    if (!closing || closing.over || entry.ops.size > 1) return
+    if (!closing || closing.over || entry.ops.length > 1) return
     this.#complete(closing, 0)
   }
 
