@@ -40,6 +40,8 @@ export class BulkIo {
   #ended = 0
   #underWay = 0
   #pagesUnderWay = 0
+  /** Whenever a request has ended. */
+  readonly #onMoved: (() => void) | undefined
   /** Counted by the watch over hanging I/O; when the work got on last. */
   tick = 0
   #tickOfLast = 0
@@ -47,7 +49,8 @@ export class BulkIo {
   #settle: { resolve: () => void; reject: (error: XsanError) => void } | undefined
 
   /** `pagesMax`: of one piece of work; `inMemory`: there is no medium below the kernel. */
-  constructor(queue: IoQueue, options: { file: Handle; path: string; pagesMax: number; inMemory: boolean }) {
+  constructor(queue: IoQueue, options: { file: Handle; path: string; pagesMax: number; inMemory: boolean; onMoved?: () => void }) {
+    this.#onMoved = options.onMoved
     const { pagesMax } = options
     this.#queue = queue
     this.#file = options.file
@@ -151,6 +154,7 @@ export class BulkIo {
 
   #onDone(row: number, result: number): void {
     this.#tickOfLast = this.tick
+    this.#onMoved?.()
     if (result >= 0) this.#moved[row]! += Math.floor(result / PAGE_BYTES)
     const again = result >= 0 || result === -Errno.EINTR || result === -Errno.EAGAIN
     if (this.#moved[row]! < this.#count[row]! && again && ++this.#tries[row]! <= TRIES_MAX) {

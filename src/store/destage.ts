@@ -124,6 +124,9 @@ export class Destage {
       path: options.path,
       pagesMax: options.bufferPages,
       inMemory: options.volatile,
+      onMoved: () => {
+        options.io.filesEnded++
+      },
     })
     const roundPagesMax = Math.max(segmentPages(options.geometry), ROUND_PAGES_MAX)
     this.#roundKeys = new Float64Array(roundPagesMax)
@@ -449,9 +452,16 @@ export class Destage {
 
   // ---- waiting -------------------------------------------------------------------------------------------------------------------
 
-  #moved(work: Promise<void>): Promise<void> {
-    this.#o.onBusy()
-    return work
+  /** A mount watches these counters, later the store does. */
+  async #moved(work: Promise<void>): Promise<void> {
+    const { io, onBusy } = this.#o
+    onBusy()
+    io.filesUnderWay++
+    try {
+      await work
+    } finally {
+      io.filesUnderWay--
+    }
   }
 
   async #durable(): Promise<void> {

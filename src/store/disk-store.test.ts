@@ -921,6 +921,41 @@ test('a mount of a disk that hangs, wherever it has come to, ends, so that the n
   }
 })
 
+test('a mount of a disk that hangs while the journal is emptied for it ends', async () => {
+  const bench = new Bench(16)
+  await bench.format()
+  const first = await bench.mount()
+  let id = 1
+  write(bench, first, { index: 0, firstPage: 0, pageCount: 1, id: id++ })
+  first.capture(first.findBlock(5, 0, 0))
+  for (; first.journalUsedBytes < 9 * MiB; id++) {
+    const w = write(bench, first, { index: id % 3, firstPage: (id % 5) * 200, pageCount: 200, id })
+    await bench.until(() => bench.events.durable >= w.seq)
+    bench.free(w.page)
+  }
+  bench.kill()
+  const { queue } = bench
+  const register = queue.register.bind(queue)
+  let bulk = -1
+  queue.register = (name, handler) => {
+    const tag = register(name, handler)
+    if (name === 'store bulk') bulk = tag as number
+    return tag
+  }
+  const { read: readOne } = queue
+  const kept: Array<() => void> = []
+  queue.read = (...args) => {
+    const go = () => readOne.apply(queue, args)
+    if ((args[6] as number) === bulk) kept.push(go)
+    else go()
+  }
+  await assert.rejects(bench.mount(), /not answered its mount/)
+  queue.read = readOne
+  for (const go of kept) go()
+  await bench.until(() => queue.inFlight === 0, 10_000)
+  await bench.settle((await bench.mount()).close())
+})
+
 test('a mount of a disk that fails while its page tables are read gives back its memory when the last read has ended', async () => {
   const bench = new Bench(14)
   await bench.format()
