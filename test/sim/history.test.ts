@@ -219,6 +219,22 @@ test('a loss of the power of other slots is none: what is read from memory then 
   assert.ok(!make(() => true), 'what was read after all power was gone is on disks')
 })
 
+test('a write that waits for its successors takes effect behind writes that were refused meanwhile', () => {
+  const make = (refused: 'ok' | 'failed') => {
+    const s = new Script()
+    s.read('c2', 1, 2, undefined)
+    const a = s.write('c1', 5, 10)
+    const late = s.history.beginWrite({ client: 'dead', volume: 1, offsetBytes: 0, lengthBytes: PAGE_BYTES, nowMs: 20 })
+    s.history.clientDied('dead', 30)
+    s.history.endWrite(s.history.beginWrite({ client: 'c1', volume: 1, offsetBytes: 0, lengthBytes: PAGE_BYTES, nowMs: 40, zero: true }), refused, 41)
+    if (refused === 'failed') s.read('c2', 50, 51, a)
+    s.read('c2', 60, 61, late)
+    return s.valid
+  }
+  assert.ok(make('failed'))
+  assert.ok(!make('ok'))
+})
+
 test('bytes nobody wrote there are named', () => {
   const s = new Script()
   const op = s.history.beginRead({ client: 'c', volume: 1, offsetBytes: 0, lengthBytes: 512, nowMs: 0 })

@@ -526,7 +526,7 @@ export function checkPage(all: readonly PageOp[]): string | undefined | 'undecid
   }
   const done = new Uint8Array(ops.length)
   const waiting = [...ops.keys()].filter((i) => ops[i]!.deadlineMs !== undefined)
-  /** A write that was ordered before the end of its life is not placed yet, and this one was called later: it comes behind it. */
+  /** A write that was ordered before the end of its life is not placed yet, and this one was called later: it comes behind it, if it had an effect at all. */
   const isTooEarly = (i: number): boolean => ops[i]!.kind === 'write' && waiting.some((w) => !done[w] && ops[w]!.deadlineMs! < ops[i]!.callMs)
   const seen = new Set<string>()
   const stack: Array<{ node: Node; choices: State[]; state: State }> = []
@@ -567,7 +567,8 @@ export function checkPage(all: readonly PageOp[]): string | undefined | 'undecid
   while (mustEnd > 0) {
     if (++configurations > CONFIGURATIONS_MAX) return 'undecided'
     if (current?.isCall) {
-      const choices = isTooEarly(current.op) ? [] : step(state, ops[current.op]!, stampsOf[current.op]!)
+      const op = ops[current.op]!
+      const choices = !isTooEarly(current.op) ? step(state, op, stampsOf[current.op]!) : op.outcome === 'ok' ? [] : [state]
       if (choices.length > 0 && advance(current, choices, state)) continue
       current = current.next
       continue
