@@ -539,6 +539,7 @@ export class Member {
     if (this.#raft === undefined || this.#stopped) throw new XsanError('STOPPING', `${this.identity.nodeId} is starting or stopping`, 'Ask another node.')
     switch (method) {
       case 'RaftStep':
+        this.#agent?.heardRaft(sender.node, sender.incarnation)
         this.#raft.receive(sender.node, request['messages'] as Uint8Array[])
         return {}
       case 'Nudge':

@@ -85,8 +85,8 @@ export class NodeAgent {
   #refusalLogged = ''
   /** Registered incarnations as of the last look: an older one's connections are closed. */
   readonly #incarnations = new Map<NodeNumber, Incarnation>()
-  /** Processes proven dead: told once to each leader, while it is news. */
-  readonly #refused = new Map<NodeNumber, { incarnation: Incarnation; atMs: number; told: boolean }>()
+  /** Processes proven dead: told once to each leader, while it is news. `followed`: a later process of that node has sent something of Raft since. */
+  readonly #refused = new Map<NodeNumber, { incarnation: Incarnation; atMs: number; told: boolean; followed: boolean }>()
   /** Nodes without a session of the data plane. */
   #unreachable: readonly NodeNumber[] = []
   readonly #upToDate = new Map<SlotIndex, { since: ChainVersion; incarnation: Incarnation }>()
@@ -205,6 +205,12 @@ export class NodeAgent {
     this.#statsSent = ''
     this.renewNow()
     this.#report()
+  }
+
+  /** A message of Raft is about to be taken from that process; 0: it is not registered yet. It may lead before it is: the proof of its predecessor's death says nothing of it. */
+  heardRaft(node: NodeNumber, incarnation: Incarnation): void {
+    const proof = this.#refused.get(node)
+    if (proof !== undefined && (incarnation === 0 || incarnation > proof.incarnation)) proof.followed = true
   }
 
   /** The leader wants to hear from us, or we have news for it. `doubt`: what it wants to hear named. */
@@ -405,7 +411,7 @@ export class NodeAgent {
   #peerRefused(node: NodeNumber, incarnation: Incarnation): void {
     if (this.#state.incarnation(node) !== incarnation || !booleanSetting(this.#state, this.#options.own, 'failover.trust_refused', true)) return
     const { raft, log } = this.#options
-    this.#refused.set(node, { incarnation, atMs: this.#clock.nowMs(), told: false })
+    this.#refused.set(node, { incarnation, atMs: this.#clock.nowMs(), told: false, followed: false })
     if (raft.leader === node) {
       log.log('WARN', 'the process of the leader is dead', { node: this.#state.nodes.get(node)?.id, incarnation })
       this.#leaveDeadLeader(node)
@@ -420,9 +426,10 @@ export class NodeAgent {
     raft.leaderProvenDead(leader, FIRST_RANK + RANKS_APART * Math.max(0, survivors.indexOf(node)))
   }
 
+  /** As a member of the Raft group. */
   #isProvenDead(node: NodeNumber): boolean {
     const proof = this.#refused.get(node)
-    return proof !== undefined && this.#isProof(node, proof)
+    return proof !== undefined && !proof.followed && this.#isProof(node, proof)
   }
 
   /** Two leases later that process serves nothing anyway; and a proof that was wrong must come to an end. */

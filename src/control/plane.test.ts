@@ -952,6 +952,28 @@ test('a proof of death that was wrong is believed for two leases, not for ever: 
   assert.ok(cluster.full(2))
 })
 
+test('a leader that died and came back leads again before it is registered: the proof of its first death is not held against it', async () => {
+  const cluster = await TestCluster.up({ seed: 95, nodes: 3 })
+  await cluster.threeVoters()
+  const leader = cluster.leader!
+  const [behind, away] = cluster.nodes.filter((node) => node !== leader) as [TestNode, TestNode]
+  cluster.network.cut(leader.host, behind.host)
+  await cluster.world.settle(leader.plane.member!.coordinator!.propose('settings.set', { key: 'storage.read_only', value: true }), 1000)
+  leader.kill()
+  away.kill()
+  cluster.network.healAll()
+  cluster.refused(leader)
+  cluster.refused(away)
+  const raft = behind.plane.member!.raft!
+  await leader.restart()
+  const startedMs = cluster.world.nowMs
+  await cluster.until(() => raft.leader === leader.number, 2 * LEASE_MS, 'it is followed')
+  assert.ok(cluster.world.nowMs - startedMs < LEASE_MS, 'the proof is still one')
+  await cluster.world.runFor(500)
+  assert.equal(raft.leader, leader.number)
+  assert.ok(cluster.leader === leader)
+})
+
 test('a volume that is made before the first chains waits for them', async () => {
   const cluster = new TestCluster({ seed: 70, nodes: 1 })
   const one = cluster.node(1)
