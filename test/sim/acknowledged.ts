@@ -92,6 +92,10 @@ export function watchAcknowledged(
       const last = ledger?.endOfResync(slot) ?? 0
       if (value && !reported && ledger && last > ledger.durable)
         found('who reports has it on stable storage', `slot ${slot}: its end is record ${last} of disk ${ledger.disk}, and ${ledger.durable} is durable`)
+      const store = replicas.storeOf(slot)
+      const position = store ? svOf(store.lastHigh[slot]!, store.lastLow[slot]!) : 0
+      if (value && !reported && store && position < session.high)
+        found('who reports is past all that it was answered', `slot ${slot}: disk ${store.disk} is at ${position}, and answers held ${session.high}`)
       if (value && !reported) {
         const extra = extraBlock(cluster, plane, slot)
         if (extra !== '') found('who reports holds what its source holds', `slot ${slot}: ${extra}`)

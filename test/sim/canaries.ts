@@ -286,9 +286,12 @@ export const CANARIES: readonly Canary[] = [
     seedsMax: 30,
     plan: { focus: 'handovers' },
     plant: () =>
-      before<Replicas, [number]>(Replicas.prototype, 'receive', function (row) {
-        if (this.table.ownState[this.records.slot[row]!] === ReplicaState.SYNCING) this.records.durable[row] = 0
-      }),
+      all(
+        before<Replicas, [number]>(Replicas.prototype, 'receive', function (row) {
+          if (this.table.ownState[this.records.slot[row]!] === ReplicaState.SYNCING) this.records.durable[row] = 0
+        }),
+        replace(ChainTable.prototype, 'isSyncWhenWrite', () => () => false),
+      ),
   },
   {
     name: 'report-before-the-stream',

@@ -93,7 +93,8 @@ test('a head refuses an older request of a channel, a process that is fenced, vo
     assert.equal(await ask(7, incarnation), Status.DUPLICATE_OLD)
     assert.equal(await ask(9, incarnation - 1, peer), Status.PERMISSION_DENIED)
     const zero = { kind: RecordKind.ZERO, lengthBytes: PAGE_BYTES }
-    assert.equal(await ask(9, incarnation, NONE, { ...zero, volume: volume + 1 }), Status.VOLUME_NOT_FOUND)
+    assert.equal(await ask(9, incarnation, NONE, { ...zero, volume: 0 }), Status.VOLUME_NOT_FOUND)
+    assert.equal(await ask(9, incarnation, NONE, { ...zero, volume: volume + 1 }), Status.BUSY, 'its sender may know a newer table')
     writes.readOnly = true
     assert.equal(await ask(9, incarnation, NONE, { ...zero, volume }), Status.READ_ONLY)
     writes.readOnly = false

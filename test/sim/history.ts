@@ -60,7 +60,7 @@ export interface OpenOp {
   readonly pages: Array<{ readonly key: string; readonly op: PageOp }>
 }
 
-const CONFIGURATIONS_MAX = 400_000
+const CONFIGURATIONS_MAX = 1_000_000
 const SECTOR_WORDS = SECTOR_BYTES / 4
 
 export class History {

@@ -16,19 +16,22 @@ const PROMISES = {
   'ack-before-tail': 'an acknowledged write is on every member',
   'superblock-not-flushed': 'a segment is freed when nothing needs it',
   'removed-block-stays': 'who reports holds what its source holds',
+  'report-before-the-stream': 'who reports is past all that it was answered',
   'read-of-another-version': 'a read is answered as it was asked',
 } as const
+
+/** Some bugs do harm in few runs. */
+const SEEDS = 4
 
 for (const [name, promise] of Object.entries(PROMISES)) {
   test(`the bug ${name} breaks what is looked at in that moment: ${promise}`, { timeout: 240_000 }, async () => {
     const { plan, plant } = canaryOf(name)!
     const undo = plant()
     try {
-      const { violations } = await runSchedule(scheduleFor(1, plan), { stacks: false })
-      assert.ok(
-        violations.some((violation) => violation.promise === promise),
-        JSON.stringify(violations),
-      )
+      const found: string[] = []
+      for (let seed = 1; seed <= SEEDS && !found.includes(promise); seed++)
+        found.push(...(await runSchedule(scheduleFor(seed, plan), { stacks: false })).violations.map((violation) => violation.promise))
+      assert.ok(found.includes(promise), JSON.stringify(found))
     } finally {
       undo()
     }
