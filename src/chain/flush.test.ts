@@ -65,14 +65,19 @@ test('a flush that began before the loss, and ends after it, fails', { timeout: 
   assert.equal(await cluster.world.settle(flush, 10_000), Status.WRITE_FAILED)
 })
 
-test('a volume that no longer acknowledges from memory is flushed until all of its past is durable', { timeout: 60_000 }, async () => {
-  const { cluster, write, flush, read, client } = await relaxed()
-  assert.equal(await write(1), Status.SUCCESS)
-  // node 3 hears of the change, and with it everybody; what it knew before it had written
+/** All nodes hear that the volumes acknowledge from memory no more. */
+async function relaxedNoMore(cluster: ChainCluster): Promise<void> {
   cluster.volumes = cluster.volumes.map((volume) => ({ ...volume, syncWhenWrite: true }))
   cluster.revision = ((cluster.revision as number) + 1) as never
   for (const node of cluster.nodes) cluster.sendTable(node, [])
   await cluster.world.runFor(10)
+}
+
+test('a volume that no longer acknowledges from memory is flushed until all of its past is durable', { timeout: 60_000 }, async () => {
+  const { cluster, write, flush, read, client } = await relaxed()
+  assert.equal(await write(1), Status.SUCCESS)
+  // node 3 hears of the change, and with it everybody; what it knew before it had written
+  await relaxedNoMore(cluster)
   assert.equal(await flush(), Status.SUCCESS)
   const { flushes } = cluster.node(3).plane.counters
   assert.ok(flushes > 0, 'the replicas were asked')
@@ -122,10 +127,7 @@ test('a write that was on its way down the chain when its volume ceased to ackno
   cluster.network.cut(cluster.node(1).host, cluster.node(2).host)
   const write = client.write(0, 0, pattern(1), { volume: RELAXED_VOLUME })
   await cluster.world.runFor(20)
-  cluster.volumes = cluster.volumes.map((volume) => ({ ...volume, syncWhenWrite: true }))
-  cluster.revision = ((cluster.revision as number) + 1) as never
-  for (const node of cluster.nodes) cluster.sendTable(node, [])
-  await cluster.world.runFor(10)
+  await relaxedNoMore(cluster)
   assert.equal(await flush(), Status.SUCCESS)
   const { flushes } = cluster.node(3).plane.counters
   cluster.network.healAll()

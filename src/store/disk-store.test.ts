@@ -52,6 +52,18 @@ async function roomFor(bench: Bench, store: DiskStore) {
   }
 }
 
+/** Who waits for room is told after `makes` has made it, and not before. */
+async function isToldOfRoom(bench: Bench, store: DiskStore, makes: () => void) {
+  let hasRoom = false
+  store.onRoom(() => {
+    hasRoom = true
+  })
+  await bench.world.runFor(100)
+  assert.equal(hasRoom, false)
+  makes()
+  await bench.until(() => hasRoom, 1000)
+}
+
 async function contentIs(bench: Bench, store: DiskStore, index: number, firstPage: number, pageCount: number, payload: number | null) {
   const buffer = bench.alloc(pageCount)
   const { status } = await bench.read(store, store.findBlock(5, 0, index), firstPage, pageCount, buffer)
@@ -691,14 +703,7 @@ test('who waits for an extent is told when the capture that held the last one is
   await bench.world.runFor(100)
   Object.assign(record, { kind: RecordKind.WRITE, index: extents, idLow: id++, pageCount: 1 })
   assert.notEqual(store.admit(record, false), Status.SUCCESS)
-  let hasRoom = false
-  store.onRoom(() => {
-    hasRoom = true
-  })
-  await bench.world.runFor(100)
-  assert.equal(hasRoom, false)
-  store.release(capture)
-  await bench.until(() => hasRoom, 1000)
+  await isToldOfRoom(bench, store, () => store.release(capture))
   assert.equal(store.admit(record, false), Status.SUCCESS)
 })
 
@@ -711,14 +716,7 @@ test('who waits for rows of client channels is told when those of fenced clients
   Object.assign(record, { kind: RecordKind.EMPTY, slot: 1, idHigh: 1, idLow: 1, volume: 0, index: 0, firstPage: 0, pageCount: 0 })
   Object.assign(record, { clientHigh: 512, clientLow: 1, channel: 0, seq: 1 })
   assert.equal(store.admit(record, true), Status.BUSY)
-  let hasRoom = false
-  store.onRoom(() => {
-    hasRoom = true
-  })
-  await bench.world.runFor(100)
-  assert.equal(hasRoom, false)
-  store.rows.expire(256, CLIENTS_MAX)
-  await bench.until(() => hasRoom, 1000)
+  await isToldOfRoom(bench, store, () => store.rows.expire(256, CLIENTS_MAX))
   assert.equal(store.admit(record, true), Status.SUCCESS)
 })
 
