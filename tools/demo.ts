@@ -5,6 +5,7 @@
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs'
+import { copyFile, readdir } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { formatSize, MiB } from '../src/base/units.ts'
@@ -15,6 +16,10 @@ import { VerifiedLoad } from '../test/support/verified-load.ts'
 const NODES = 3
 /** Files of the host that go into the image: what every clone has installed. */
 const SOURCE = join(ROOT, 'node_modules')
+/** Of the image, about: what comes first. */
+const IMAGE_BYTES = 320 * MiB
+const IMAGE_FILES = 8000
+const GATHER_MS_MAX = 20_000
 const IMAGE_VOLUME = 'image'
 const PROBE_VOLUME = 'probe'
 const FIO_VOLUME = 'fio'
@@ -184,24 +189,41 @@ async function demo(cluster: DevCluster): Promise<Summary> {
   return { victim, stallMs, errors, requests, resyncMs, bytesMoved, bytesNeeded, imageBytes, blocks }
 }
 
-/** Room for the files and a fifth more; whole blocks of the volume. */
+/** Room for the files and a quarter more; whole blocks of the volume. */
 async function buildImage(path: string): Promise<number> {
-  const source = await readableSource()
-  const { stdout } = await must('du', ['-sk', source])
-  const megabytes = Math.ceil(((Number.parseInt(stdout, 10) / 1024) * 1.25) / 4) * 4 + 32
-  await must('mke2fs', ['-q', '-t', 'ext4', '-d', source, path, `${megabytes}M`], { timeoutMs: 120_000 })
+  const files = join(parent, 'files')
+  const bytes = await gather(SOURCE, files)
+  const megabytes = Math.ceil(((bytes / MiB) * 1.25) / 4) * 4 + 32
+  await must('mke2fs', ['-q', '-t', 'ext4', '-d', files, path, `${megabytes}M`], { timeoutMs: 60_000 })
   return statSync(path).size
 }
 
-/** In somebody else's clone: a copy, without what only its owner may read (what V8 has compiled). */
-async function readableSource(): Promise<string> {
-  const { stdout } = await must('find', [SOURCE, '!', '-readable', '-print', '-quit'])
-  if (stdout === '') return SOURCE
-  const copy = join(parent, 'files')
-  mkdirSync(copy)
-  const names = readdirSync(SOURCE).filter((name) => !name.startsWith('.'))
-  await must('cp', ['-r', ...names.map((name) => join(SOURCE, name)), copy], { timeoutMs: 120_000 })
-  return copy
+/**
+ * Copies files that anybody may read, whole directories after one another, until there are enough of them or it has taken long enough: from a cold disk tens of
+ * thousands of small files take minutes. Returns their space in whole pages of the file system.
+ */
+async function gather(from: string, to: string): Promise<number> {
+  const endMs = performance.now() + GATHER_MS_MAX
+  let bytes = 0
+  let files = 0
+  const directories: Array<readonly [string, string]> = [[from, to]]
+  for (let next = directories.pop(); next !== undefined; next = directories.pop()) {
+    const [source, target] = next
+    mkdirSync(target, { recursive: true })
+    for (const entry of await readdir(source, { withFileTypes: true })) {
+      if (entry.isDirectory() && !entry.name.startsWith('.')) directories.push([join(source, entry.name), join(target, entry.name)])
+      if (!entry.isFile()) continue
+      try {
+        await copyFile(join(source, entry.name), join(target, entry.name))
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== 'EACCES') throw error
+        continue
+      }
+      bytes += Math.ceil(statSync(join(target, entry.name)).size / 4096 + 1) * 4096
+      if (bytes >= IMAGE_BYTES || ++files >= IMAGE_FILES || performance.now() > endMs) return bytes
+    }
+  }
+  return bytes
 }
 
 /** Writes its whole range at random, slowly enough to last through everything, then reads it back and compares. */
