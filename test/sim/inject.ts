@@ -60,7 +60,8 @@ function servedElsewhere(cluster: SimCluster, lost: readonly SimNode[]): boolean
         entry.state === ReplicaState.SERVING &&
         node?.running === true &&
         node.control?.member?.incarnation === entry.incarnation &&
-        node.bays.every(({ disk }) => !disk.gone) &&
+        // who hangs may be found to have failed before anybody else is back
+        node.bays.every(({ disk }) => !disk.gone && !disk.isHung) &&
         !lost.includes(node)
       )
     }),

@@ -109,6 +109,11 @@ export class SimDisk {
     return [...this.host.files.values()].filter((file) => file.disk === this)
   }
 
+  /** It answers nothing at present. */
+  get isHung(): boolean {
+    return this.#hung
+  }
+
   /** Requests wait from now on; none completes. */
   hang(): void {
     this.host.world.note('disk hangs', () => `${this.host.name} ${this.name}`)
