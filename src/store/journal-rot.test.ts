@@ -47,6 +47,20 @@ function batches(bench: Bench): Found[] {
 
 const segmentsOf = (bench: Bench) => Math.max(...batches(bench).map(({ segment }) => segment))
 
+/** Two of the largest writes at once: the second one's batch does not know the first as durable. */
+async function writeTwo(bench: Bench, store: DiskStore, id: number): Promise<void> {
+  const { page, crcs } = bench.payload(512)
+  let seq = 0
+  for (const part of [0, 1]) {
+    Object.assign(record, { kind: RecordKind.WRITE, slot: 1, idHigh: 1, idLow: id + part, volume: 5, layer: 0, index: 0, firstPage: part * 256, pageCount: 256 })
+    Object.assign(record, { payloadPage: page + part * 256, crcs, crcFirst: part * 256, durable: true, clientHigh: 0 })
+    await bench.until(() => store.admit(record, false) === Status.SUCCESS)
+    seq = store.stage(record)
+  }
+  await bench.until(() => bench.events.durable >= seq)
+  bench.free(page)
+}
+
 async function isCorrupted(bench: Bench, title: string): Promise<void> {
   await assert.rejects(bench.mount(), (error) => error instanceof XsanError && error.status === 'DISK_CORRUPTED', title)
 }
@@ -75,6 +89,20 @@ test('a journal that has lost what was durable is refused, wherever the lost par
     bench.file.flipBit(pageOf(bench), 300)
     await isCorrupted(bench, title)
   }
+})
+
+test('a segment whose beginning is damaged does not end a journal that goes on far behind it', async () => {
+  const bench = new Bench(3)
+  await bench.format({ journalBytes: 80 * MiB, segmentBytes: 8 * MiB })
+  const store = await bench.mount()
+  for (let i = 0; i < 9; i++) await writeTwo(bench, store, 1 + i * 2)
+  bench.kill()
+  const start = (segment: number) => (GEOMETRY.journalOffset + segment * 8 * MiB) / PAGE_BYTES
+  bench.file.flipBit(start(2), 300)
+  await isCorrupted(bench, 'segments 2 and 3 hold what was durable')
+  bench.file.flipBit(start(2), 300)
+  bench.file.flipBit(start(3), 300)
+  await isCorrupted(bench, 'segment 3 holds what was durable')
 })
 
 test('after a clean stop a page that has rotted in the newest part of the journal is that page, not the end of the journal', async () => {

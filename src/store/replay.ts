@@ -146,8 +146,7 @@ class Replay {
     this.#isClean = this.#o.clean && newestMount === this.#o.lastMount
     const oldest = starts.get(tailSegment)
     if (oldest === undefined) {
-      const durable = [...starts.values()].some((other) => other.durableSeq > 0)
-      if (tailSegment > 1 || durable || this.#o.durableSeq > 0 || (await this.#showsDurable(tailSegment, 0, BUFFER_PAGES, 0, 1)))
+      if (tailSegment > 1 || this.#o.durableSeq > 0 || isDurableIn(starts, 1) || (await this.#showsDurable(tailSegment, 0, 0, 1)))
         throw corrupted(path, `the journal's oldest segment ${tailSegment} is gone`)
       return { generation: this.#generation, lastBatch: 0, lastCrc: 0, headSegment: tailSegment - 1, lastSeq: 0, batches: 0, records: 0, torn: false }
     }
@@ -178,13 +177,12 @@ class Replay {
         durableSeq = Math.max(durableSeq, follows.durableSeq)
         continue
       }
-      if (follows !== undefined && follows.durableSeq >= nextSeq)
-        throw corrupted(path, `journal batch ${last.batch + 1} in segment ${start.segment} is damaged`)
       const { segment } = start
       // in what follows here, and, should a segment's beginning be what is damaged, behind it
       const isDamaged =
-        (await this.#showsDurable(segment, page - start.page, this.#pagesPerSegment, last.batch, nextSeq)) ||
-        (await this.#showsDurable(segment + 1, 0, BUFFER_PAGES, last.batch, nextSeq))
+        isDurableIn(starts, nextSeq) ||
+        (await this.#showsDurable(segment, page - start.page, last.batch, nextSeq)) ||
+        (await this.#showsDurable(segment + 1, 0, last.batch, nextSeq))
       if (isDamaged) throw corrupted(path, `journal batch ${last.batch + 1} in segment ${segment} is damaged`)
       break
     }
@@ -290,12 +288,12 @@ class Replay {
     }
   }
 
-  /** Behind the end of the journal, in these pages of a segment, lies a batch that was written knowing that what is missing had been durable: loss, not a torn write. */
-  async #showsDurable(segment: number, from: number, to: number, lastBatch: number, nextSeq: number): Promise<boolean> {
+  /** Behind the end of the journal, from that page of a segment on, lies a batch that was written knowing that what is missing had been durable: loss, not a torn write. */
+  async #showsDurable(segment: number, from: number, lastBatch: number, nextSeq: number): Promise<boolean> {
     const { get } = BatchHeader
     const start = (segment % this.#o.geometry.segmentCount) * this.#pagesPerSegment
     const end = start + this.#pagesPerSegment
-    for (let page = start + from; page < Math.min(end, start + to); page++) {
+    for (let page = start + from; page < end; page++) {
       await this.#load(page, 1)
       const at = this.#at(page)
       if (!this.#isOurs(at) || get.segment(this.#view, at) !== segment) continue
@@ -585,6 +583,11 @@ function applyInstallEntries(view: DataView, at: number, pageCount: number, tabl
     chunk.idLow[p] = view.getUint32(entry + 12, true)
     chunk.loc[p] = flag === PageFlag.DATA ? next++ : other
   }
+}
+
+/** A segment was begun knowing that this record had been durable. */
+function isDurableIn(starts: ReadonlyMap<number, SegmentStart>, seq: number): boolean {
+  return [...starts.values()].some(({ durableSeq }) => durableSeq >= seq)
 }
 
 function corrupted(path: string, what: string): XsanError {
