@@ -45,7 +45,7 @@ export async function compareJobs<Name extends string>(
   return results
 }
 
-function middle(all: readonly Measured[]): Measured {
+export function middle(all: readonly Measured[]): Measured {
   const of = (figure: keyof Measured) => median(all.map((one) => one[figure]))
   return { iops: of('iops'), bytesPerSecond: of('bytesPerSecond'), latencyUs: of('latencyUs'), cpuUs: of('cpuUs') }
 }

@@ -1,10 +1,10 @@
 /** One node, one copy, files in tmpfs: the cost of the NBD export and the store, against nbdkit's file plug-in. */
 import { makeDirectory, removeDirectory } from '../support/commands.ts'
 import { DevCluster } from '../support/dev-cluster.ts'
-import { compareJobs, MiB, type Pair, xsanTarget } from './compare.ts'
-import { fio } from './fio.ts'
+import { compareJobs, MiB, middle, type Pair, xsanTarget } from './compare.ts'
+import { fio, type Measured } from './fio.ts'
 import { nbdkitFile, nbdkitNull, type Peer } from './peers.ts'
-import { type BenchArgs, median, parseArgs, print, type Row } from './report.ts'
+import { type BenchArgs, parseArgs, print, type Row } from './report.ts'
 
 const SIZE_BYTES = 512 * MiB
 
@@ -49,10 +49,10 @@ export async function main(argv: readonly string[]): Promise<void> {
         rows: [
           iops('4k random read, depth 32', results.read32, 1.2),
           cpu('  CPU of the server per operation', results.read32, 0.8),
-          await ceiling('  a server that does nothing (nbdkit null)', 'randread', args),
+          ...(await ceiling('randread', args)),
           iops('4k random write, depth 32', results.write32, 1.2),
           cpu('  CPU of the server per operation', results.write32, 0.8),
-          await ceiling('  a server that does nothing (nbdkit null)', 'randwrite', args),
+          ...(await ceiling('randwrite', args)),
           iops('4k random read, depth 1', results.read1, 0.8),
           iops('4k random write, depth 1', results.write1, 0.8),
         ],
@@ -66,13 +66,17 @@ export async function main(argv: readonly string[]): Promise<void> {
   }
 }
 
-/** Depth 32 against a server that does nothing. */
-async function ceiling(figure: string, rw: 'randread' | 'randwrite', args: BenchArgs): Promise<Row> {
+/** Depth 32 against a server that does nothing: what the client can drive, and what a request costs whoever only answers it. */
+async function ceiling(rw: 'randread' | 'randwrite', args: BenchArgs): Promise<Row[]> {
   const nothing = await nbdkitNull(SIZE_BYTES)
   try {
-    const rounds: number[] = []
-    for (let round = 0; round <= args.rounds; round++) rounds.push((await fio(nothing.target, { rw, blockSize: '4k', depth: 32 }, args.seconds)).iops)
-    return { figure, peer: median(rounds.slice(1)), unit: 'IOPS', note: 'what the client can drive' }
+    const rounds: Measured[] = []
+    for (let round = 0; round <= args.rounds; round++) rounds.push(await fio(nothing.target, { rw, blockSize: '4k', depth: 32 }, args.seconds))
+    const { iops, cpuUs } = middle(rounds.slice(1))
+    return [
+      { figure: '  a server that does nothing (nbdkit null)', peer: iops, unit: 'IOPS', note: 'what the client can drive' },
+      { figure: '  its CPU per operation', peer: cpuUs, unit: 'us' },
+    ]
   } finally {
     await nothing.end()
   }
