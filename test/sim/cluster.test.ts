@@ -19,6 +19,29 @@ for (const profile of ['calm', 'rough', 'brutal', 'swarm'] as const) {
   })
 }
 
+test('a trace tells in words what nodes know, order and commit, and what clients begin and see; the hash is the same without one', async () => {
+  const schedule = { ...scheduleOf(1, 'calm'), clients: 2, opsPerClient: 30, durationMs: 300, faults: [] }
+  const lines: string[] = []
+  const { hash } = await runSchedule(schedule, { trace: (line) => lines.push(line) })
+  assert.equal((await runSchedule(schedule)).hash, hash)
+  for (const told of [
+    /^ *\d+\.\d{3} turn, node-1$/,
+    /^ *\d+\.\d{3} data \d+ \d+, node-\d -> node-\d$/,
+    / node-\d knows slot \d+ in version \d+: disk \d SERVING, /,
+    / node-\d orders record 1 of slot \d+ \(version \d+\): WRITE pages \d+ to \d+ of block 1:\d, seq \d+ of channel \d+ of client \d+\.\d+$/,
+    / node-\d stages record 1 of slot /,
+    / node-\d commits slot \d+ up to 1$/,
+    / node-\d is answered SUCCESS about block 1:\d in slot \d+/,
+    / c\d\.1 begins write \d+: \d+ bytes at \d+ of volume 1, pages 1:\d+/,
+    / write \d+ of c\d\.1 ends: ok/,
+    / page 1:\d+: read \d+ by c\d\.1 \[[\d. ]+\] /,
+  ])
+    assert.ok(
+      lines.some((line) => told.test(line)),
+      String(told),
+    )
+})
+
 test('a disk that lies about its flushes is found out', { timeout: TIMEOUT_MS }, async () => {
   const canary = canaryOf('flush-does-nothing')!
   const undo = canary.plant()

@@ -45,6 +45,7 @@ import { protoCodec } from './codec.ts'
 import { DiskOrder } from './disk-order.ts'
 import { Ledger } from './ledger.ts'
 import { simulatedMac } from './mac.ts'
+import { narrate } from './narrate.ts'
 import { NBD_PORT } from './nbd-client.ts'
 import type { ClientSeat } from './workload.ts'
 
@@ -381,6 +382,7 @@ export class SimNode {
     })
     const limits = { ...DEFAULT_LIMITS, ...LIMITS, ...options.limits }
     watchQueues(plane, limits, (detail) => this.cluster.onBroken?.('every queue is bounded', `${this.id}: ${detail}`))
+    if (this.cluster.world.tracing) narrate(plane, (text) => this.cluster.world.say(`${this.id} ${text}`))
     watchAcknowledged(this.cluster, plane, { queue, limits }, (promise, detail) => this.cluster.onBroken?.(promise, `${this.id}: ${detail}`))
     await plane.start()
     if (!process.alive) return

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import test from 'node:test'
 import { Prng } from '../../src/base/prng.ts'
 import { PAGE_BYTES } from '../../src/base/units.ts'
-import { History, type OpenOp, writeStamps } from './history.ts'
+import { History, type OpenOp, shownOf, writeStamps } from './history.ts'
 
 const SECTOR = 512
 
@@ -233,6 +233,14 @@ test('a write that waits for its successors takes effect behind writes that were
   }
   assert.ok(make('failed'))
   assert.ok(!make('ok'))
+})
+
+test('of a promise that breaks in many places people are shown three, and how many there are more', () => {
+  const broken = (promise: string, count: number) => Array.from({ length: count }, (_, i) => ({ promise, detail: `page ${i}` }))
+  assert.deepEqual(
+    shownOf([...broken('a', 5), ...broken('b', 3)]).map(({ promise, detail }) => `${promise} ${detail}`),
+    ['a page 0', 'a page 1', 'a page 2', 'a and 2 more', 'b page 0', 'b page 1', 'b page 2'],
+  )
 })
 
 test('bytes nobody wrote there are named', () => {

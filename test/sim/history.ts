@@ -50,6 +50,19 @@ export interface Violation {
   readonly detail: string
 }
 
+const SHOWN_OF_EACH = 3
+
+/** For people: what breaks a promise often breaks it on many pages. The first of each, and how many there are more. */
+export function shownOf(violations: readonly Violation[]): Violation[] {
+  const shown: Violation[] = []
+  for (const promise of new Set(violations.map((violation) => violation.promise))) {
+    const all = violations.filter((violation) => violation.promise === promise)
+    const more = all.length - SHOWN_OF_EACH
+    shown.push(...all.slice(0, SHOWN_OF_EACH), ...(more > 0 ? [{ promise, detail: `and ${more} more` }] : []))
+  }
+  return shown
+}
+
 /** One operation of a client, as `History` numbers it. */
 export interface OpenOp {
   readonly id: number
@@ -75,6 +88,8 @@ export class History {
   readonly relaxedVolumes = new Set<number>()
   opCount = 0
   okCount = 0
+  /** Told in words of what clients begin and see, for the trace. */
+  tell: ((text: string) => void) | undefined
 
   /** A write (zeroes with `zero`) was called. Its stamp is its id, or 0. */
   beginWrite(options: { client: string; volume: number; offsetBytes: number; lengthBytes: number; nowMs: number; zero?: boolean }): OpenOp {
@@ -103,6 +118,7 @@ export class History {
     else this.#blockZeros.set(key, [op])
     const open: OpenOp = { id, kind: 'write', volume, offsetBytes: block * BLOCK_BYTES, lengthBytes: BLOCK_BYTES, pages: [{ key, op }] }
     this.#open.add(open)
+    this.tell?.(`${client} begins write ${id}: zeros in all of block ${key}`)
     return open
   }
 
@@ -113,6 +129,7 @@ export class History {
   /** `durable`: the acknowledgement stands for stable storage (FUA, or a volume with sync_when_write). */
   endWrite(op: OpenOp, outcome: 'ok' | 'failed', nowMs: number, durable = true): void {
     this.#open.delete(op)
+    this.tell?.(`write ${op.id} of ${op.pages[0]?.op.client} ends: ${outcome}${outcome === 'ok' && !durable ? ', until a flush in memory alone' : ''}`)
     for (const { op: page } of op.pages) {
       page.returnMs = nowMs
       page.outcome = outcome
@@ -155,10 +172,12 @@ export class History {
         offset += SECTOR_BYTES
       }
     }
+    for (const { key, op: page } of this.tell ? op.pages : []) this.tell!(`page ${key}: ${textOf(page)}`)
   }
 
   /** A flush that was called at `callMs` succeeded: writes acknowledged before are durable. */
   flushed(volume: number, callMs: number): void {
+    this.tell?.(`volume ${volume} is flushed, as asked for at ${callMs.toFixed(3)} ms`)
     const list = this.#unflushed.get(volume) ?? []
     for (const op of list) if (op.returnMs <= callMs) op.durable = true
     this.#unflushed.set(
@@ -170,11 +189,13 @@ export class History {
   /** Nobody knows the outcome of a write: it may take effect until `deadlineMs`, later only before any write begun after that, or never. */
   endUnknown(op: OpenOp, deadlineMs: number): void {
     this.#open.delete(op)
+    this.tell?.(`write ${op.id} of ${op.pages[0]?.op.client} ends: nobody knows how`)
     for (const { op: page } of op.pages) page.returnMs = deadlineMs
   }
 
   /** The client is gone; what it had under way may take effect until `deadlineMs`, or never. */
   clientDied(client: string, deadlineMs: number): void {
+    this.tell?.(`${client} is gone; what it had begun takes effect by ${deadlineMs.toFixed(3)} ms, or never`)
     for (const op of [...this.#open]) {
       if (op.pages[0]?.op.client !== client) continue
       this.#open.delete(op)
@@ -340,6 +361,7 @@ export class History {
       else this.#pages.set(key, [...(this.#blockZeros.get(`${volume}:${Math.floor(page / PAGES_PER_BLOCK)}`) ?? []), pageOp])
     }
     this.#open.add(op)
+    this.tell?.(`${client} begins ${kind} ${id}: ${lengthBytes} bytes at ${offsetBytes} of volume ${volume}, pages ${op.pages.map(({ key }) => key).join(' ')}`)
     return op
   }
 }

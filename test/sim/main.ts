@@ -12,6 +12,7 @@ import type { Seed } from '../../src/env/sim/world.ts'
 import { CANARIES, canaryOf } from './canaries.ts'
 import { addCoverage, coverageText } from './coverage.ts'
 import { describeFault, FOCUS_NAMES, type FocusName, PROFILES, type Profile, parseSchedule, type Schedule, shrink } from './faults.ts'
+import { shownOf } from './history.ts'
 import { Picture } from './picture.ts'
 import { runTasks, type TaskResult } from './pool.ts'
 import { type Plan, planText, type RunResult, runSchedule, scheduleFor } from './run.ts'
@@ -212,7 +213,7 @@ function printText(result: RunResult, violations: RunResult['violations'], sched
   if (violations.length > 0) {
     lines.push('faults:', ...schedule.faults.map((fault) => `  ${fault.atMs} ms: ${describeFault(fault)}`))
     lines.push('last lines of the nodes:', ...result.log.slice(-20).map((line) => `  ${line}`))
-    for (const { promise, detail } of violations) lines.push(`VIOLATED: ${promise}`, ...detail.split('\n').map((line) => `  ${line}`))
+    for (const { promise, detail } of shownOf(violations)) lines.push(`VIOLATED: ${promise}`, ...detail.split('\n').map((line) => `  ${line}`))
   }
   process.stdout.write(`${lines.join('\n')}\n`)
 }

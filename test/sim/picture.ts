@@ -1,6 +1,6 @@
 /** A run as a picture over virtual time, for people who would rather look than read: faults per node, messages, operations per client. */
 import { describeFault, type Schedule } from './faults.ts'
-import type { History } from './history.ts'
+import { type History, shownOf } from './history.ts'
 import type { RunResult } from './run.ts'
 
 const WIDTH = 1800
@@ -37,7 +37,7 @@ export class Picture {
     const kind = MESSAGES.findIndex(([, labels]) => labels.test(what))
     if (kind >= 0) this.#times[kind]!.push(atMs)
     else if (/^(process|power|disk|misdirected)/.test(what)) this.#notes.push({ atMs, text: what })
-    if (this.#firstFaultMs === undefined && what.startsWith('fault ') && !/^fault -?\d/.test(what)) this.#firstFaultMs = atMs
+    if (this.#firstFaultMs === undefined && what.startsWith('fault ')) this.#firstFaultMs = atMs
   }
 
   readonly onHistory = (history: History): void => {
@@ -110,7 +110,7 @@ export class Picture {
       { length: 21 },
       (_, i) => `<text x="${x((endMs * i) / 20)}" y="${y + 14}" text-anchor="${i === 20 ? 'end' : 'middle'}">${((endMs * i) / 20_000).toFixed(1)} s</text>`,
     )
-    const violations = result.violations.map(({ promise, detail }) => `<h3>Violated: ${escaped(promise)}</h3><pre>${escaped(detail)}</pre>`)
+    const violations = shownOf(result.violations).map(({ promise, detail }) => `<h3>Violated: ${escaped(promise)}</h3><pre>${escaped(detail)}</pre>`)
     return `<!doctype html><meta charset="utf-8"><title>seed ${escaped(String(seed))}</title>
 <style>body{font:13px sans-serif}svg text{font-size:11px}.l{stroke:#ccc}.f{fill:#e8b4a8;stroke:#b5543c}.d{fill:none;stroke:#555}circle{fill:#7d3c98}</style>
 <h2>seed ${escaped(String(seed))}, ${focus === undefined ? `profile ${profile}` : `focus ${focus}`}, commit ${escaped(commit)}</h2>

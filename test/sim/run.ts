@@ -112,6 +112,7 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
   })
   options.onCluster?.(cluster)
   const { world } = cluster
+  if (world.tracing) history.tell = (text) => world.say(text)
   cluster.onUnstagedLost = (isLost) =>
     history.unacknowledgedLost(world.nowMs, (volume, page) => isLost[slotOf(volume, Math.floor(page / PAGES_PER_BLOCK), isLost.length)] === true)
   const clients: SimClient[] = []

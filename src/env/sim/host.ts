@@ -133,6 +133,10 @@ class PowerCycle implements EventOwner {
     this.#boots = host.boots
   }
 
+  get place(): string {
+    return this.#host.name
+  }
+
   deliver(fn: () => void): void {
     if (this.#host.up && this.#host.boots === this.#boots) fn()
   }
@@ -176,6 +180,10 @@ export class SimProcess implements EventOwner {
   /** Schedules what the process itself does: never once it is dead, later while it is frozen or away. */
   schedule(delayMs: number, label: string, fn: () => void, a = 0, b = 0): SimEvent {
     return this.world.scheduleAt(this.localNowMs + delayMs, label, fn, a, b, this)
+  }
+
+  get place(): string {
+    return this.host.name
   }
 
   deliver(fn: () => void): void {

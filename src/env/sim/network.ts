@@ -12,7 +12,7 @@ import { Errno, IoError } from '../ioqueue.ts'
 import { copyBytes } from './bytes.ts'
 import type { SimHost, SimProcess } from './host.ts'
 import { type Slab, Slabs } from './memory.ts'
-import type { World } from './world.ts'
+import type { EventOwner, World } from './world.ts'
 
 export interface NetworkOptions {
   delayMinMs: number
@@ -287,7 +287,7 @@ interface Data {
 type Packet = Data | { readonly kind: 'room'; readonly count: number } | { readonly kind: 'fin' } | { readonly kind: 'reset' }
 
 /** One end of a stream, in its host's kernel. */
-export class SimEnd {
+export class SimEnd implements EventOwner {
   readonly network: SimNetwork
   readonly process: SimProcess
   readonly host: SimHost
@@ -399,6 +399,15 @@ export class SimEnd {
     this.#lastArrivalMs = Math.max(this.#lastArrivalMs, this.network.world.nowMs + ms)
   }
 
+  get place(): string {
+    return `${this.host.name} -> ${this.other.host.name}`
+  }
+
+  /** Of its packets, whatever becomes of their sender: they are on their way. */
+  deliver(fn: () => void): void {
+    fn()
+  }
+
   /** The host lost its power. */
   vanish(): void {
     this.#held.length = 0
@@ -436,6 +445,7 @@ export class SimEnd {
       },
       this.id,
       bytes,
+      this,
     )
   }
 

@@ -25,6 +25,8 @@ export interface SimEvent {
 
 /** Whoever an event happens to: decides, when its time has come, what becomes of it. */
 export interface EventOwner {
+  /** Where that is, for the trace. */
+  readonly place: string
   /** Runs `fn`, now or later, or never. */
   deliver(fn: () => void): void
 }
@@ -116,7 +118,12 @@ export class World {
   /** For the trace in words; `text` is only called when there is one. Also folded, by its label. */
   note(label: string, text: () => string): void {
     this.fold(label)
-    this.#trace?.(`${this.nowMs.toFixed(3).padStart(12)} ${label} ${text()}`)
+    this.#trace?.(`${this.#timeText()} ${label} ${text()}`)
+  }
+
+  /** For the trace alone. */
+  say(text: string): void {
+    this.#trace?.(`${this.#timeText()} ${text}`)
   }
 
   /** Runs `fn` after `delayMs`, or gives it to its owner then. `a` and `b` go into the hash with the label. */
@@ -235,7 +242,7 @@ export class World {
     this.nowMs = event.atMs
     this.eventCount++
     this.fold(event.label, event.a, event.b)
-    if (this.#trace) this.#trace(`${event.atMs.toFixed(3).padStart(12)} ${event.label} ${event.a} ${event.b}`)
+    if (this.#trace) this.#trace(this.#eventText(event))
     this.delivering = true
     try {
       if (event.owner === undefined) fn()
@@ -244,6 +251,15 @@ export class World {
       this.delivering = false
     }
     return true
+  }
+
+  #timeText(): string {
+    return this.nowMs.toFixed(3).padStart(12)
+  }
+
+  #eventText({ label, a, b, owner }: SimEvent): string {
+    const facts = a === 0 && b === 0 ? '' : ` ${a} ${b}`
+    return `${this.#timeText()} ${label}${facts}${owner === undefined ? '' : `, ${owner.place}`}`
   }
 
   #mix(x: number, y: number): void {
