@@ -398,6 +398,7 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
     tailSegment: superblock.tailSegment,
     durableSeq: superblock.durableSeq,
     clean: loaded.clean && loaded.newestMount <= loaded.lastMount,
+    lostPower: superblock.lostPower,
     lastMount: Math.max(loaded.lastMount, loaded.newestMount),
     table,
     rows: store.rows,

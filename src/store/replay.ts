@@ -7,6 +7,9 @@
  * the superblock, says that the missing part was durable, the disk has lost data it had promised to keep: DISK_CORRUPTED, and the replica is rebuilt from its peers.
  * After a clean stop all that is there was durable: a page that is not what its record says has rotted, and is told as that page by who reads it.
  *
+ * A page that the disk cannot read is as damaged as one that has rotted. Where the journal ends at one that nothing behind it explains, that is the end only
+ * after a power loss, which leaves such pages where a write was under way; else it may be what was acknowledged last: READ_FAILED.
+ *
  * Applying from any earlier point gives the same result: records are complete in themselves, and the tables never hold what the journal
  * behind them does not. Descriptors are read, payloads only where they must be checked.
  */
@@ -39,6 +42,11 @@ import {
 import { isPageFlag, PAGE_LOST, PageFlag } from './store.ts'
 
 const DESCRIPTOR_PAGES_MAX = 4
+/** A write cut short by a power loss leaves some pages that cannot be read. With more of them it is the disk. */
+const UNREADABLE_MAX = 16
+/** A page cannot be read if that fails so often, with so long in between. */
+const READ_TRIES = 5
+const READ_AGAIN_MS = 100
 /** Holds the longest segment start. */
 const BUFFER_PAGES = 300
 export const REPLAY_BYTES = BUFFER_PAGES * PAGE_BYTES
@@ -54,6 +62,8 @@ export interface ReplayOptions {
   readonly durableSeq: number
   /** The store was closed: nothing was under way. */
   readonly clean: boolean
+  /** The host lost its power: what was under way may have left anything. */
+  readonly lostPower: boolean
   /** Generation of the last mount, as far as superblock and tables tell. */
   readonly lastMount: number
   readonly table: BlockTable
@@ -127,6 +137,10 @@ class Replay {
   /** Of this mount. */
   #generation = 0
   #isClean = false
+  /** Pages of the journal that cannot be read, and why: zeros in the buffer. */
+  readonly #unreadable = new Map<number, XsanError>()
+  /** By place: beginnings of segments that may be such. */
+  readonly #unreadableStarts = new Map<number, XsanError>()
   /** Parts of an install whose last one has not come yet. */
   #parts: Array<() => void> = []
 
@@ -147,7 +161,8 @@ class Replay {
     const oldest = starts.get(tailSegment)
     if (oldest === undefined) {
       if (tailSegment > 1 || this.#o.durableSeq > 0 || isDurableIn(starts, 1) || (await this.#showsDurable(tailSegment, 0, 0, 1)))
-        throw corrupted(path, `the journal's oldest segment ${tailSegment} is gone`)
+        throw this.#startUnreadable(tailSegment) ?? corrupted(path, `the journal's oldest segment ${tailSegment} is gone`)
+      this.#mayEndAt(this.#startUnreadable(tailSegment))
       return { generation: this.#generation, lastBatch: 0, lastCrc: 0, headSegment: tailSegment - 1, lastSeq: 0, batches: 0, records: 0, torn: false }
     }
     await this.#applyCheckpoint(oldest)
@@ -158,6 +173,7 @@ class Replay {
     let last: BatchAt = start
     let durableSeq = start.durableSeq
     let nextSeq = start.firstSeq
+    let unreadable: XsanError | undefined
     for (;;) {
       const next: SegmentStart | undefined = starts.get(start.segment + 1)
       const follows: SegmentStart | undefined = next !== undefined && next.generation >= start.generation ? next : undefined
@@ -178,12 +194,16 @@ class Replay {
         continue
       }
       const { segment } = start
+      unreadable = this.#unreadableIn(page, DESCRIPTOR_PAGES_MAX) ?? this.#startUnreadable(segment + 1)
+      // the superblock knows where it ends
+      if (this.#isClean) break
       // in what follows here, and, should a segment's beginning be what is damaged, behind it
       const isDamaged =
         isDurableIn(starts, nextSeq) ||
         (await this.#showsDurable(segment, page - start.page, last.batch, nextSeq)) ||
         (await this.#showsDurable(segment + 1, 0, last.batch, nextSeq))
-      if (isDamaged) throw corrupted(path, `journal batch ${last.batch + 1} in segment ${segment} is damaged`)
+      if (isDamaged) throw unreadable ?? corrupted(path, `journal batch ${last.batch + 1} in segment ${segment} is damaged`)
+      this.#mayEndAt(unreadable)
       break
     }
     const cut = this.#isClean ? -1 : await this.#firstBadPayload(batches, durableSeq)
@@ -197,7 +217,7 @@ class Replay {
       batches.length = cut
       nextSeq = bad.firstSeq
     }
-    if (nextSeq <= this.#o.durableSeq) throw corrupted(path, `the journal ends at record ${nextSeq - 1}, and ${this.#o.durableSeq} was durable`)
+    if (nextSeq <= this.#o.durableSeq) throw unreadable ?? corrupted(path, `the journal ends at record ${nextSeq - 1}, and ${this.#o.durableSeq} was durable`)
     for (const batch of batches) await this.#apply(batch)
     const torn = cut >= 0
     return {
@@ -228,6 +248,7 @@ class Replay {
   async #readStart(page: number): Promise<SegmentStart | null> {
     const { get } = BatchHeader
     await this.#load(page, 1, 1)
+    this.#noteStart(page, 1)
     const at = this.#at(page)
     if (!this.#isOurs(at) || get.kind(this.#view, at) !== BatchKind.SEGMENT_START) return null
     const slotCount = get.slotCount(this.#view, at)
@@ -236,6 +257,7 @@ class Replay {
     if (slotCount !== this.#o.lastHigh.length || rowCount > ROWS_MAX || descriptorPages !== checkpointPages(slotCount, rowCount)) return null
     if (descriptorPages > BUFFER_PAGES) return null
     await this.#load(page, descriptorPages, descriptorPages)
+    this.#noteStart(page, descriptorPages)
     if (!this.#crcHolds(page, descriptorPages)) return null
     const reason = BatchHeader.invalid(this.#view, this.#at(page))
     if (reason !== null) return null
@@ -313,7 +335,9 @@ class Replay {
         this.#count = 0
         await this.#load(first, count)
         for (let p = 0; p < count; p++) {
-          if (this.#o.io.queue.arena.crc32c(this.#buffer + first + p - this.#from, 0, PAGE_BYTES) !== crcs[done + p]) return i
+          if (this.#o.io.queue.arena.crc32c(this.#buffer + first + p - this.#from, 0, PAGE_BYTES) === crcs[done + p]) continue
+          this.#mayEndAt(this.#unreadable.get(first + p))
+          return i
         }
       }
     }
@@ -321,9 +345,8 @@ class Replay {
   }
 
   async #payloadCrcs(batch: BatchAt): Promise<number[]> {
-    await this.#load(batch.page, batch.descriptorPages)
     const crcs: number[] = []
-    for (const { at, kind } of this.#parse(batch)!) {
+    for (const { at, kind } of await this.#recordsOf(batch)) {
       const pageCount = RecordHeader.get.pageCount(this.#view, at)
       const body = at + RecordHeader.size
       if (kind === JournalKind.WRITE) for (let i = 0; i < pageCount; i++) crcs.push(this.#view.getUint32(body + i * 4, true))
@@ -379,7 +402,7 @@ class Replay {
 
   async #applyCheckpoint(start: SegmentStart): Promise<void> {
     const { lastHigh, lastLow, incomplete, rows } = this.#o
-    await this.#load(start.page, start.descriptorPages)
+    await this.#loadAgain(start)
     let at = this.#at(start.page) + BatchHeader.size
     const rowCount = BatchHeader.get.rowCount(this.#view, this.#at(start.page))
     for (let slot = 0; slot < lastHigh.length; slot++, at += 8) {
@@ -404,9 +427,8 @@ class Replay {
   }
 
   async #apply(batch: BatchAt): Promise<void> {
-    await this.#load(batch.page, batch.descriptorPages)
     let payload = batch.page + batch.descriptorPages
-    for (const [i, { at, kind, dataPages }] of this.#parse(batch)!.entries()) {
+    for (const [i, { at, kind, dataPages }] of (await this.#recordsOf(batch)).entries()) {
       this.#applyRecord(at, kind, payload, batch, batch.firstSeq + i)
       payload += dataPages
       this.#records++
@@ -524,6 +546,66 @@ class Replay {
 
   // ---- bytes -------------------------------------------------------------------------------------------------------------------
 
+  /** Of a batch that was found whole before. */
+  async #recordsOf(batch: BatchAt): Promise<Parsed[]> {
+    await this.#loadAgain(batch)
+    return this.#parse(batch)!
+  }
+
+  /** What was found whole before is in the buffer afterwards. The disk may give other bytes than then, or none. */
+  async #loadAgain({ page, descriptorPages, crc, batch, segment }: BatchAt): Promise<void> {
+    await this.#load(page, descriptorPages)
+    if (BatchHeader.get.crc(this.#view, this.#at(page)) === crc && this.#crcHolds(page, descriptorPages)) return
+    throw this.#unreadableIn(page, descriptorPages) ?? corrupted(this.#o.path, `journal batch ${batch} in segment ${segment} reads differently each time`)
+  }
+
+  // ---- what cannot be read -------------------------------------------------------------------------------------------------------
+
+  /** The journal seems to end where this was met. */
+  #mayEndAt(unreadable: XsanError | undefined): void {
+    if (unreadable !== undefined && !this.#o.lostPower) throw unreadable
+  }
+
+  #unreadableIn(page: number, count: number): XsanError | undefined {
+    for (const [at, why] of this.#unreadable) if (at >= page && at < page + count) return why
+    return undefined
+  }
+
+  #noteStart(page: number, count: number): void {
+    const why = this.#unreadableIn(page, count)
+    if (why !== undefined) this.#unreadableStarts.set(page / this.#pagesPerSegment, why)
+  }
+
+  #startUnreadable(segment: number): XsanError | undefined {
+    return this.#unreadableStarts.get(segment % this.#o.geometry.segmentCount)
+  }
+
+  /** A page that cannot be read is zeros. */
+  async #read(page: number, count: number): Promise<void> {
+    const failure = this.#unreadableIn(page, count) ?? (await this.#failureOf(page, count))
+    if (failure === null) return
+    if (count > 1) {
+      const half = count >> 1
+      await this.#read(page, half)
+      await this.#read(page + half, count - half)
+      return
+    }
+    this.#unreadable.set(page, failure)
+    if (this.#unreadable.size > UNREADABLE_MAX) throw failure
+    const at = this.#at(page)
+    this.#o.io.queue.arena.bytes.fill(0, at, at + PAGE_BYTES)
+  }
+
+  /** Of a read into the buffer. */
+  async #failureOf(page: number, count: number): Promise<XsanError | null> {
+    const { io, file, geometry, path } = this.#o
+    for (let tries = 1; ; tries++) {
+      const failure = await failureOf(readFully(io, file, journalOffset(geometry, page), this.#buffer + page - this.#from, count, path))
+      if (failure === null || count > 1 || tries === READ_TRIES) return failure
+      await io.sleep(READ_AGAIN_MS)
+    }
+  }
+
   /** Journal pages [page, page + count) are in the buffer afterwards, and some of what follows them. */
   async #load(page: number, count: number, most = BUFFER_PAGES): Promise<void> {
     if (page >= this.#from && page + count <= this.#from + this.#count) return
@@ -531,7 +613,7 @@ class Replay {
     const wanted = Math.min(most, total - page)
     this.#from = page
     this.#count = 0
-    await readFully(this.#o.io, this.#o.file, journalOffset(this.#o.geometry, page), this.#buffer, wanted, this.#o.path)
+    await this.#read(page, wanted)
     this.#count = wanted
   }
 
