@@ -18,7 +18,7 @@ import { CHAIN_OP_PAGES_MAX, PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.t
 import type { PageNumber } from '../env/arena.ts'
 import { ReplicaState } from '../placement/chain.ts'
 import type { ReactorLog } from '../placement/messages.ts'
-import { RecordKind, type ReplicaStore, StageRecord } from '../store/store.ts'
+import { NO_BLOCK, RecordKind, type ReplicaStore, StageRecord } from '../store/store.ts'
 import type { PayloadPool } from './payload-pool.ts'
 import { idHighOf, idLowOf, NONE, RecordState, type Records, recordRows, svOf } from './records.ts'
 import { SyncSession } from './session.ts'
@@ -240,7 +240,10 @@ export class Replicas {
       this.#takeUnstored(slot, row, store)
       return Status.SUCCESS
     }
-    const admitted = this.#admit(store, row, false)
+    // the last extents are for the copies that count: what their heads have ordered finds one, or the slot stands still
+    const isLeft =
+      store.rejectCreate && store.isIncomplete(slot) && records.kind[row] === RecordKind.WRITE && store.findBlock(volume, layer, index) === NO_BLOCK
+    const admitted = isLeft ? Status.INSUFFICIENT_SPACE : this.#admit(store, row, false)
     if (admitted === Status.INSUFFICIENT_SPACE && store.isIncomplete(slot)) {
       // nobody is to wait for the space of a copy that does not count yet: the new block is copied like the others, once it finds some
       session.postponed(volume, layer, index, sv)

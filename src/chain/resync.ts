@@ -67,6 +67,8 @@ const DONE = -1
 const FAILED = -2
 const IDLE_MS = 10
 const RETRY_MS = 50
+/** So long nothing is copied to a disk that had no space for a new block: each try moves a whole one. */
+const FULL_MS = 1000
 /** Lost pages that the stats name. */
 const LOST_NAMED = 64
 
@@ -85,6 +87,8 @@ export class Resync {
   #bytesMoved = 0
   #bytesNeeded = 0
   #round = 0
+  /** Disks here that had no space for a new block: until when they are left alone. */
+  readonly #fullUntilMs = new Map<ReplicaStore, number>()
 
   constructor(options: {
     io: AsyncIo
@@ -250,14 +254,15 @@ export class Resync {
   /** Returns the journal position, or -1 when the store has no room now. */
   #install(session: SyncSession, store: ReplicaStore, given: Parameters<ReplicaStore['install']>[0]): number {
     const { volume, index } = given
-    return this.#journaled(session, 'a block cannot be installed', { volume, index }, () => store.install(given))
+    return this.#journaled(session, store, 'a block cannot be installed', { volume, index }, () => store.install(given))
   }
 
-  #journaled(session: SyncSession, failure: string, about: Readonly<Record<string, unknown>>, write: () => number): number {
+  #journaled(session: SyncSession, store: ReplicaStore, failure: string, about: Readonly<Record<string, unknown>>, write: () => number): number {
     try {
       return write()
     } catch (error) {
       if (!(error instanceof XsanError)) throw error
+      if (error.status === 'INSUFFICIENT_SPACE') this.#fullUntilMs.set(store, this.#io.queue.nowMs + FULL_MS)
       // it is tried again and again: a disk stays full for long
       if (error.status !== 'BUSY' && session.refusal !== error.message) {
         session.refusal = error.message
@@ -316,11 +321,15 @@ export class Resync {
     }
   }
 
+  #isFull(store: ReplicaStore): boolean {
+    return this.#io.queue.nowMs < (this.#fullUntilMs.get(store) ?? 0)
+  }
+
   /** 3. Pages whose id differs. */
   async #copyBlocks(sessions: readonly SyncSession[]): Promise<boolean> {
     const jobs: Array<{ session: SyncSession; block: BlockIdentity }> = []
     for (const session of sessions) {
-      if (session.listedSv < 0 || !this.#isPresent(session)) continue
+      if (session.listedSv < 0 || !this.#isPresent(session) || this.#isFull(this.#replicas.storeOf(session.slot)!)) continue
       for (const block of session.todo.values()) jobs.push({ session, block })
     }
     // another one first each time: where memory is short, one that cannot be had now does not take it from the others for ever
@@ -363,6 +372,7 @@ export class Resync {
     const store = this.#replicas.storeOf(slot)
     if (peer === NONE || store === undefined || !this.#isPresent(session)) return FAILED
     const own = store.findBlock(volume, layer, index)
+    if (own === NO_BLOCK && this.#isFull(store)) return FAILED
     const answer = await this.#ask(
       peer,
       CallKind.BLOCK,
@@ -465,7 +475,7 @@ export class Resync {
       if (this.#replicas.lastSv(slot) < session.high) continue
       const store = this.#replicas.storeOf(slot)!
       // the position in the stream may be known in memory alone: from now on it is the slot's last id
-      if (store.isIncomplete(slot) && this.#journaled(session, 'a resync cannot be ended', {}, () => store.completeSession(slot)) < 0) continue
+      if (store.isIncomplete(slot) && this.#journaled(session, store, 'a resync cannot be ended', {}, () => store.completeSession(slot)) < 0) continue
       done.push({ session, store })
     }
     if (done.length === 0) return false

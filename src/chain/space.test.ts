@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import test from 'node:test'
 import { ChainCluster, pattern, TestClient, VOLUME } from '../../test/support/chain-cluster.ts'
 import { Status } from '../base/status.ts'
+import { BLOCK_BYTES } from '../base/units.ts'
 import { ReplicaState } from '../placement/chain.ts'
 import { slotOf } from '../placement/ring.ts'
 
@@ -57,5 +58,41 @@ test('a disk without space for new blocks that is being brought up to date holds
   Object.assign(store, { capacityBytes })
   await cluster.until('all serve', () => cluster.allServing)
   assert.ok(store.findBlock(VOLUME, 0, 3) >= 0)
+  cluster.assertEqual()
+})
+
+test('a copy that is being brought up to date leaves the last extents of its disk to those that count, and asks for what it has no space for now and then', {
+  timeout: 60_000,
+}, async () => {
+  const cluster = new ChainCluster({ nodes: 3, slots: 2, chainOf: () => [1, 2, 3], store: { keptBlocks: 4 } })
+  await cluster.start()
+  const client = new TestClient(cluster.node(1))
+  const write = async (index: number) => assert.equal(await cluster.world.settle(client.write(index, 0, pattern(index + 1)), 5000), Status.SUCCESS)
+  const of = (slot: number) => Array.from({ length: 64 }, (_, index) => index).filter((index) => slotOf(VOLUME, index, 2) === slot)
+  const [first, second] = [of(0), of(1)]
+  for (const index of [...first.slice(0, 4), ...second.slice(0, 2)]) await write(index)
+  await cluster.kill(3)
+  for (const index of second.slice(2, 12)) await write(index)
+  cluster.restart(3)
+  const { store, plane } = cluster.node(3)
+  const { capacityBytes } = store
+  Object.assign(store, { capacityBytes: 10 * BLOCK_BYTES })
+  const state = (slot: number) => cluster.chains[slot]!.entries.find(({ node }) => node === 3)!.state
+  await cluster.until('the slot for which there is space serves', () => state(0) === ReplicaState.SERVING)
+  await cluster.world.runFor(200)
+  assert.deepEqual([state(1), store.usedBytes / BLOCK_BYTES], [ReplicaState.SYNCING, 8])
+  for (const index of second.slice(12, 16)) await write(index)
+  assert.equal(store.usedBytes / BLOCK_BYTES, 8)
+  const { calls } = plane
+  const call = calls.call.bind(calls)
+  let asked = 0
+  calls.call = (...args) => {
+    asked++
+    return call(...args)
+  }
+  await cluster.world.runFor(3000)
+  assert.ok(asked > 0 && asked <= 16, `asked ${asked} times in 3 s`)
+  Object.assign(store, { capacityBytes })
+  await cluster.until('all serve', () => cluster.allServing)
   cluster.assertEqual()
 })

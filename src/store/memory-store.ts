@@ -123,6 +123,8 @@ export interface MemoryStoreOptions {
   /** What an earlier store on this disk left. */
   readonly image?: MemoryImage
   readonly capacityBlocks?: number
+  /** Of these: kept from clients' new blocks for what other nodes send, half of them for forwards alone. */
+  readonly keptBlocks?: number
   /** From `stage` to staged, from staged to durable, and of a read. */
   readonly stageMs?: number
   readonly durableMs?: number
@@ -205,7 +207,13 @@ export class MemoryStore implements ReplicaStore {
   }
   readonly rejectReason = ''
   get rejectCreate(): boolean {
-    return this.usedBytes >= this.capacityBytes
+    return this.#blocksLeft <= this.#blocksKept
+  }
+  get #blocksLeft(): number {
+    return Math.floor((this.capacityBytes - this.usedBytes) / BLOCK_BYTES)
+  }
+  get #blocksKept(): number {
+    return this.#options.keptBlocks ?? 0
   }
 
   // ---- faults ----------------------------------------------------------------------------------------------------------
@@ -271,8 +279,8 @@ export class MemoryStore implements ReplicaStore {
     if (this.failed) return Status.WRITE_FAILED
     if (record.clientHigh !== 0 && !this.rows.hasRoomFor(record.clientHigh, record.clientLow)) return Status.BUSY
     if (this.#live.seq - this.stagedSeq >= (fromHead ? RECORDS_MAX / 2 : RECORDS_MAX)) return Status.BUSY
-    if (record.kind === RecordKind.WRITE && this.rejectCreate && this.findBlock(record.volume, record.layer, record.index) === NO_BLOCK)
-      return Status.INSUFFICIENT_SPACE
+    const isFull = fromHead ? this.rejectCreate : this.#blocksLeft <= 0
+    if (record.kind === RecordKind.WRITE && isFull && this.findBlock(record.volume, record.layer, record.index) === NO_BLOCK) return Status.INSUFFICIENT_SPACE
     return Status.SUCCESS
   }
 
@@ -461,7 +469,7 @@ export class MemoryStore implements ReplicaStore {
     })
     const numbers = Uint16Array.from(pages)
     const creates = !remove && contents.some((page) => page.flag !== PageFlag.NEVER)
-    if (creates && this.usedBytes >= this.capacityBytes && this.findBlock(volume, layer, index) === NO_BLOCK)
+    if (creates && this.#blocksLeft <= this.#blocksKept / 2 && this.findBlock(volume, layer, index) === NO_BLOCK)
       throw new XsanError('INSUFFICIENT_SPACE', `disk ${this.disk} has no extent for a block of volume ${volume}`)
     const wallMs = this.#wallMs()
     const apply = (state: State): void => {
