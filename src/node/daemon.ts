@@ -93,13 +93,15 @@ export async function startNode({ loaded, onFatal }: StartOptions): Promise<Runn
     createCore: createRaftCore,
     hmac: createHmacSha256(),
     async openDataPlane(registration) {
+      const unusable = new Set<number>()
       reactor = await startReactor({
         flight,
         config: reactorConfig(config, registration, disks, bootId),
         nowMs: () => clock.nowMs(),
         onMessage(message) {
           if (message.type === 'stats') stats = message
-          else if (message.type === 'ready') rememberFormatted(disks, dataDir)
+          else if (message.type === 'diskFailed') unusable.add(message.disk)
+          else if (message.type === 'ready') rememberFormatted(disks, dataDir, (disk) => unusable.has(registration.disks[disks.indexOf(disk)]!))
         },
         onFatal,
       })

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict'
-import { closeSync, mkdirSync, mkdtempSync, openSync, renameSync, rmSync, truncateSync, writeFileSync, writeSync } from 'node:fs'
+import { closeSync, copyFileSync, mkdirSync, mkdtempSync, openSync, renameSync, rmSync, truncateSync, writeFileSync, writeSync } from 'node:fs'
+import { open } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import test, { type TestContext } from 'node:test'
@@ -14,7 +15,7 @@ function playground(t: TestContext) {
   t.after(() => rmSync(dir, { recursive: true }))
   const device: DeviceConfig = { path: join(dir, 'disk'), type: 'ssd', role: 'capacity', size: 64 * MiB }
   let drawn = 0
-  const find = () => findDisks([device], dir, () => `uuid-${++drawn}`).disks
+  const find = async () => (await findDisks([device], dir, () => `uuid-${++drawn}`)).disks
   const blank = () => {
     writeFileSync(device.path, '')
     truncateSync(device.path, 64 * MiB)
@@ -22,42 +23,45 @@ function playground(t: TestContext) {
   return { dir, device, find, blank }
 }
 
-test('a blank disk keeps its uuid over restarts until it is formatted', (t) => {
-  const { find, blank } = playground(t)
-  const [first] = find()
+test('a blank disk keeps its uuid over restarts until it is formatted', async (t) => {
+  const { dir, find, blank } = playground(t)
+  const [first] = await find()
   assert.deepEqual([first?.uuid, first?.formatted, first?.createBytes], ['uuid-1', false, 64 * MiB])
-  assert.equal(find()[0]?.uuid, 'uuid-1', 'the node was not admitted yet')
+  assert.equal((await find())[0]?.uuid, 'uuid-1', 'the node was not admitted yet')
   blank()
-  assert.equal(find()[0]?.uuid, 'uuid-1')
+  assert.equal((await find())[0]?.uuid, 'uuid-1')
+  rememberFormatted(await find(), dir, () => true)
+  const found = await find()
+  assert.deepEqual([found[0]?.uuid, replaced(found)], ['uuid-1', []], 'it could not be formatted')
 })
 
-test('a blank disk, or none, where a formatted one was, is another disk, and that is said', (t) => {
+test('a blank disk, or none, where a formatted one was, is another disk, and that is said', async (t) => {
   const { dir, device, find, blank } = playground(t)
-  assert.deepEqual(replaced(find()), [])
-  rememberFormatted(find(), dir)
-  assert.deepEqual(replaced(find()), [`${device.path} is not there, where disk uuid-1 of this node was: a new disk is made there`])
-  assert.equal(find()[0]?.uuid, 'uuid-2', 'the file is gone')
-  rememberFormatted(find(), dir)
+  assert.deepEqual(replaced(await find()), [])
+  rememberFormatted(await find(), dir)
+  assert.deepEqual(replaced(await find()), [`${device.path} is not there, where disk uuid-1 of this node was: a new disk is made there`])
+  assert.equal((await find())[0]?.uuid, 'uuid-2', 'the file is gone')
+  rememberFormatted(await find(), dir)
   blank()
-  const found = find()
+  const found = await find()
   assert.deepEqual(replaced(found), [`${device.path} is blank, where disk uuid-2 of this node was: a new disk is made there`])
   const [swapped] = found
   assert.deepEqual([swapped?.uuid, swapped?.formatted], ['uuid-3', false])
-  assert.equal(find()[0]?.uuid, 'uuid-3', 'this one in turn keeps its uuid until it is formatted')
+  assert.equal((await find())[0]?.uuid, 'uuid-3', 'this one in turn keeps its uuid until it is formatted')
 })
 
-test('a damaged superblock keeps the uuid it had: the mount decides', (t) => {
+test('a damaged superblock keeps the uuid it had: the mount decides', async (t) => {
   const { dir, device, find } = playground(t)
-  rememberFormatted(find(), dir)
+  rememberFormatted(await find(), dir)
   const page = Buffer.alloc(64 * MiB)
   page.writeUInt32LE(SUPERBLOCK_MAGIC.lo, 0)
   page.writeUInt32LE(SUPERBLOCK_MAGIC.hi, 4)
   writeFileSync(device.path, page)
-  assert.deepEqual([find()[0]?.uuid, find()[0]?.formatted], ['uuid-1', true])
+  assert.deepEqual([(await find())[0]?.uuid, (await find())[0]?.formatted], ['uuid-1', true])
 })
 
 /** One formatted disk of this node, as a file with both superblocks, both valid unless given otherwise. */
-function formatted(t: TestContext) {
+async function formatted(t: TestContext) {
   const at = playground(t)
   const { dir, device } = at
   const uuid = '0102030405060708090a0b0c0d0e0f10'
@@ -81,39 +85,39 @@ function formatted(t: TestContext) {
   }
   write(superblock(uuid), 'first')
   write(superblock(uuid), 'last')
-  const [disk] = at.find()
+  const [disk] = await at.find()
   rememberFormatted([disk!], dir)
   return { ...at, write, uuid: disk!.uuid, superblock }
 }
 
-test('a disk of this node whose first page is lost is the same disk: its second superblock says so, and it is never formatted', (t) => {
+test('a disk of this node whose first page is lost is the same disk: its second superblock says so, and it is never formatted', async (t) => {
   for (const lost of [Buffer.alloc(4096), Buffer.alloc(4096, 7)]) {
-    const { find, write, uuid } = formatted(t)
+    const { find, write, uuid } = await formatted(t)
     write(lost, 'first')
-    const [disk] = find()
+    const [disk] = await find()
     assert.deepEqual([disk?.uuid, disk?.formatted, disk?.broken], [uuid, true, undefined])
   }
 })
 
-test('a disk of this node that holds something else at both ends is broken, not foreign: the node goes on without it', (t) => {
-  const { find, write, uuid } = formatted(t)
+test('a disk of this node that holds something else at both ends is broken, not foreign: the node goes on without it', async (t) => {
+  const { find, write, uuid } = await formatted(t)
   write(Buffer.alloc(4096, 7), 'first')
   write(Buffer.alloc(4096, 7), 'last')
-  const [disk] = find()
+  const [disk] = await find()
   assert.deepEqual([disk?.uuid, disk?.formatted, disk?.broken?.status], [uuid, true, 'DISK_CORRUPTED'])
   assert.match(disk!.broken!.message, /storage\.devices\[0\]: .* held a disk of this node, and holds something else now/)
   assert.match(disk!.broken!.nextStep, /only then: remove it if it is a file, zero its first and its last MiB/)
 })
 
-test('what the operator has zeroed at both ends is a new disk', (t) => {
-  const { find, write, uuid } = formatted(t)
+test('what the operator has zeroed at both ends is a new disk', async (t) => {
+  const { find, write, uuid } = await formatted(t)
   write(Buffer.alloc(4096), 'first')
   write(Buffer.alloc(4096), 'last')
-  assert.notEqual(find()[0]?.uuid, uuid)
-  assert.equal(find()[0]?.formatted, false)
+  assert.notEqual((await find())[0]?.uuid, uuid)
+  assert.equal((await find())[0]?.formatted, false)
 })
 
-test('what begins behind the first page, or lies at the end, is foreign as well: nothing is formatted over it', (t) => {
+test('what begins behind the first page, or lies at the end, is foreign as well: nothing is formatted over it', async (t) => {
   // btrfs, ReiserFS and GFS2 begin at 64 KiB; RAID metadata lies in the last pages
   for (const offset of [64 * 1024 + 64, MiB - 1, 64 * MiB - 64 * 1024, 64 * MiB - 8192]) {
     const { find, blank, device } = playground(t)
@@ -121,54 +125,103 @@ test('what begins behind the first page, or lies at the end, is foreign as well:
     const fd = openSync(device.path, 'r+')
     writeSync(fd, Buffer.from('_BHRfS_M'), 0, 1, offset)
     closeSync(fd)
-    assert.throws(find, { status: 'DISK_FOREIGN', message: /storage\.devices\[0\]: .* holds something that is not XSAN's/ }, `${offset}`)
+    await assert.rejects(find(), { status: 'DISK_FOREIGN', message: /storage\.devices\[0\]: .* holds something that is not XSAN's/ }, `${offset}`)
   }
 })
 
-test('over a disk of this node, it makes that disk broken', (t) => {
-  const { find, write, device, uuid } = formatted(t)
+test('over a disk of this node, it makes that disk broken', async (t) => {
+  const { find, write, device, uuid } = await formatted(t)
   write(Buffer.alloc(4096), 'first')
   write(Buffer.alloc(4096), 'last')
   const fd = openSync(device.path, 'r+')
   writeSync(fd, Buffer.from('_BHRfS_M'), 0, 8, 64 * 1024 + 64)
   closeSync(fd)
-  const [disk] = find()
+  const [disk] = await find()
   assert.deepEqual([disk?.uuid, disk?.formatted, disk?.broken?.status], [uuid, true, 'DISK_CORRUPTED'])
 })
 
-test('a power loss between the two superblocks of a new disk: it is mounted by the one that is there', (t) => {
-  const { dir, find, write, blank, superblock, device } = formatted(t)
+test('a power loss between the two superblocks of a new disk: it is mounted by the one that is there', async (t) => {
+  const { dir, find, write, blank, superblock, device } = await formatted(t)
   const fresh = 'f'.repeat(32)
   blank()
   writeFileSync(join(dir, 'disks.json'), JSON.stringify({ [device.path]: { uuid: 'ffffffff-ffff-ffff-ffff-ffffffffffff', formatted: false } }))
   write(superblock(fresh), 'last')
-  assert.deepEqual([find()[0]?.uuid, find()[0]?.formatted], ['ffffffff-ffff-ffff-ffff-ffffffffffff', true])
+  assert.deepEqual([(await find())[0]?.uuid, (await find())[0]?.formatted], ['ffffffff-ffff-ffff-ffff-ffffffffffff', true])
 })
 
-test('a device of this node that is gone keeps no node from starting, and is itself again when it is back; one never seen does', (t) => {
-  const { dir, device, uuid } = formatted(t)
+test('a device of this node that is gone keeps no node from starting, and is itself again when it is back; one never seen does', async (t) => {
+  const { dir, device, uuid } = await formatted(t)
   const gone = { path: device.path, type: device.type, role: device.role }
   const find = (devices: readonly DeviceConfig[]) => findDisks(devices, dir, () => 'new')
   renameSync(device.path, `${device.path}.away`)
-  const without = find([gone])
+  const without = await find([gone])
   assert.deepEqual(without.disks, [])
   assert.match(without.leftOut[0]!.message, /storage\.devices\[0\]: there is no /)
   rememberFormatted(without.disks, dir)
   renameSync(`${device.path}.away`, device.path)
-  assert.deepEqual([find([gone]).disks[0]?.uuid, find([gone]).leftOut], [uuid, []])
-  assert.throws(() => find([{ ...gone, path: join(dir, 'never') }]), { status: 'DISK_NOT_FOUND' })
+  assert.deepEqual([(await find([gone])).disks[0]?.uuid, (await find([gone])).leftOut], [uuid, []])
+  await assert.rejects(find([{ ...gone, path: join(dir, 'never') }]), { status: 'DISK_NOT_FOUND' })
 })
 
-test('a damaged superblock of a disk whose name is not known: a node that has run goes on without it, a new one does not start', (t) => {
-  const { dir, device, write, superblock, uuid } = formatted(t)
+test('a disk of this node that does not answer keeps no node from starting, unless there are so many that nothing else would get on; one never seen does', async (t) => {
+  const { dir, device, uuid } = await formatted(t)
+  const never = new Promise<never>(() => {})
+  const find = (devices: readonly DeviceConfig[], isHung: (path: string) => boolean, hungMs = 50) =>
+    findDisks(devices, dir, () => 'new', { hungMs, openFile: (path) => (isHung(path) ? never : open(path)) })
+  const without = await find([device], () => true)
+  assert.deepEqual([without.disks, without.leftOut[0]?.status], [[], 'READ_FAILED'])
+  assert.match(without.leftOut[0]!.message, /storage\.devices\[0\]: .* has not answered for 50 ms/)
+  assert.equal((await find([device], () => false, 20_000)).disks[0]?.uuid, uuid, 'it is remembered')
+
+  const others = [1, 2, 3, 4].map((n) => ({ ...device, path: join(dir, `disk ${n}`) }))
+  for (const { path } of others) copyFileSync(device.path, path)
+  await assert.rejects(
+    find(others.slice(0, 1), () => true),
+    { status: 'READ_FAILED' },
+  )
+  rememberFormatted(
+    others.map(({ path }, n) => ({ path, uuid: `of ${n}`, type: '', role: '', capacityBytes: 0, formatted: true })),
+    dir,
+  )
+  const one = await find([...others.slice(0, 3), device], (path) => path !== device.path, 500)
+  assert.deepEqual([one.disks.length, one.leftOut.length], [1, 3])
+  await assert.rejects(
+    find(others, () => true),
+    { status: 'READ_FAILED' },
+  )
+})
+
+test('a disk of this node of which one superblock cannot be read is mounted by the other; with neither it is left out', async (t) => {
+  const { dir, device, uuid } = await formatted(t)
+  const find = (...bad: number[]) => {
+    const openFile = async (path: string) => {
+      const file = await open(path)
+      const read = ((bytes: Uint8Array, from: number, length: number, offset: number) =>
+        bad.includes(offset)
+          ? Promise.reject(Object.assign(new Error('EIO: i/o error, read'), { code: 'EIO' }))
+          : file.read(bytes, from, length, offset)) as never
+      return { read, stat: () => file.stat(), close: () => file.close() }
+    }
+    return findDisks([device], dir, () => 'new', { openFile: openFile as never })
+  }
+  const last = 64 * MiB - 4096
+  for (const bad of [0, last]) assert.deepEqual([(await find(bad)).disks[0]?.uuid, (await find(bad)).disks[0]?.formatted], [uuid, true])
+  const { disks, leftOut } = await find(0, last)
+  assert.deepEqual([disks, leftOut[0]?.status], [[], 'READ_FAILED'])
+  rmSync(join(dir, 'disks.json'))
+  await assert.rejects(find(0), { status: 'READ_FAILED' })
+})
+
+test('a damaged superblock of a disk whose name is not known: a node that has run goes on without it, a new one does not start', async (t) => {
+  const { dir, device, write, superblock, uuid } = await formatted(t)
   rmSync(join(dir, 'disks.json'))
   const damaged = Buffer.from(superblock(uuid.replaceAll('-', '')))
   damaged[100]! ^= 1
   write(damaged, 'first')
   const find = () => findDisks([device], dir, () => 'new')
-  assert.throws(find, { status: 'DISK_CORRUPTED' })
+  await assert.rejects(find(), { status: 'DISK_CORRUPTED' })
   mkdirSync(join(dir, 'meta'))
-  const { disks, leftOut } = find()
+  const { disks, leftOut } = await find()
   assert.deepEqual([disks, leftOut[0]?.status], [[], 'DISK_CORRUPTED'])
 })
 

@@ -6,8 +6,11 @@
  *
  * Invariant: once a disk has been formatted, its uuid is never given to what is found blank at its path (`rememberFormatted`): a disk swapped for an
  * empty one would answer for the old one's data with zeros.
+ *
+ * A disk that does not answer holds up one thread of the pool that the metadata needs as well, and nothing else.
  */
-import { closeSync, existsSync, fstatSync, fsyncSync, lstatSync, openSync, readFileSync, readSync, renameSync, statfsSync, statSync, writeSync } from 'node:fs'
+import { closeSync, existsSync, fsyncSync, openSync, readFileSync, renameSync, type Stats, statfsSync, statSync, writeSync } from 'node:fs'
+import { type FileHandle, lstat, open, stat } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { crc32c } from '../base/crc32c.ts'
 import { messageOf, XsanError } from '../base/errors.ts'
@@ -57,30 +60,58 @@ export interface FoundDisks {
   readonly leftOut: readonly XsanError[]
 }
 
+/** A disk that has not answered for so long is left out; with more of them there is no thread left for the metadata (libuv has four). */
+const HUNG_MS = 20_000
+const HUNG_MAX = 3
+
 /**
  * Throws DISK_NOT_FOUND, DISK_FOREIGN, DISK_INCOMPATIBLE or DISK_CORRUPTED, naming the device and its place in the configuration: for disks that were never
- * in use here. One that was, and is gone or damaged now, keeps no node from starting.
+ * in use here. One that was, and is gone, damaged, or does not answer now, keeps no node from starting.
  */
-export function findDisks(devices: readonly DeviceConfig[], dataDir: string, newUuid: () => string): FoundDisks {
+export async function findDisks(
+  devices: readonly DeviceConfig[],
+  dataDir: string,
+  newUuid: () => string,
+  { hungMs = HUNG_MS, openFile = (path) => open(path, 'r') }: { hungMs?: number; openFile?: OpenFile } = {},
+): Promise<FoundDisks> {
   const names = readNames(dataDir)
   const leftOut: XsanError[] = []
   const isInUse = existsSync(join(dataDir, METADATA_DIR))
-  const found = devices.flatMap((device, index) => {
+  const found: FoundDisk[] = []
+  let hung = 0
+  // one after the other: those that answer are not to wait for threads that those that do not have taken
+  for (const [index, device] of devices.entries()) {
+    const place = `storage.devices[${index}]`
     try {
-      return [findDisk(device, `storage.devices[${index}]`, names, newUuid)]
+      found.push(await unlessHung(findDisk(device, place, names, newUuid, openFile), hungMs, `${place}: ${device.path}`))
     } catch (error) {
       const wasOurs = Object.hasOwn(names, device.path) && names[device.path]!.formatted
       if (!(error instanceof XsanError) || !(isGone(error) ? wasOurs : error.status === 'DISK_CORRUPTED' && isInUse)) throw error
+      if (error instanceof Hung && ++hung > HUNG_MAX) throw error
       leftOut.push(error)
-      return []
     }
-  })
+  }
   const twice = found.find(({ uuid }, index) => found.findIndex((other) => other.uuid === uuid) !== index)
   if (twice) throw new XsanError('INVALID_PARAM', `${twice.path} is the same disk as another one of storage.devices (${twice.uuid})`, 'Name each disk once.')
   // of those left out as well: they may be back
   const remembered = devices.filter(({ path }) => Object.hasOwn(names, path) && !found.some((disk) => disk.path === path))
   writeNames(dataDir, [...found, ...remembered.map(({ path }) => ({ path, ...names[path]! }))])
   return { disks: found, leftOut }
+}
+
+class Hung extends XsanError {}
+
+async function unlessHung<T>(looking: Promise<T>, hungMs: number, what: string): Promise<T> {
+  const hung = Promise.withResolvers<never>()
+  const timer = setTimeout(
+    () => hung.reject(new Hung('READ_FAILED', `${what} has not answered for ${hungMs} ms`, 'Look at the disk and the kernel log.')),
+    hungMs,
+  )
+  try {
+    return await Promise.race([looking, hung.promise])
+  } finally {
+    clearTimeout(timer)
+  }
 }
 
 /** Not: no permission, which is not the disk's fault. */
@@ -126,10 +157,11 @@ export function replaced(disks: readonly FoundDisk[]): string[] {
   )
 }
 
-/** All of them have a superblock by now. Call before any of them may serve. */
-export function rememberFormatted(disks: readonly FoundDisk[], dataDir: string): void {
-  const others = Object.entries(readNames(dataDir)).filter(([path]) => !disks.some((disk) => disk.path === path))
-  writeNames(dataDir, [...disks.map(({ path, uuid }) => ({ path, uuid, formatted: true })), ...others.map(([path, name]) => ({ path, ...name }))])
+/** All of them have a superblock by now, but for those that could not be formatted. Call before any of them may serve. */
+export function rememberFormatted(disks: readonly FoundDisk[], dataDir: string, isUnusable: (disk: FoundDisk) => boolean = () => false): void {
+  const used = disks.filter((disk) => disk.formatted || !isUnusable(disk))
+  const others = Object.entries(readNames(dataDir)).filter(([path]) => !used.some((disk) => disk.path === path))
+  writeNames(dataDir, [...used.map(({ path, uuid }) => ({ path, uuid, formatted: true })), ...others.map(([path, name]) => ({ path, ...name }))])
 }
 
 interface Remembered {
@@ -169,30 +201,31 @@ function writeNames(dataDir: string, disks: ReadonlyArray<Remembered & { readonl
   renameSync(`${path}.tmp`, path)
 }
 
-function findDisk(device: DeviceConfig, place: string, names: Names, newUuid: () => string): FoundDisk {
+async function findDisk(device: DeviceConfig, place: string, names: Names, newUuid: () => string, openFile: OpenFile): Promise<FoundDisk> {
   const { path, type, role, size } = device
   const remembered = Object.hasOwn(names, path) ? names[path] : undefined
   const blank = () => {
     if (remembered === undefined) return { uuid: newUuid() }
     return remembered.formatted ? { uuid: newUuid(), replaces: remembered.uuid } : { uuid: remembered.uuid }
   }
-  if (!existsSync(path)) {
-    if (lstatSync(path, { throwIfNoEntry: false }) !== undefined) {
+  const what = await unlessMissing(stat(path), `${place}: ${path}`)
+  if (what === undefined) {
+    if ((await unlessMissing(lstat(path), `${place}: ${path}`)) !== undefined) {
       throw new XsanError('DISK_NOT_FOUND', `${place}: ${path} is a symbolic link that leads nowhere`, 'Correct the path, or see why the device is missing.')
     }
     if (size === undefined) {
       throw new XsanError('DISK_NOT_FOUND', `${place}: there is no ${path}`, 'Correct the path; or, to have a file created there, add "size", such as "10G".')
     }
-    if (!existsSync(dirname(path))) throw new XsanError('DISK_NOT_FOUND', `${place}: there is no directory ${dirname(path)}`, 'Create it first.')
+    if ((await unlessMissing(stat(dirname(path)), `${place}: ${path}`)) === undefined)
+      throw new XsanError('DISK_NOT_FOUND', `${place}: there is no directory ${dirname(path)}`, 'Create it first.')
     return { ...blank(), path, type, role, capacityBytes: size, formatted: false, createBytes: size }
   }
-  const stat = statSync(path)
-  if (!stat.isFile() && !stat.isBlockDevice())
+  if (!what.isFile() && !what.isBlockDevice())
     throw new XsanError('INVALID_PARAM', `${place}: ${path} is neither a block device nor a file`, 'Name a disk, or a file.')
   const wasOurs = remembered?.formatted === true
-  const page = readEnds(path, place)
+  const page = await readEnds(path, place, wasOurs, openFile)
   const capacityBytes = page.sizeBytes === 0 && size !== undefined ? size : page.sizeBytes
-  const superblock = decode(page.bytes, path)
+  const superblock = page.first === undefined ? 'damaged' : decode(page.first, path)
   // a first page that is lost, overwritten or not yet written (a power loss while it was formatted) does not make another disk of it: the second superblock tells
   if (remembered !== undefined && (superblock === 'foreign' || superblock === 'blank')) {
     const second = page.last === undefined ? 'blank' : decode(page.last, path)
@@ -235,54 +268,77 @@ function decode(bytes: Uint8Array, path: string): SuperblockFound {
 const END_BYTES = MiB
 
 interface Ends {
-  /** The first page. */
-  readonly bytes: Uint8Array
-  /** The page of the second superblock, where there is one. */
-  readonly last?: Uint8Array
+  /** The first page, and that of the second superblock, where there is one; undefined as well: it cannot be read. */
+  readonly first: Uint8Array | undefined
+  readonly last: Uint8Array | undefined
   readonly endsBlank: boolean
   readonly sizeBytes: number
 }
 
-function readEnds(path: string, place: string): Ends {
+type OpenFile = (path: string) => Promise<Pick<FileHandle, 'read' | 'stat' | 'close'>>
+
+/** Of a disk of this node one of the two superblocks need not be readable: as when it is damaged. */
+async function readEnds(path: string, place: string, wasOurs: boolean, openFile: OpenFile): Promise<Ends> {
   try {
-    const fd = openSync(path, 'r')
+    const file = await openFile(path)
     try {
-      const bytes = new Uint8Array(PAGE_BYTES)
-      const stat = fstatSync(fd)
-      readSync(fd, bytes, 0, PAGE_BYTES, 0)
-      const sizeBytes = stat.isFile() ? stat.size : blockDeviceBytes(fd)
-      const isZero = (offset: number) => {
-        const end = Buffer.alloc(END_BYTES)
-        return end.subarray(0, readSync(fd, end, 0, END_BYTES, offset)).every((byte) => byte === 0)
+      const read = async (offset: number, lengthBytes: number): Promise<Uint8Array> => {
+        const bytes = new Uint8Array(lengthBytes)
+        await file.read(bytes, 0, lengthBytes, offset)
+        return bytes
       }
-      const endsBlank = isZero(0) && isZero(Math.max(0, sizeBytes - END_BYTES))
-      if (sizeBytes < 2 * PAGE_BYTES) return { bytes, endsBlank, sizeBytes }
-      const last = new Uint8Array(PAGE_BYTES)
-      readSync(fd, last, 0, PAGE_BYTES, secondSuperblockOffset({ sizeBytes }))
-      return { bytes, last, endsBlank, sizeBytes }
+      let failure: unknown
+      const superblock = async (offset: number): Promise<Uint8Array | undefined> => {
+        try {
+          return await read(offset, PAGE_BYTES)
+        } catch (error) {
+          if (!wasOurs || failure !== undefined) throw error
+          failure = error
+          return undefined
+        }
+      }
+      const what = await file.stat()
+      const first = await superblock(0)
+      const sizeBytes = what.isFile() ? what.size : await blockDeviceBytes(file)
+      const last = sizeBytes < 2 * PAGE_BYTES ? undefined : await superblock(secondSuperblockOffset({ sizeBytes }))
+      const isBlank = async (offset: number) => isZero(await read(offset, END_BYTES))
+      const endsBlank = first !== undefined && isZero(first) && (await isBlank(0)) && (await isBlank(Math.max(0, sizeBytes - END_BYTES)))
+      return { first, last, endsBlank, sizeBytes }
     } finally {
-      closeSync(fd)
+      await file.close()
     }
   } catch (error) {
-    throw new XsanError(
-      'READ_FAILED',
-      `${place}: ${path} cannot be read: ${messageOf(error)}`,
-      'Look at its permissions, and at the kernel log for errors of the disk.',
-      { cause: error },
-    )
+    throw unreadable(`${place}: ${path}`, error)
   }
 }
 
+const isZero = (bytes: Uint8Array): boolean => bytes.every((byte) => byte === 0)
+
 /** Node has no ioctl: the last readable byte is found by halving. */
-function blockDeviceBytes(fd: number): number {
+async function blockDeviceBytes(file: Pick<FileHandle, 'read'>): Promise<number> {
   const probe = new Uint8Array(1)
-  const readable = (offset: number) => readSync(fd, probe, 0, 1, offset) === 1
+  const readable = async (offset: number) => (await file.read(probe, 0, 1, offset)).bytesRead === 1
   let good = 0
   let bad = 2 ** 52
   while (bad - good > 512) {
     const middle = Math.floor((good + bad) / 2 / 512) * 512
-    if (readable(middle)) good = middle
+    if (await readable(middle)) good = middle
     else bad = middle
   }
   return bad
+}
+
+/** Undefined: nothing is there. */
+async function unlessMissing(looking: Promise<Stats>, place: string): Promise<Stats | undefined> {
+  try {
+    return await looking
+  } catch (error) {
+    if (['ENOENT', 'ENOTDIR', 'ELOOP'].includes((error as NodeJS.ErrnoException).code ?? '')) return undefined
+    throw unreadable(place, error)
+  }
+}
+
+function unreadable(place: string, error: unknown): XsanError {
+  const nextStep = 'Look at its permissions, and at the kernel log for errors of the disk.'
+  return new XsanError('READ_FAILED', `${place} cannot be read: ${messageOf(error)}`, nextStep, { cause: error })
 }

@@ -40,6 +40,25 @@ function write(bench: Bench, store: DiskStore, o: { index: number; firstPage: nu
   return { page, crcs, seq: store.stage(record) }
 }
 
+/** As {@link write}; its payload is given back when it is durable. */
+async function writeDurable(bench: Bench, store: DiskStore, o: Parameters<typeof write>[2]): Promise<void> {
+  const { page, seq } = write(bench, store, o)
+  await bench.until(() => bench.events.durable >= seq)
+  bench.free(page)
+}
+
+/** The tag of the background work's requests, once a store has been mounted on this queue. */
+function bulkTag(queue: Bench['queue']): () => number {
+  const register = queue.register.bind(queue)
+  let bulk = -1
+  queue.register = (name, handler) => {
+    const tag = register(name, handler)
+    if (name === 'store bulk') bulk = tag as number
+    return tag
+  }
+  return () => bulk
+}
+
 /** Extents are allocated ahead of blocks, but not in no time. */
 async function roomFor(bench: Bench, store: DiskStore) {
   let hasRoom = true
@@ -408,25 +427,15 @@ test('a disk that keeps one request of the background work for ever fails, befor
   const bench = new Bench(13)
   await bench.format()
   const { queue } = bench
-  const register = queue.register.bind(queue)
-  let bulk = -1
-  queue.register = (name, handler) => {
-    const tag = register(name, handler)
-    if (name === 'store bulk') bulk = tag as number
-    return tag
-  }
+  const bulk = bulkTag(queue)
   const store = await bench.mount()
   const { write: writeOne } = queue
   let kept = 0
   queue.write = (file, offsetBytes, page, deltaBytes, lengthBytes, tag, row) => {
-    if ((tag as number) === bulk && kept++ === 0) return
+    if ((tag as number) === bulk() && kept++ === 0) return
     writeOne.call(queue, file, offsetBytes, page, deltaBytes, lengthBytes, tag, row)
   }
-  for (let id = 1; kept === 0; id++) {
-    const w = write(bench, store, { index: 0, firstPage: (id * 64) % 1024, pageCount: 64, id })
-    await bench.until(() => bench.events.durable >= w.seq)
-    bench.free(w.page)
-  }
+  for (let id = 1; kept === 0; id++) await writeDurable(bench, store, { index: 0, firstPage: (id * 64) % 1024, pageCount: 64, id })
   const startMs = bench.world.nowMs
   await bench.until(() => store.failed, 60_000)
   assert.match(bench.events.failed!, /background work/)
@@ -444,11 +453,7 @@ test('a disk that keeps the write of a superblock for ever fails, before the jou
     if ((offsetBytes === 0 || offsetBytes === DISK_BYTES - PAGE_BYTES) && kept++ === 0) return
     writeOne.call(queue, file, offsetBytes, page, deltaBytes, lengthBytes, tag, row)
   }
-  for (let id = 1; kept === 0; id++) {
-    const w = write(bench, store, { index: 0, firstPage: (id * 64) % 1024, pageCount: 64, id })
-    await bench.until(() => bench.events.durable >= w.seq)
-    bench.free(w.page)
-  }
+  for (let id = 1; kept === 0; id++) await writeDurable(bench, store, { index: 0, firstPage: (id * 64) % 1024, pageCount: 64, id })
   await bench.until(() => store.failed, 60_000)
   assert.match(bench.events.failed!, /background work/)
 })
@@ -919,6 +924,30 @@ test('a mount of a disk that hangs, wherever it has come to, ends, so that the n
   }
 })
 
+test('a disk that hangs while it is formatted, wherever that has come to, is given up, so that the node goes on with its other disks', async () => {
+  for (let nth = 0; ; nth = nth < 8 ? nth + 1 : nth * 3) {
+    const bench = new Bench(17)
+    const { queue } = bench
+    const { read: readOne, write: writeOne, fdatasync: syncOne, allocate: allocateOne } = queue
+    const kept: Array<() => void> = []
+    let count = 0
+    const orKeep = (go: () => void) => (count++ === nth ? void kept.push(go) : go())
+    queue.read = (...args) => orKeep(() => readOne.apply(queue, args))
+    queue.write = (...args) => orKeep(() => writeOne.apply(queue, args))
+    queue.fdatasync = (...args) => orKeep(() => syncOne.apply(queue, args))
+    queue.allocate = (...args) => orKeep(() => allocateOne.apply(queue, args))
+    const failure = await bench.format().catch((error: unknown) => error)
+    if (failure === undefined) {
+      assert.ok(nth > 60, `${nth} requests`)
+      return
+    }
+    assert.ok(failure instanceof XsanError && failure.status === 'READ_FAILED' && /not answered being formatted/.test(failure.message), String(failure))
+    kept[0]!()
+    await bench.until(() => queue.inFlight === 0, 10_000)
+    await bench.settle((await bench.mount()).close())
+  }
+})
+
 test('a mount of a disk that hangs while the journal is emptied for it ends', async () => {
   const bench = new Bench(16)
   await bench.format()
@@ -926,25 +955,15 @@ test('a mount of a disk that hangs while the journal is emptied for it ends', as
   let id = 1
   write(bench, first, { index: 0, firstPage: 0, pageCount: 1, id: id++ })
   first.capture(first.findBlock(5, 0, 0))
-  for (; first.journalUsedBytes < 9 * MiB; id++) {
-    const w = write(bench, first, { index: id % 3, firstPage: (id % 5) * 200, pageCount: 200, id })
-    await bench.until(() => bench.events.durable >= w.seq)
-    bench.free(w.page)
-  }
+  for (; first.journalUsedBytes < 9 * MiB; id++) await writeDurable(bench, first, { index: id % 3, firstPage: (id % 5) * 200, pageCount: 200, id })
   bench.kill()
   const { queue } = bench
-  const register = queue.register.bind(queue)
-  let bulk = -1
-  queue.register = (name, handler) => {
-    const tag = register(name, handler)
-    if (name === 'store bulk') bulk = tag as number
-    return tag
-  }
+  const bulk = bulkTag(queue)
   const { read: readOne } = queue
   const kept: Array<() => void> = []
   queue.read = (...args) => {
     const go = () => readOne.apply(queue, args)
-    if ((args[6] as number) === bulk) kept.push(go)
+    if ((args[6] as number) === bulk()) kept.push(go)
     else go()
   }
   await assert.rejects(bench.mount(), /not answered its mount/)
@@ -960,15 +979,11 @@ test('a mount of a disk that fails while its page tables are read gives back its
   const store = await bench.mount()
   for (let index = 0; index < 14; index++) {
     await roomFor(bench, store)
-    const w = write(bench, store, { index, firstPage: 0, pageCount: 256, id: index + 1 })
-    await bench.until(() => bench.events.durable >= w.seq)
-    bench.free(w.page)
+    await writeDurable(bench, store, { index, firstPage: 0, pageCount: 256, id: index + 1 })
   }
   for (let id = 15; store.destage.segments < 6; id++) {
     await roomFor(bench, store)
-    const w = write(bench, store, { index: 0, firstPage: 0, pageCount: 256, id })
-    await bench.until(() => bench.events.durable >= w.seq)
-    bench.free(w.page)
+    await writeDurable(bench, store, { index: 0, firstPage: 0, pageCount: 256, id })
   }
   await bench.settle(store.close())
   bench.kill()

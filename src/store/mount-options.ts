@@ -27,6 +27,8 @@ export interface FormatOptions {
   readonly segmentBytes?: number
   /** Overwrite what is there, whatever it is. */
   readonly force?: boolean
+  /** As that of a mount. */
+  readonly hungMs?: number
 }
 
 /** Of a file now. */

@@ -25,7 +25,7 @@ import { checkLeaf, checkTablePage, diskTagOf, isTablePage, loadLeaf, loadTableP
 
 const LOCK_RETRY_MS = 50
 const LOCK_WAIT_MS = 10_000
-/** A mount gives its disk up after so many times `hungMs` without any answer. */
+/** Who mounts or formats a disk gives it up after so many times `hungMs` without any answer. */
 const MOUNT_HUNG = 10
 /** Buffer of the destage; less when the arena is small, or shared by many disks: all of them together take no more than one part in so many. */
 const DESTAGE_BUFFER_PAGES = [4096, 2048, 1024, 256, 64]
@@ -77,8 +77,12 @@ async function withPages<T>(io: AsyncIo, pages: number, fn: (page: number) => Pr
   }
 }
 
-/** Throws DISK_FOREIGN unless the disk is blank or `force` is set; INVALID_PARAM when it is too small. */
+/** Throws DISK_FOREIGN unless the disk is blank or `force` is set; INVALID_PARAM when it is too small; READ_FAILED or WRITE_FAILED when it is the disk. */
 export async function formatStore(io: AsyncIo, options: FormatOptions): Promise<void> {
+  await unlessHung({ ...options, io, what: 'being formatted' }, format(io, options))
+}
+
+async function format(io: AsyncIo, options: FormatOptions): Promise<void> {
   const { path, identity } = options
   nameBytes(identity.clusterId)
   nameBytes(identity.nodeId)
@@ -235,21 +239,27 @@ export async function mountStore(options: MountOptions): Promise<DiskStore> {
     await io.close(file.handle)
     throw error
   })
-  return await unlessHung(options, mounting)
+  const letGo = (store: DiskStore) =>
+    void store.close().catch((error: unknown) => options.onNote?.('a disk that was given up cannot be closed', { path, error: messageOf(error) }))
+  return await unlessHung({ ...options, what: 'its mount' }, mounting, letGo)
 }
 
 /**
- * A disk that keeps a request for too long counts as broken: the others of its node wait for this mount. What the disk may still write to stays the
- * mount's, which goes on by itself should the disk answer after all, and then lets go of the disk.
+ * A disk that keeps a request for too long counts as broken: the others of its node wait for this one. What the disk may still write to stays that of
+ * the work, which goes on by itself should the disk answer after all; `onLate` is given what comes of it then.
  */
-async function unlessHung(options: MountOptions, mounting: Promise<DiskStore>): Promise<DiskStore> {
-  const { io, path, hungMs = 2000 } = options
+async function unlessHung<T>(
+  options: { readonly io: AsyncIo; readonly path: string; readonly hungMs?: number; readonly what: string },
+  work: Promise<T>,
+  onLate?: (result: T) => void,
+): Promise<T> {
+  const { io, path, hungMs = 2000, what } = options
   const { queue } = io
   let looks = 0
   let ended = io.filesEnded
   let isHung = false
   const hung = Promise.withResolvers<never>()
-  const tag = queue.register('mount watch', (_row, result) => {
+  const tag = queue.register('disk watch', (_row, result) => {
     if (result < 0) return
     looks = io.filesUnderWay > 0 && io.filesEnded === ended ? looks + 1 : 0
     ended = io.filesEnded
@@ -259,18 +269,18 @@ async function unlessHung(options: MountOptions, mounting: Promise<DiskStore>): 
     }
     isHung = true
     queue.asyncPending = true
-    hung.reject(new XsanError('READ_FAILED', `${path} has not answered its mount for ${hungMs * MOUNT_HUNG} ms`, 'Look at the disk and the kernel log.'))
+    hung.reject(new XsanError('READ_FAILED', `${path} has not answered ${what} for ${hungMs * MOUNT_HUNG} ms`, 'Look at the disk and the kernel log.'))
   })
   queue.timeout(hungMs, tag, 0)
-  mounting.then(
-    (store) => {
+  work.then(
+    (result) => {
       queue.cancelTimeout(tag, 0)
       // whatever the disk does now, it is told already
-      if (isHung) void store.close().catch((error: unknown) => options.onNote?.('a disk that was given up cannot be closed', { path, error: messageOf(error) }))
+      if (isHung) onLate?.(result)
     },
     () => queue.cancelTimeout(tag, 0),
   )
-  return await Promise.race([mounting, hung.promise])
+  return await Promise.race([work, hung.promise])
 }
 
 async function mountOpened(options: MountOptions, file: OpenedFile): Promise<DiskStore> {
