@@ -202,6 +202,8 @@ function wentBack(path: string, why: string): XsanError {
   )
 }
 
+const LOCKED =
+  'Stop the other xsand. If it was killed and does not end (state D of ps), a disk of it hangs: look at the kernel log; it ends when that disk answers, or with the host.'
 const REJOIN = 'Remove this node from the cluster and let it join again with an empty data directory.'
 
 function codeOf(error: unknown): string | undefined {
@@ -213,7 +215,7 @@ function codeOf(error: unknown): string | undefined {
 function openError(path: string, error: unknown): XsanError {
   const cause = (error as { cause?: unknown }).cause ?? error
   const [code, text] = [codeOf(cause), messageOf(cause)]
-  if (code === 'LEVEL_LOCKED') return new XsanError('BUSY', `the store ${path} is open in another process`, 'Stop the other xsand.', { cause })
+  if (code === 'LEVEL_LOCKED') return new XsanError('BUSY', `the store ${path} is open in another process`, LOCKED, { cause })
   if (code === 'LEVEL_CORRUPTION' || /corruption/i.test(text)) {
     return damaged(path, text, cause)
   }
