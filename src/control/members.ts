@@ -1,6 +1,6 @@
 /**
  * The Raft group follows the replicated list of nodes: every member of the cluster is in the group, an odd number of them (up to five) votes.
- * The leader looks again and again, so that whatever was interrupted is completed.
+ * The leader looks again and again, so that whatever was interrupted is completed. Who is removed gives its vote up first.
  *
  * A voter that stays away (`failover.replace_voter_after`) gives its vote to a learner that lives; where there is none, and two of five are away, both only
  * learn until they are back: the three left may then lose one more. A joint change each time, so that a majority of the old voters and of the new ones
@@ -12,13 +12,15 @@ import type { NodeNumber } from '../base/ids.ts'
 import type { Clock, Log } from '../env/control.ts'
 import type { Raft } from '../raft/driver.ts'
 import { encodeCommand } from './command.ts'
-import type { AwayRecord, ClusterState } from './state.ts'
+import type { AwayRecord, ClusterState, NodeRecord } from './state.ts'
 
 export const VOTERS_MAX = 5
 const VOTERS_MIN = 3
 /** A learner this near to the end of the log may vote. */
 const CAUGHT_UP_ENTRIES = 100
 const CHANGE_TIMEOUT_MS = 5000
+/** Who has answered Raft within this lives, as far as votes are concerned: two election timeouts, after each of which the core asks anew. */
+const HEARD_MS = 2000
 /** Looks are at most a quarter of a second apart; one that comes so late tells that this process stood still, and has heard nobody for that. */
 const LOOK_LATE_MS = 5000
 
@@ -113,7 +115,7 @@ export class Members {
 
   #next(): (() => Promise<unknown>) | undefined {
     const { raft, state, log } = this.#options
-    const { voters, learners } = raft.members
+    const { voters, learners, votersOutgoing } = raft.members
     const inGroup = new Set([...voters, ...learners])
     const nodes = [...state.nodes.values()].sort((a, b) => a.node - b.node)
     const timeout = { timeoutMs: CHANGE_TIMEOUT_MS }
@@ -129,12 +131,35 @@ export class Members {
       log.log('INFO', 'a node leaves the Raft group', { node: gone })
       return () => raft.remove(gone, timeout)
     }
-    const emptied = nodes.find((node) => node.state === 'leaving' && state.chains.every((chain) => chain.entries.every((entry) => entry.node !== node.node)))
-    if (emptied !== undefined) {
-      if (emptied.node === raft.id) return this.#handOver()
-      return () => raft.propose(encodeCommand('node.remove', { node: emptied.node }), timeout)
-    }
-    return this.#nextVoter()
+    const emptied = nodes.filter((node) => node.state === 'leaving' && state.chains.every((chain) => chain.entries.every((entry) => entry.node !== node.node)))
+    const votes = ({ node }: NodeRecord) => voters.includes(node) || votersOutgoing.includes(node)
+    const free = emptied.find((node) => !votes(node))
+    if (free !== undefined) return () => raft.propose(encodeCommand('node.remove', { node: free.node }), timeout)
+    return this.#nextVoter() ?? this.#release(emptied[0]?.node)
+  }
+
+  /** Its process ends as soon as it hears that it is removed: while it has a vote, a majority may need it. */
+  #release(node: NodeNumber | undefined): (() => Promise<unknown>) | undefined {
+    if (node === undefined) return undefined
+    return node === this.#options.raft.id
+      ? this.#handOver()
+      : this.#change({ addVoters: [], addLearners: [node] }, 'INFO', 'a node that is removed does not vote any more')
+  }
+
+  /** Undefined when those that would vote then and live are no majority: it could not be completed, nor anything after it. */
+  #change(
+    { addVoters, addLearners }: { readonly addVoters: readonly NodeNumber[]; readonly addLearners: readonly NodeNumber[] },
+    level: 'INFO' | 'WARN',
+    what: string,
+    fields: Readonly<Record<string, unknown>> = {},
+  ): (() => Promise<unknown>) | undefined {
+    const { raft, state, log, clock } = this.#options
+    const next = [...raft.members.voters.filter((node) => !addLearners.includes(node)), ...addVoters]
+    const isHeard = (node: NodeNumber) => node === raft.id || clock.nowMs() - (this.#heardMs.get(node) ?? Number.NEGATIVE_INFINITY) <= HEARD_MS
+    if (2 * next.filter(isHeard).length <= next.length) return undefined
+    const names = (nodes: readonly NodeNumber[]) => nodes.map((node) => state.nodes.get(node)?.id)
+    log.log(level, what, { vote: names(addVoters), doNot: names(addLearners), ...fields })
+    return () => raft.changeMembers({ addVoters, addLearners }, { timeoutMs: CHANGE_TIMEOUT_MS })
   }
 
   /**
@@ -142,7 +167,7 @@ export class Members {
    * its own vote, so it needs an heir that has one.
    */
   #nextVoter(): (() => Promise<unknown>) | undefined {
-    const { raft, state, log, isUp } = this.#options
+    const { raft, state, isUp } = this.#options
     const { voters, learners } = raft.members
     const eligible = new Set([...state.nodes.values()].filter((node) => node.incarnation > 0 && node.state === 'member').map(({ node }) => node))
     const wanted = votersWanted(eligible.size)
@@ -154,17 +179,14 @@ export class Members {
       if (count <= 0) return this.#replaceAway(staying, ready)
       const addVoters = ready.slice(0, count)
       const addLearners = voters.filter((node) => node !== raft.id && state.nodes.get(node)?.state === 'leaving')
-      log.log('INFO', 'nodes become voters', { nodes: addVoters.map((node) => state.nodes.get(node)?.id) })
-      return () => raft.changeMembers({ addVoters, addLearners }, { timeoutMs: CHANGE_TIMEOUT_MS })
+      return this.#change({ addVoters, addLearners }, 'INFO', 'nodes become voters')
     }
     if (state.nodes.get(raft.id)?.state === 'leaving') return this.#handOver()
     if (voters.length > wanted) {
       const order = voters
         .filter((node) => node !== raft.id)
         .sort((a, b) => Number(eligible.has(a)) - Number(eligible.has(b)) || Number(isUp(a)) - Number(isUp(b)) || b - a)
-      const leaves = order.slice(0, voters.length - wanted)
-      log.log('INFO', 'nodes do not vote any more', { nodes: leaves.map((node) => state.nodes.get(node)?.id) })
-      return () => raft.changeMembers({ addLearners: leaves }, { timeoutMs: CHANGE_TIMEOUT_MS })
+      return this.#change({ addVoters: [], addLearners: order.slice(0, voters.length - wanted) }, 'INFO', 'nodes do not vote any more')
     }
     return this.#replaceAway(staying, this.#readyToVote(learners.filter((node) => eligible.has(node))))
   }
@@ -180,14 +202,12 @@ export class Members {
   }
 
   #replaceAway(voters: readonly NodeNumber[], ready: readonly NodeNumber[]): (() => Promise<unknown>) | undefined {
-    const { raft, state, log, replaceAfterMs } = this.#options
+    const { raft, replaceAfterMs } = this.#options
     const afterMs = replaceAfterMs()
     const away = afterMs === 0 ? [] : voters.filter((node) => node !== raft.id && this.silentMs(node) >= afterMs)
     const { addVoters, addLearners } = replacement(voters, away, ready)
     if (addLearners.length === 0) return undefined
-    const names = (nodes: readonly NodeNumber[]) => nodes.map((node) => state.nodes.get(node)?.id)
-    log.log('WARN', 'voters that stay away do not vote any more', { nodes: names(addLearners), instead: names(addVoters), afterMs })
-    return () => raft.changeMembers({ addVoters, addLearners }, { timeoutMs: CHANGE_TIMEOUT_MS })
+    return this.#change({ addVoters, addLearners }, 'WARN', 'voters that stay away do not vote any more', { afterMs })
   }
 
   #handOver(): (() => Promise<unknown>) | undefined {

@@ -1362,6 +1362,61 @@ test('what is asked for again after its answer was lost: a removal says that it 
   await assert.rejects(one.call('Volume/Create', { ...create, requestId: 'x'.repeat(129) }), { status: 'INVALID_PARAM' })
 })
 
+test('a voter that holds no copy is removed: its vote goes first, for its process ends as soon as it hears of it, and its majority with it', async () => {
+  for (const removed of [1, 2]) {
+    const cluster = await TestCluster.up({ seed: 89, nodes: 2, diskless: removed, replicas: 1 })
+    const [leaves, stays] = [cluster.node(removed), cluster.node(3 - removed)]
+    if (removed === 2) await cluster.world.settle(cluster.node(1).plane.member!.raft!.changeMembers({ addVoters: [2 as NodeNumber] }), 1000)
+    await stays.call('Cluster/RemoveNode', { nodeId: leaves.id })
+    await cluster.until(() => leaves.fatal !== undefined, 20_000, 'the removed node knows')
+    leaves.kill()
+    await cluster.world.runFor(10_000)
+    assert.ok(stays.leads && stays.data!.serves)
+    assert.deepEqual(stays.plane.member!.raft!.members.voters, [stays.number])
+    assert.deepEqual(
+      ((await stays.call('Node/List'))['nodes'] as Message[]).map(({ id }) => id),
+      [stays.id],
+    )
+  }
+})
+
+test('a voter is not removed while the others that vote are no majority without it; once they are, it is', async () => {
+  const cluster = await TestCluster.up({ seed: 90, nodes: 4, diskless: 3, replicas: 1 })
+  await cluster.threeVoters()
+  const [one, two, three, four] = cluster.nodes as [TestNode, TestNode, TestNode, TestNode]
+  for (const node of [two, four]) node.kill()
+  await cluster.world.runFor(2 * LEASE_MS)
+  await one.call('Cluster/RemoveNode', { nodeId: 'node-3' })
+  await cluster.world.runFor(10_000)
+  assert.equal(three.fatal, undefined)
+  assert.match(((await one.call('Cluster/Status'))['reasons'] as string[]).join(), /Node node-3 is being emptied, to be removed\./)
+  await two.restart()
+  await cluster.until(() => three.fatal !== undefined, 20_000, 'the removed node knows')
+  three.kill()
+  await cluster.world.runFor(5000)
+  assert.ok([one, two].every(({ data }) => data!.serves))
+})
+
+test('voters that live keep their votes while too few of those that would vote instead of them do', async () => {
+  const cluster = await TestCluster.up({ seed: 91, nodes: 5, replicas: 1 })
+  const voting = ({ plane }: TestNode) => plane.member!.raft!.members
+  await cluster.until(() => cluster.nodes.every((node) => voting(node).voters.length === 5 && voting(node).votersOutgoing.length === 0), 10_000, 'five vote')
+  const [one, two, three, four, five] = cluster.nodes as [TestNode, TestNode, TestNode, TestNode, TestNode]
+  for (const node of [two, three]) node.kill()
+  await cluster.world.runFor(2 * LEASE_MS)
+  // of one moment: the leader sees both leave at once
+  const leave = ({ number }: TestNode) => one.plane.member!.coordinator!.propose('node.leave', { node: number as NodeNumber })
+  await cluster.world.settle(Promise.all([four, five].map(leave)), 1000)
+  await cluster.world.runFor(10_000)
+  for (const node of [one, four, five]) assert.ok(node.data!.serves, 'three of five are a majority')
+  for (const node of [two, three]) await node.restart()
+  await cluster.until(() => four.fatal !== undefined && five.fatal !== undefined, 60_000, 'both are removed')
+  for (const node of [four, five]) node.kill()
+  await cluster.world.runFor(5000)
+  assert.ok([one, two, three].every(({ data }) => data!.serves))
+  assert.deepEqual(voting(one).voters, [1, 2, 3])
+})
+
 test('a removal can be called off until it has ended; the last node, and the last with disks, are not removed at all', async () => {
   const cluster = await TestCluster.up({ seed: 86, nodes: 3, replicas: 2 })
   const [one, two, three] = cluster.nodes as [TestNode, TestNode, TestNode]
