@@ -186,8 +186,9 @@ export class BadPages {
   }
 
   /**
-   * Content of bad pages of a released capture of `store` from other members, to `places`, and into the store. Those that nobody has go to `lost`.
-   * Not SUCCESS: it cannot be said now, or is another instant's answer; or the store has failed, and may still read `places`.
+   * Content of bad pages of a released capture of `store` from other members, to `places`, and into the store, where they are `mended` then. Those
+   * that nobody has go to `lost`.
+   * Not SUCCESS: it cannot be said now (BUSY: nor until `untilMs`), or is another instant's answer; or the store has failed, and may still read `places`.
    */
   async recover(
     slot: number,
@@ -196,11 +197,12 @@ export class BadPages {
     capture: BlockCapture,
     bad: readonly number[],
     places: readonly number[],
-    lost: Set<number>,
+    { lost, mended, untilMs }: { readonly lost: Set<number>; readonly mended: Set<number>; readonly untilMs: number },
   ): Promise<number> {
     // a whole leaf is mended at one go
     let isOtherNow = false
     for (const [i, page] of bad.entries()) {
+      if (this.#io.queue.nowMs >= untilMs) return Status.BUSY
       const wanted = { idHigh: capture.idHigh[page]!, idLow: capture.idLow[page]!, crc: capture.crc[page]! }
       if (isUnknown(wanted)) {
         const found = await this.#repairPage(slot, block, page)
@@ -218,8 +220,10 @@ export class BadPages {
       }
       const own = this.#own(slot, block)
       if (own?.store !== store) continue
-      if (await store.repairPage(own.row, page, wanted.idHigh, wanted.idLow, places[i]!, wanted.crc)) this.#counters.pagesRepaired++
-      else if (store.failed) return Status.READ_FAILED
+      if (await store.repairPage(own.row, page, wanted.idHigh, wanted.idLow, places[i]!, wanted.crc)) {
+        this.#counters.pagesRepaired++
+        mended.add(page)
+      } else if (store.failed) return Status.READ_FAILED
     }
     return isOtherNow ? Status.BLOCK_CORRUPTED : Status.SUCCESS
   }

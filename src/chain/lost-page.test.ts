@@ -3,6 +3,7 @@ import test from 'node:test'
 import { ChainCluster, pattern, TestClient } from '../../test/support/chain-cluster.ts'
 import { Status } from '../base/status.ts'
 import { PAGE_BYTES } from '../base/units.ts'
+import { AsyncIo } from '../env/async-io.ts'
 import { ReplicaState } from '../placement/chain.ts'
 import { View } from '../placement/view.ts'
 
@@ -187,4 +188,30 @@ test('a source whose disk hangs while it puts a page in order says so: its peer 
   await cluster.until('resynced from node 1', () => stateOf(3) === ReplicaState.SERVING, 5000)
   assert.equal(asked, 1)
   assert.deepEqual(await read(cluster, 3, ROTTEN), { status: Status.SUCCESS, bytes: pattern(7) })
+})
+
+test('a source whose disk takes a second to say that it cannot read a page, of dozens in one block, is done with them in the end, and its peer does not take it for stuck', {
+  timeout: 60_000,
+}, async () => {
+  const { cluster } = await cluster3()
+  await cluster.kill(3)
+  await cluster.kill(2)
+  assert.equal(await cluster.world.settle(new TestClient(cluster.node(1)).write(BLOCK, 0, pattern(7, 64 * PAGE_BYTES)), 20_000), Status.SUCCESS)
+  const { store } = cluster.node(1)
+  const [firstBad, endOfBad] = [16, 40]
+  const readable = store.readCaptured.bind(store)
+  const io = new AsyncIo(cluster.node(1).queue)
+  store.readCaptured = async (capture, firstPage, pageCount, bufferPage) => {
+    if (firstPage + pageCount <= firstBad || firstPage >= endOfBad) return readable(capture, firstPage, pageCount, bufferPage)
+    await io.sleep(1000)
+    return Status.READ_FAILED
+  }
+  cluster.restart(2)
+  await cluster.until('resynced', () => cluster.chains[0]!.entries.some(({ node, state }) => node === 2 && state === ReplicaState.SERVING), 300_000)
+  assert.equal(cluster.node(2).plane.counters.sessionsLost, 0)
+  assert.equal(lostOn(cluster, 2).length, endOfBad - firstBad)
+  assert.deepEqual(await read(cluster, 2, firstBad - 1), {
+    status: Status.SUCCESS,
+    bytes: pattern(7, 64 * PAGE_BYTES).slice((firstBad - 1) * PAGE_BYTES, firstBad * PAGE_BYTES),
+  })
 })

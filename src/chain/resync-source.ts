@@ -1,6 +1,9 @@
 /**
  * The source's side of a resync (protocol 23): every answer is one instant, content, `last` and committed id, and the channel rows of its disk.
  * Bytes: resync-calls.ts.
+ *
+ * A disk may need a second for each page that it cannot read. A block with dozens of them is answered after several questions: each is worked on for
+ * WORK_MS_MAX, and what it found out is remembered for the next.
  */
 import { Status } from '../base/status.ts'
 import { PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
@@ -34,6 +37,20 @@ const BLOCKS_PER_DIGESTS = 256
 const READ_TRIES = 5
 const RETRY_MS = 50
 const PAGES_NAMED = 16
+/** One question is worked on for so long: its asker takes a source that says nothing for longer than CALL_MS_MAX (calls.ts) for stuck. */
+const WORK_MS_MAX = 10_000
+/** What is known of pages that could not be read is believed for so long, of so many. */
+const KNOWN_MS = 300_000
+const KNOWN_MAX = 16_384
+
+/** A page that could not be read here, as of that update. */
+interface Unreadable {
+  readonly idHigh: number
+  readonly idLow: number
+  readonly atMs: number
+  /** Nor could anybody else give it. */
+  readonly isLost: boolean
+}
 
 export class ResyncSource {
   readonly #io: AsyncIo
@@ -44,6 +61,8 @@ export class ResyncSource {
   readonly #log: ReactorLog
   /** Chain version in which it was told last that a block of the slot cannot be read: it is asked for again and again. */
   readonly #told = new Map<number, number>()
+  /** By disk, block and page; until the block has been answered. */
+  readonly #unreadable = new Map<string, Unreadable>()
 
   constructor(options: {
     io: AsyncIo
@@ -154,12 +173,19 @@ export class ResyncSource {
     const lost = new Set<number>()
     if (capture !== null) {
       const bad: number[] = []
-      let status = await this.#readCaptured(store, capture, dataPages, buffer + dataPage, bad)
+      const mended = new Set<number>()
+      const untilMs = this.#io.queue.nowMs + WORK_MS_MAX
+      const keyOf = (page: number) => `${store.disk}/${volume}/${layer}/${index}/${page}`
+      let status = await this.#readCaptured(store, capture, dataPages, buffer + dataPage, bad, keyOf, untilMs)
       store.release(capture)
       if (status === Status.SUCCESS && bad.length > 0) {
-        const places = bad.map((page) => buffer + dataPage + dataPages.indexOf(page))
-        status = await this.#badPages.recover(slot, store, { volume, layer, index }, capture, bad, places, lost)
+        for (const page of bad) if (this.#known(capture, page, keyOf(page))?.isLost) lost.add(page)
+        const wanted = bad.filter((page) => !lost.has(page))
+        const places = wanted.map((page) => buffer + dataPage + dataPages.indexOf(page))
+        status = await this.#badPages.recover(slot, store, { volume, layer, index }, capture, wanted, places, { lost, mended, untilMs })
+        for (const page of lost) this.#note(capture, page, keyOf(page), true)
       }
+      for (const page of status === Status.SUCCESS ? bad : mended) this.#unreadable.delete(keyOf(page))
       if (status !== Status.SUCCESS) {
         if (store.failed) void store.ioEnded().then(() => arena.free(buffer))
         else arena.free(buffer)
@@ -198,9 +224,31 @@ export class ResyncSource {
     return { status: Status.SUCCESS, page: buffer, lengthBytes: (dataPage + given) * PAGE_BYTES, free: () => arena.free(buffer) }
   }
 
-  /** Content of captured DATA pages to places that follow each other; those that cannot be read go to `bad`. Not SUCCESS: the disk as a whole. */
-  async #readCaptured(store: ReplicaStore, capture: BlockCapture, pages: readonly number[], bufferPage: number, bad: number[]): Promise<number> {
-    const isLost = (page: number) => (capture.flags[page]! & PAGE_LOST) !== 0
+  #known({ idHigh, idLow }: BlockCapture, page: number, key: string): Unreadable | undefined {
+    const known = this.#unreadable.get(key)
+    if (known === undefined || known.idHigh !== idHigh[page] || known.idLow !== idLow[page]) return undefined
+    return this.#io.queue.nowMs - known.atMs < KNOWN_MS ? known : undefined
+  }
+
+  #note({ idHigh, idLow }: BlockCapture, page: number, key: string, isLost: boolean): void {
+    if (this.#unreadable.size >= KNOWN_MAX) this.#unreadable.clear()
+    this.#unreadable.set(key, { idHigh: idHigh[page]!, idLow: idLow[page]!, atMs: this.#io.queue.nowMs, isLost })
+  }
+
+  /**
+   * Content of captured DATA pages to places that follow each other; those that cannot be read go to `bad`. Not SUCCESS: the disk as a whole, or
+   * BUSY: it takes longer than until `untilMs`.
+   */
+  async #readCaptured(
+    store: ReplicaStore,
+    capture: BlockCapture,
+    pages: readonly number[],
+    bufferPage: number,
+    bad: number[],
+    keyOf: (page: number) => string,
+    untilMs: number,
+  ): Promise<number> {
+    const isLost = (page: number) => (capture.flags[page]! & PAGE_LOST) !== 0 || this.#known(capture, page, keyOf(page)) !== undefined
     for (let i = 0; i < pages.length; ) {
       const first = pages[i]!
       let run = 1
@@ -214,7 +262,11 @@ export class ResyncSource {
       for (let j = 0; j < run && status !== Status.SUCCESS; j++) {
         const one = await this.#readOne(store, capture, first + j, bufferPage + i + j)
         if (store.failed) return Status.READ_FAILED
-        if (one !== Status.SUCCESS) bad.push(first + j)
+        if (one !== Status.SUCCESS) {
+          bad.push(first + j)
+          this.#note(capture, first + j, keyOf(first + j), false)
+        }
+        if (this.#io.queue.nowMs >= untilMs) return Status.BUSY
       }
       i += run
     }
