@@ -1362,6 +1362,35 @@ test('what is asked for again after its answer was lost: a removal says that it 
   await assert.rejects(one.call('Volume/Create', { ...create, requestId: 'x'.repeat(129) }), { status: 'INVALID_PARAM' })
 })
 
+test('what a node has reported of itself counts no more once it is down, or removed', async () => {
+  const cluster = await TestCluster.up({ seed: 92, nodes: 4 })
+  const [one, , three, four] = cluster.nodes as [TestNode, TestNode, TestNode, TestNode]
+  const lost = [{ slot: 1, volume: 1, layer: 0, index: 0, page: 7 }]
+  const report = ({ data }: TestNode) =>
+    data!.tell({
+      type: 'stats',
+      counters: { 'nbd_connections{volume=1}': 2 },
+      disks: [],
+      resync: { slotsLeft: 1, blocksLeft: 5, bytesMoved: 10, bytesNeeded: 20, lostPages: 1, lost },
+    })
+  const told = async () => {
+    const { resync, reasons } = (await one.call('Cluster/Status')) as { resync: Message; reasons: string[] }
+    const exports = (await one.call('Export/List'))['exports'] as Message[]
+    return [resync['blocksLeft'], reasons.some((text) => / lost, /.test(text)), exports.reduce((sum, of) => sum + Number(of['connections']), 0)]
+  }
+  report(three)
+  report(four)
+  await cluster.world.runFor(1000)
+  assert.deepEqual(await told(), [10, true, 4])
+  await one.call('Cluster/RemoveNode', { nodeId: 'node-4' })
+  await cluster.until(() => four.fatal !== undefined, 60_000, 'it is removed')
+  assert.deepEqual(await told(), [5, true, 2])
+  three.kill()
+  cluster.refused(three)
+  await cluster.world.runFor(1000)
+  assert.deepEqual(await told(), [0, false, 0])
+})
+
 test('a voter that holds no copy is removed: its vote goes first, for its process ends as soon as it hears of it, and its majority with it', async () => {
   for (const removed of [1, 2]) {
     const cluster = await TestCluster.up({ seed: 89, nodes: 2, diskless: removed, replicas: 1 })

@@ -14,7 +14,7 @@ import { replicaCount } from '../settings.ts'
 import type { ClusterState, NodeRecord } from '../state.ts'
 import { encodeToken, hashSecret } from '../token.ts'
 import { isTakenOut } from './disk.ts'
-import { type AdminService, atLeader, flag, fresh, here, number, type ServiceContext, text, tryOut } from './service.ts'
+import { type AdminService, atLeader, flag, fresh, here, number, reportsOf, type ServiceContext, text, tryOut } from './service.ts'
 
 /** A heartbeat of a process that died may still arrive for so long after its death is known. */
 const BEAT_LATE_MS = 250
@@ -142,14 +142,15 @@ function volumesIn({ state }: ServiceContext, coordinator: Coordinator): Message
 
 /** The leader's answer; without one see leaderless.ts. */
 function clusterStatus(context: ServiceContext, coordinator: Coordinator): Message {
-  const { state, raft, stats } = context
+  const { state, raft } = context
   const cluster = state.cluster
+  const reports = [...reportsOf(context, coordinator).values()]
   const { health, reasons, chains } = healthOf({
     state,
     view: (node) => coordinator.view.view(node),
     planned: coordinator.planned,
-    lostPages: lostPagesOf(stats.values(), state),
-    fullDisks: fullDisksOf(stats.values()),
+    lostPages: lostPagesOf(reports, state),
+    fullDisks: fullDisksOf(reports),
     apart: coordinator.apart(),
     voters: raft.members.voters,
     downMs(node) {
@@ -159,7 +160,7 @@ function clusterStatus(context: ServiceContext, coordinator: Coordinator): Messa
   })
   const nodes = nodeStatuses(context, coordinator)
   const resync = { blocksLeft: 0, bytesMoved: 0, bytesNeeded: 0, slotsLeft: 0 }
-  for (const { stats: of } of stats.values()) {
+  for (const { stats: of } of reports) {
     resync.blocksLeft += of.resync.blocksLeft
     resync.bytesMoved += of.resync.bytesMoved
     resync.bytesNeeded += of.resync.bytesNeeded

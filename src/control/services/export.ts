@@ -1,13 +1,13 @@
 /** xsan.v1.Export: every node exports every volume. */
 import { XsanError } from '../../base/errors.ts'
 import { page } from './pages.ts'
-import { type AdminService, atLeader, fresh, text } from './service.ts'
+import { type AdminService, atLeader, fresh, reportsOf, text } from './service.ts'
 import { nbdUris, theVolume } from './volume.ts'
 
 export const exportService: AdminService = {
   List: atLeader(async (context, request) => {
-    const { state, stats } = context
-    await fresh(context)
+    const { state } = context
+    const reports = reportsOf(context, await fresh(context))
     const nodeId = text(request, 'nodeId')
     const volumeName = text(request, 'volume')
     if (nodeId !== '' && state.nodeById(nodeId) === undefined) throw new XsanError('NODE_NOT_FOUND', `there is no node ${nodeId}`, 'See `xsan node list`.')
@@ -15,7 +15,7 @@ export const exportService: AdminService = {
     const nodes = [...state.nodes.values()].filter((node) => nodeId === '' || node.id === nodeId).sort((a, b) => a.node - b.node)
     const all = volumes.flatMap((volume) =>
       nodes.flatMap((node) => {
-        const connections = stats.get(node.node)?.stats.counters[`nbd_connections{volume=${volume.volume}}`] ?? 0
+        const connections = reports.get(node.node)?.stats.counters[`nbd_connections{volume=${volume.volume}}`] ?? 0
         return nbdUris(node, volume.name).map((uri) => ({ volume: volume.name, nodeId: node.id, protocol: 'nbd', uri, connections }))
       }),
     )

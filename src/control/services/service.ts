@@ -2,6 +2,7 @@
 import type { Incarnation, NodeNumber } from '../../base/ids.ts'
 import type { ControlEnv, Message } from '../../env/control.ts'
 import type { ReactorQuery } from '../../placement/messages.ts'
+import { View } from '../../placement/view.ts'
 import type { Raft } from '../../raft/driver.ts'
 import { type ArgsOf, OPERATIONS, type OperationName, type ResultOf } from '../command.ts'
 import type { Heartbeats } from '../heartbeat.ts'
@@ -55,6 +56,14 @@ export async function fresh(context: ServiceContext): Promise<Coordinator> {
   const coordinator = await context.coordinator()
   await context.raft.readIndex({ asLeader: true, timeoutMs: 2000 })
   return coordinator
+}
+
+/** What the nodes that live have reported last: what others said before they went is true no more. */
+export function reportsOf(
+  { state, stats }: Pick<ServiceContext, 'state' | 'stats'>,
+  { view }: Pick<Coordinator, 'view'>,
+): Map<NodeNumber, { readonly stats: AgentStats }> {
+  return new Map([...stats].filter(([node]) => state.nodes.has(node) && view.view(node) !== View.DOWN))
 }
 
 /** Says what a command would do, or throws what it would be refused with: applied to a copy of the state, and nothing is kept. */

@@ -8,7 +8,7 @@ import type { Coordinator } from '../leader.ts'
 import { booleanSetting, defaultReplicas, NO_OWN, replicaCount } from '../settings.ts'
 import type { VolumeRecord } from '../state.ts'
 import { page } from './pages.ts'
-import { type AdminService, atLeader, flag, fresh, number, type ServiceContext, text, tryOut } from './service.ts'
+import { type AdminService, atLeader, flag, fresh, number, reportsOf, type ServiceContext, text, tryOut } from './service.ts'
 
 const COUNT_TIMEOUT_MS = 1500
 
@@ -91,12 +91,13 @@ const fewer = (wanted: number, nodes: number) => Math.max(1, Math.min(wanted, no
 
 export function volumeInfo(context: ServiceContext, coordinator: Coordinator, record: VolumeRecord, allocated: ReadonlyMap<number, number>): Message {
   const { state } = context
+  const reports = [...reportsOf(context, coordinator).values()]
   const { health, reasons } = healthOf({
     state,
     view: (node) => coordinator.view.view(node),
     planned: coordinator.planned,
-    lostPages: lostPagesOf(context.stats.values(), state, record.volume),
-    fullDisks: fullDisksOf(context.stats.values()),
+    lostPages: lostPagesOf(reports, state, record.volume),
+    fullDisks: fullDisksOf(reports),
   })
   const kept = fewer(replicaCount(state), state.nodesWithDisks().size)
   const notes = record.replicas < kept ? [`Kept in ${kept} copies, as all data of this cluster is; this volume calls for ${record.replicas}.`] : []
