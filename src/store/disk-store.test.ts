@@ -290,6 +290,27 @@ test('bit rot is told as the page, repaired from elsewhere, and stays repaired',
   assert.equal(Buffer.compare(bench.queue.arena.bytes.subarray(again * PAGE_BYTES, (again + 1) * PAGE_BYTES), good), 0)
 })
 
+test('a repair keeps its payload until it is in the journal, however many wait for that', async () => {
+  const bench = new Bench(18)
+  await bench.format()
+  const store = await bench.mount()
+  const w = write(bench, store, { index: 0, firstPage: 0, pageCount: 1, id: 1 })
+  await bench.until(() => bench.events.durable >= w.seq)
+  bench.disk.hang()
+  write(bench, store, { index: 0, firstPage: 1, pageCount: 1, id: 2 })
+  let flushed = 0
+  for (let i = 0; i < 4096; i++) store.flush(() => flushed++, 0)
+  let isRepaired: boolean | undefined
+  void store.repairPage(store.findBlock(5, 0, 0), 0, 1, 1, w.page, w.crcs[0]!).then((done) => {
+    isRepaired = done
+  })
+  await bench.world.runFor(100)
+  assert.deepEqual([isRepaired, flushed], [undefined, 0])
+  bench.disk.resume()
+  await bench.until(() => isRepaired !== undefined, 1000)
+  assert.deepEqual([isRepaired, flushed, store.durableSeq], [true, 4096, 3])
+})
+
 test('a page installed as lost is an error for itself alone, over crashes and the destage, until it is overwritten, trimmed or repaired', async () => {
   const bench = new Bench(12)
   await bench.format({ journalBytes: 16 * MiB })

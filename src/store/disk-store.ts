@@ -719,7 +719,12 @@ export class DiskStore implements ReplicaStore {
     const install: BlockInstall = { ...given, ...pages, flags: Uint8Array.of(flag) }
     this.#installPages(install, 0, 1, payloadPage, block, InstallFlag.FIRST | InstallFlag.LAST | InstallFlag.REPAIR)
     this.journal.kick()
-    return await this.journal.durable()
+    // the payload is the journal's until then, also when too many wait for that already
+    while (!(await this.journal.durable())) {
+      if (this.failed) return false
+      await this.#io.sleep(1)
+    }
+    return true
   }
 
   async ioEnded(): Promise<void> {
