@@ -143,7 +143,7 @@ test('a page of the journal that cannot be read refuses the disk where it may ha
   const whatFollows = (found: readonly Found[]) => [found[3]!.page + 5]
   for (const pages of [last, lastPayload, whatFollows]) await isRefused(await make(kill, pages), 'READ_FAILED', 'it may have been acknowledged')
   await isRefused(await make(losePower, (found) => [found[2]!.page]), 'READ_FAILED', 'the batch behind it knew that it was durable')
-  const many = (found: readonly Found[]) => Array.from({ length: 17 }, (_, i) => found[3]!.page + i)
+  const many = (found: readonly Found[]) => Array.from({ length: 65 }, (_, i) => found[3]!.page + i)
   await isRefused(await make(losePower, many), 'READ_FAILED', 'no write leaves so many')
 
   for (const [pages, end] of [

@@ -43,9 +43,9 @@ import { isPageFlag, PAGE_LOST, PageFlag } from './store.ts'
 
 const DESCRIPTOR_PAGES_MAX = 4
 /** A write cut short by a power loss leaves some pages that cannot be read. With more of them it is the disk. */
-const UNREADABLE_MAX = 16
+const UNREADABLE_MAX = 64
 /** A page cannot be read if that fails so often, with so long in between. */
-const READ_TRIES = 5
+const READ_TRIES = 3
 const READ_AGAIN_MS = 100
 /** Holds the longest segment start. */
 const BUFFER_PAGES = 300
