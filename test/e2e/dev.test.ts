@@ -285,3 +285,14 @@ test('a wait that ends ends in time, and says that nothing runs', { timeout: 60_
     ['dead'],
   )
 })
+
+test('a node that ends while the cluster is made says why: no space for its disk', { timeout: 60_000 }, async (t) => {
+  const dir = playground(t)
+  const small = 'mount -t tmpfs -o size=16m none "$0" || exit 77; exec "$@"'
+  const up = [bin('xsan'), 'dev', 'up', '--nodes', '3', '--disk-size', '256M', '--dir', join(dir, 'play')]
+  mkdirSync(dir, { recursive: true })
+  const { code, stderr } = await run('unshare', ['-Urm', 'sh', '-c', small, dir, ...up])
+  if (code === 77 || code === null || /unshare/.test(stderr)) return t.skip('no mount namespaces here')
+  assert.equal(code, 4, stderr)
+  assert.match(stderr, /error XSAN-202 INSUFFICIENT_SPACE: node-\d: .*disk-0 has no space .* Try: Free some space there: /)
+})

@@ -10,7 +10,7 @@ import { command, parseCount, parsePositive, parseSizeArgument, sleep, UsageErro
 import { clusterExists, configPath, type DevCluster, type DevNode, nodeDir, readCluster, socketPath, unmake, wipe, writeCluster, writeJson } from './files.ts'
 import { dirOption, timeoutOption } from './options.ts'
 import { freePorts, PORTS_PER_NODE, requireFree } from './ports.ts'
-import { endProcess, processState, startProcess, withDirLock } from './processes.ts'
+import { endedError, endProcess, processState, startProcess, until, withDirLock } from './processes.ts'
 import { startNodes } from './start.ts'
 import { clusterOutput, waitState } from './view.ts'
 
@@ -264,13 +264,23 @@ async function form(cluster: DevCluster, options: Options, progress: (line: stri
     await Promise.all(nodes.map((node) => waitState(dir, node, leftMs(options.timeout), ({ state }) => state === 'ready')))
     writeCluster({ ...cluster, formed: true })
   } catch (error) {
+    const why = await whyEnded(dir, nodes, error)
     progress('ending what was started')
     await Promise.all(nodes.map((node) => endProcess(dir, node.id, END_MS)))
     // the wait is over and so is the work: not "timed out, but still running"
     if (error instanceof XsanError && error.status === 'NETWORK_TIMEOUT')
       throw new XsanError('CLUSTER_NOT_READY', error.message, `${error.nextStep}; or give it longer: --timeout`, { cause: error })
-    throw error
+    throw why
   }
+}
+
+/** A call breaks off when the process it was made to ends: what that has ended with says more. */
+async function whyEnded(dir: string, nodes: readonly DevNode[], error: unknown): Promise<unknown> {
+  if (!(error instanceof XsanError) || error.status !== 'NODE_UNREACHABLE') return error
+  const isDead = ({ id }: DevNode) => processState(dir, id).state === 'dead'
+  await until(() => nodes.some(isDead), END_MS)
+  const dead = nodes.find(isDead)
+  return dead === undefined ? error : endedError(dir, dead.id)
 }
 
 /** Every node knows the leader, and the cluster says that nothing is unavailable. */
