@@ -120,6 +120,25 @@ test('after a clean stop a page that has rotted in the newest part of the journa
   assert.equal((await bench.read(store, block, 1, 3, buffer)).status, Status.SUCCESS)
 })
 
+test('a rotten page that the superblock knows as durable is that page, not a reason to refuse the disk', async () => {
+  const bench = new Bench(6)
+  await bench.format({ journalBytes: 16 * MiB, segmentBytes: 4 * MiB })
+  let store = await bench.mount()
+  let id = 0
+  while (store.journal.headSegment < 3) await write(bench, store, ++id, 256)
+  await write(bench, store, ++id, 3)
+  await bench.until(() => store.journal.tailSegment > 1)
+  bench.kill()
+  const last = batches(bench).findLast(({ payloadPages }) => payloadPages === 3)!
+  bench.file.flipBit(last.page + 2, 300)
+  store = await bench.mount()
+  assert.equal(store.lastLow[1], id)
+  const block = store.findBlock(5, 0, 0)
+  const buffer = bench.alloc(3)
+  assert.deepEqual(await bench.read(store, block, 1, 1, buffer), { status: Status.BLOCK_CORRUPTED, extra: 1 })
+  for (const page of [0, 2]) assert.equal((await bench.read(store, block, page, 1, buffer)).status, Status.SUCCESS)
+})
+
 test('a page of the journal that cannot be read refuses the disk where it may have been acknowledged, and is the end of the journal where a write lost its power', async () => {
   const kill = (bench: Bench) => bench.kill()
   const losePower = (bench: Bench) => bench.powerLoss('keep')

@@ -206,7 +206,7 @@ class Replay {
       this.#mayEndAt(unreadable)
       break
     }
-    const cut = this.#isClean ? -1 : await this.#firstBadPayload(batches, durableSeq)
+    const cut = this.#isClean ? -1 : await this.#firstBadPayload(batches, Math.max(durableSeq, this.#o.durableSeq))
     if (cut >= 0) {
       const bad = batches[cut]!
       last = cut === 0 ? oldest : batches[cut - 1]!
