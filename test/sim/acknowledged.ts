@@ -8,7 +8,8 @@
  * - An answered flush: what was committed of the volume when it was asked for is durable on every member of its chains, in every chain that is the same
  *   before and after.
  * - A copy that reports that it is up to date holds on stable storage what its resync has brought (protocol 24).
- * - And it holds no block that its source lacks, unless the removal is still on its way (protocol 23).
+ * - And it holds no block that its source lacks, unless the removal is still on its way, and each page of its source as far as the stream has come
+ *   (protocol 23).
  * - A read is answered in the chain version in which it began, by a copy that serves (protocol 18).
  * - A peer's new session is granted only what it does not hold from earlier ones (src/chain/credits.ts).
  * - A disk that gives back blocks of a volume that exists, because others have them, says before that its copy is not whole (protocol 25).
@@ -19,9 +20,10 @@ import { BLOCK_BYTES } from '../../src/base/units.ts'
 import { Credits, HOPS } from '../../src/chain/credits.ts'
 import type { DataPlane, DataPlaneLimits } from '../../src/chain/data-plane.ts'
 import { NONE, svOf } from '../../src/chain/records.ts'
+import type { SyncSession } from '../../src/chain/session.ts'
 import { CHAIN_ENTRIES_MAX, inWritePath, ReplicaState } from '../../src/placement/chain.ts'
 import { slotOf } from '../../src/placement/ring.ts'
-import type { ReplicaStore } from '../../src/store/store.ts'
+import { type BlockRow, PAGE_LOST, PageFlag, type ReplicaStore } from '../../src/store/store.ts'
 import type { SimCluster, SimNode } from './cluster.ts'
 import type { Ledger } from './ledger.ts'
 
@@ -34,6 +36,7 @@ interface Staged {
   readonly idHigh: number
   readonly idLow: number
   readonly durable: boolean
+  readonly atMs: number
 }
 
 /** From now on each order, answer and flush of the data plane is looked at. `found` is told of what is wrong. */
@@ -69,6 +72,7 @@ export function watchAcknowledged(
       idHigh: records.idHigh[row]!,
       idLow: records.idLow[row]!,
       durable: records.durable[row] === 1,
+      atMs: cluster.world.nowMs,
     })
     stage.call(replicas, row)
   }
@@ -85,21 +89,26 @@ export function watchAcknowledged(
     committed.call(writes, u)
   }
 
+  const lookAtReport = (slot: number, session: SyncSession) => {
+    const own = replicas.storeOf(slot)
+    if (own === undefined) return
+    const ledger = cluster.ledgers.get(own.disk)
+    const last = ledger?.endOfResync(slot) ?? 0
+    if (ledger && last > ledger.durable)
+      found('who reports has it on stable storage', `slot ${slot}: its end is record ${last} of disk ${ledger.disk}, and ${ledger.durable} is durable`)
+    const position = svOf(own.lastHigh[slot]!, own.lastLow[slot]!)
+    if (position < session.high)
+      found('who reports is past all that it was answered', `slot ${slot}: disk ${own.disk} is at ${position}, and answers held ${session.high}`)
+    const resynced = sourceOf(cluster, plane, slot)
+    if (resynced === undefined) return
+    const differs = extraBlock(cluster, own, resynced, { slot, position }) || lackingPage(cluster, own, resynced, { slot, position })
+    if (differs !== '') found('who reports holds what its source holds', `slot ${slot}: ${differs}`)
+  }
+
   sessions.set = (slot, session) => {
     let { reported } = session
     const report = (value: boolean) => {
-      const ledger = cluster.ledgers.get(replicas.storeOf(slot)?.disk ?? 0)
-      const last = ledger?.endOfResync(slot) ?? 0
-      if (value && !reported && ledger && last > ledger.durable)
-        found('who reports has it on stable storage', `slot ${slot}: its end is record ${last} of disk ${ledger.disk}, and ${ledger.durable} is durable`)
-      const store = replicas.storeOf(slot)
-      const position = store ? svOf(store.lastHigh[slot]!, store.lastLow[slot]!) : 0
-      if (value && !reported && store && position < session.high)
-        found('who reports is past all that it was answered', `slot ${slot}: disk ${store.disk} is at ${position}, and answers held ${session.high}`)
-      if (value && !reported) {
-        const extra = extraBlock(cluster, plane, slot)
-        if (extra !== '') found('who reports holds what its source holds', `slot ${slot}: ${extra}`)
-      }
+      if (value && !reported) lookAtReport(slot, session)
       reported = value
     }
     Object.defineProperty(session, 'reported', { get: () => reported, set: report })
@@ -193,29 +202,68 @@ function watchCredits(credits: Credits, { creditRows, creditBytes }: DataPlaneLi
   }
 }
 
-/** A block of the slot here that its source does not have, and whose removal is not on its way; '' when there is none. */
-function extraBlock(cluster: SimCluster, { table, replicas }: DataPlane, slot: number): string {
-  const own = replicas.storeOf(slot)
+interface Source {
+  readonly source: ReplicaStore
+  readonly ledger: Ledger
+}
+
+/** Where a slot is brought up to date from; while that runs, and both know the chain as it is: a source that has been dropped may hold anything. */
+function sourceOf(cluster: SimCluster, { table }: DataPlane, slot: number): Source | undefined {
   const ledger = cluster.ledgers.get(table.predecessorDisk[slot]!)
   const source = ledger?.store
-  if (own === undefined || source === undefined || source.failed) return ''
-  if (!cluster.nodes.some((node) => node.running && node.stores.includes(source))) return ''
+  if (ledger === undefined || source === undefined || source.failed) return undefined
+  const node = cluster.nodes.find((of) => of.running && of.stores.includes(source))
+  const versions = [node?.plane?.table.version[slot], cluster.state?.chains[slot]?.version]
+  return versions.every((version) => version === table.version[slot]) ? { source, ledger } : undefined
+}
+
+/** How far the log of a slot has come. */
+interface Place {
+  readonly slot: number
+  readonly position: number
+}
+
+/** A block of the slot here that its source does not have, and whose removal is not on its way; '' when there is none. */
+function extraBlock(cluster: SimCluster, own: ReplicaStore, { source, ledger }: Source, { slot, position }: Place): string {
   for (const block of own.blocksOf(slot)) {
     const name = own.blockIdentity(block)
     if (source.findBlock(name.volume, name.layer, name.index) >= 0 || cluster.state?.volumes.has(name.volume as VolumeNumber) !== true) continue
-    if (ledger!.isRemovedAfter(name, svOf(own.lastHigh[slot]!, own.lastLow[slot]!))) continue
+    if (ledger.isRemovedAfter(name, position)) continue
     return `disk ${own.disk} holds block ${name.volume}:${name.index}, and its source, disk ${source.disk}, does not`
   }
   return ''
 }
 
-function missing(cluster: SimCluster, { table, replicas }: DataPlane, { slot, idHigh, idLow, durable }: Staged): string {
+/** A page with data at the source, as of a record that has come here, and another one here; '' when there is none. */
+function lackingPage(cluster: SimCluster, own: ReplicaStore, { source }: Source, { slot, position }: Place): string {
+  for (const block of source.blocksOf(slot)) {
+    const { volume, layer, index } = source.blockIdentity(block)
+    if (cluster.state?.volumes.has(volume as VolumeNumber) !== true) continue
+    const there = source.capture(block)
+    const row = own.findBlock(volume, layer, index)
+    const here = row < 0 ? undefined : own.capture(row as BlockRow)
+    const page = there.flags.findIndex((flag, at) => {
+      const [high, low] = [there.idHigh[at]!, there.idLow[at]!]
+      if ((flag & ~PAGE_LOST) !== PageFlag.DATA || (high === 0 && low === 0) || svOf(high, low) > position) return false
+      return here?.idHigh[at] !== high || here.idLow[at] !== low
+    })
+    source.release(there)
+    if (here !== undefined) own.release(here)
+    if (page < 0) continue
+    const [is, was] = [here, there].map((copy) => (copy === undefined ? 'not there' : `as of ${copy.idHigh[page]}:${copy.idLow[page]}`))
+    return `page ${page} of block ${volume}:${index} is ${is} on disk ${own.disk}, and ${was} on its source, disk ${source.disk}`
+  }
+  return ''
+}
+
+function missing(cluster: SimCluster, { table, replicas }: DataPlane, { slot, idHigh, idLow, durable, atMs }: Staged): string {
   for (let i = 0; i < table.entryCount[slot]!; i++) {
     const e = slot * CHAIN_ENTRIES_MAX + i
     const state = table.entryState[e] as ReplicaState
     if (!inWritePath(state)) continue
     const ledger = cluster.ledgers.get(table.entryDisk[e]!)
-    if (ledger === undefined) continue
+    // its acknowledgement may be on the way for longer than it takes to come back
+    if (ledger === undefined || (!durable && ledger.lostPowerMs >= atMs)) continue
     const position = ledger.positionOf(slot, idHigh, idLow)
     const what = `record ${svOf(idHigh, idLow)} on disk ${ledger.disk} (${Object.keys(ReplicaState)[state]})`
     if (position === undefined) {

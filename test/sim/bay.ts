@@ -19,6 +19,8 @@ export class Bay {
   ledger = new Ledger()
   /** What the last process to mount it made of it, and in which boot of the host. */
   mounted: { readonly store: DiskStore; readonly boots: number } | undefined
+  /** When it was mounted last, it lacked records that the process before had been given. */
+  cameBackLacking = false
   /** Disks that have stood here. */
   #disks = 1
   readonly #host: SimHost
@@ -42,8 +44,13 @@ export class Bay {
   /** Its last process ended before the disk had all that was given to it: in its memory, and on its media if the power went too. */
   get lacksRecords(): boolean {
     if (this.mounted === undefined) return false
-    const { store, boots } = this.mounted
-    return store.journal.nextSeq - 1 > (boots === this.#host.boots ? store.stagedSeq : store.durableSeq)
+    const { store } = this.mounted
+    return store.journal.nextSeq - 1 > (this.lostPower ? store.durableSeq : store.stagedSeq)
+  }
+
+  /** Its host has lost its power since it was mounted last. */
+  get lostPower(): boolean {
+    return this.mounted !== undefined && this.mounted.boots !== this.#host.boots
   }
 
   /** An empty disk stands where the old one was. No process may use it. */
@@ -52,6 +59,7 @@ export class Bay {
     this.#disks++
     this.formatted = false
     this.mounted = undefined
+    this.cameBackLacking = false
     this.repair()
   }
 

@@ -5,9 +5,9 @@ import { BLOCK_BYTES, PAGE_BYTES } from '../../src/base/units.ts'
 import { DEFAULT_LIMITS } from '../../src/chain/data-plane.ts'
 import { ChainTable } from '../../src/chain/table.ts'
 import { ChannelRows } from '../../src/store/channel-rows.ts'
-import { PageFlag, type ReplicaStore } from '../../src/store/store.ts'
+import { PAGE_LOST, PageFlag, type ReplicaStore } from '../../src/store/store.ts'
 import { canaryOf } from './canaries.ts'
-import { contentOf, differingBytes, leftovers, queueBounds, RESYNC_OVERHEAD, Watch, watchInstalls, watchQueues, watchRows } from './checkers.ts'
+import { contentOf, differenceOf, differingBytes, leftovers, queueBounds, RESYNC_OVERHEAD, Watch, watchInstalls, watchQueues, watchRows } from './checkers.ts'
 import { Scenario, scenario } from './scenario.ts'
 
 async function healthy(): Promise<Scenario> {
@@ -130,6 +130,32 @@ test('a resync that sends what is held already is found, one that sends what was
   assert.deepEqual(found, [])
   install([1], 8)
   assert.deepEqual(found, ['slot 0 of disk 1 lacked 6 pages and was sent 7'])
+})
+
+test('copies that differ in an end, a block, an id, a checksum or a kind of page are told apart, lost pages are not', () => {
+  const copy = (disk: number, change: { last?: number; index?: number; id?: number; crc?: number; flag?: number } = {}) => {
+    const { last = 9, index = 0, id = 7, crc = 5, flag = PageFlag.DATA } = change
+    const capture = { idHigh: [0, 1], idLow: [0, id], crc: [0, crc], flags: [PageFlag.NEVER, flag] }
+    return {
+      disk,
+      lastHigh: [1],
+      lastLow: [last],
+      blocksOf: () => [0],
+      blockIdentity: () => ({ volume: 1, layer: 0, index }),
+      findBlock: () => 0,
+      capture: () => capture,
+      release: () => undefined,
+    } as unknown as ReplicaStore
+  }
+  const differs = (change: Parameters<typeof copy>[1]) => differenceOf(0, copy(1), copy(2, change))
+  assert.equal(differs({}), '')
+  assert.equal(differs({ flag: PageFlag.DATA | PAGE_LOST }), '')
+  assert.match(differs({ last: 8 }), /disk 1 ends with 1:9, disk 2 with 1:8/)
+  assert.match(differs({ index: 3 }), /disk 1 has block 1:0:0, disk 2 has not/)
+  assert.match(differs({ id: 6 }), /page 1 of block 1:0 is data of 1:7 .* on disk 1, data of 1:6 .* on disk 2/)
+  assert.match(differs({ crc: 6 }), /checksum 5 on disk 1.*checksum 6 on disk 2/)
+  assert.match(differs({ flag: PageFlag.ZERO }), /is data .*, zeros /)
+  assert.match(differs({ flag: PageFlag.NEVER }), /never written on disk 2/)
 })
 
 test('a queue that is longer than its bound is found, and every queue has one', async () => {

@@ -11,7 +11,7 @@ import { ReplicaState } from '../../src/placement/chain.ts'
 import type { Raft } from '../../src/raft/driver.ts'
 import { CHANNELS_PER_CLIENT, ChannelRows, ROW_WORDS } from '../../src/store/channel-rows.ts'
 import type { DiskStore } from '../../src/store/disk-store.ts'
-import { type BlockRow, PageFlag, type ReplicaStore } from '../../src/store/store.ts'
+import { type BlockCapture, type BlockRow, PAGE_LOST, PageFlag, type ReplicaStore } from '../../src/store/store.ts'
 import type { SimCluster, SimNode } from './cluster.ts'
 import type { Violation } from './history.ts'
 
@@ -345,6 +345,45 @@ export function leftovers(cluster: SimCluster): string[] {
     for (const [what, count] of Object.entries(all)) if (count !== 0) found.push(`${node.id}: ${what} ${count} in use`)
   }
   return found
+}
+
+/** Where two copies of a slot differ, page by page; '' when nowhere. It looks for itself: digests are a part of what is tested. */
+export function differenceOf(slot: number, a: ReplicaStore, b: ReplicaStore): string {
+  const ends = [a, b].map((store) => `${store.lastHigh[slot]}:${store.lastLow[slot]}`)
+  if (ends[0] !== ends[1]) return `disk ${a.disk} ends with ${ends[0]}, disk ${b.disk} with ${ends[1]}`
+  const names = [a, b].map((store) => store.blocksOf(slot).map((block) => nameOf(store, block)))
+  for (const [i, own] of names.entries()) {
+    const missing = own.find((name) => !names[1 - i]!.includes(name))
+    if (missing !== undefined) return `disk ${[a, b][i]!.disk} has block ${missing}, disk ${[b, a][i]!.disk} has not`
+  }
+  for (const block of a.blocksOf(slot)) {
+    const { volume, layer, index } = a.blockIdentity(block)
+    const own = a.capture(block)
+    const other = b.capture(b.findBlock(volume, layer, index) as BlockRow)
+    const page = own.flags.findIndex((_, at) => !isSamePage(own, other, at))
+    a.release(own)
+    b.release(other)
+    if (page >= 0) return `page ${page} of block ${volume}:${index} is ${pageText(own, page)} on disk ${a.disk}, ${pageText(other, page)} on disk ${b.disk}`
+  }
+  return ''
+}
+
+function isSamePage(a: BlockCapture, b: BlockCapture, page: number): boolean {
+  const flag = a.flags[page]! & ~PAGE_LOST
+  if (flag !== (b.flags[page]! & ~PAGE_LOST)) return false
+  if (flag === PageFlag.NEVER) return true
+  return a.idHigh[page] === b.idHigh[page] && a.idLow[page] === b.idLow[page] && a.crc[page] === b.crc[page]
+}
+
+function pageText({ flags, idHigh, idLow, crc }: BlockCapture, page: number): string {
+  const flag = flags[page]! & ~PAGE_LOST
+  if (flag === PageFlag.NEVER) return 'never written'
+  return `${flag === PageFlag.ZERO ? 'zeros' : 'data'} of ${idHigh[page]}:${idLow[page]} with checksum ${crc[page]}`
+}
+
+function nameOf(store: ReplicaStore, block: BlockRow): string {
+  const { volume, layer, index } = store.blockIdentity(block)
+  return `${volume}:${layer}:${index}`
 }
 
 /** Bytes of pages of a slot whose id differs between two stores: what resync of the one from the other has to move. */

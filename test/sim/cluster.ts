@@ -10,7 +10,7 @@
  */
 import { assert } from '../../src/base/assert.ts'
 import { messageOf, XsanError } from '../../src/base/errors.ts'
-import type { DiskNumber, VolumeNumber } from '../../src/base/ids.ts'
+import type { DiskNumber, NodeNumber, VolumeNumber } from '../../src/base/ids.ts'
 import { BLOCK_BYTES, KiB, MiB } from '../../src/base/units.ts'
 import { DataPlane, type DataPlaneLimits, DEFAULT_LIMITS } from '../../src/chain/data-plane.ts'
 import { type MountedStore, mountAll, StoreRelay } from '../../src/chain/store-relay.ts'
@@ -40,7 +40,7 @@ import type { ReplicaStore } from '../../src/store/store.ts'
 import { VolumeLayer } from '../../src/volume/volume.ts'
 import { watchAcknowledged } from './acknowledged.ts'
 import { Bay } from './bay.ts'
-import { leftovers, watchInstalls, watchPages, watchQueues, watchRows } from './checkers.ts'
+import { differenceOf, leftovers, watchInstalls, watchPages, watchQueues, watchRows } from './checkers.ts'
 import { protoCodec } from './codec.ts'
 import { DiskOrder } from './disk-order.ts'
 import { Ledger } from './ledger.ts'
@@ -419,7 +419,8 @@ export class SimNode {
       bay.formatted = true
       bay.ledger = new Ledger()
     }
-    if (bay.lacksRecords) cluster.onUnstagedLost?.(cluster.servedByAlone(disk))
+    bay.cameBackLacking = bay.lacksRecords
+    if (bay.lacksRecords) cluster.onUnstagedLost?.(cluster.lostWith(disk), !bay.lostPower)
     const relay = new StoreRelay()
     const store = await mountStore({
       io,
@@ -434,9 +435,9 @@ export class SimNode {
     })
     bay.mounted = { store, boots: this.host.boots }
     cluster.ledgers.set(disk, bay.ledger)
-    for (const detail of bay.ledger.mounted(store, io.queue.arena.view, this.host.boots))
+    for (const detail of bay.ledger.mounted(store, io.queue.arena.view, this.host.boots, cluster.world.nowMs))
       cluster.onBroken?.('a disk that comes back holds what was written to it', `${this.id}: ${detail}`)
-    bay.ledger.onBroken = (detail) => cluster.onBroken?.('a repair brings what the page holds', `${this.id}: ${detail}`)
+    bay.ledger.onBroken = (promise, detail) => cluster.onBroken?.(promise, `${this.id}: ${detail}`)
     const file = bay.disk.files.find((of) => of.path === path)!
     this.order!.mounted(store, file, this.#geometry, bay.ledger, (promise, detail) => cluster.onBroken?.(promise, `${this.id}: ${detail}`))
     const isSpoiled = () => bay.disk.spoiled
@@ -478,8 +479,8 @@ export class SimCluster {
   readonly volumes: SimVolume[] = []
   /** Told of a promise that a data plane breaks, as it happens; the first of each kind is enough. */
   onBroken: ((promise: string, detail: string) => void) | undefined
-  /** Told before a disk is mounted that never got all of its records: by slot, whether nobody else has served since. */
-  onUnstagedLost: ((isLost: readonly boolean[]) => void) | undefined
+  /** Told before a disk is mounted that never got all of its records: by slot, whether nobody else has them; and whether its host kept its power. */
+  onUnstagedLost: ((isLost: readonly boolean[], keptPower: boolean) => void) | undefined
   /** What operators have under way. */
   readonly operations = new Set<string>()
   /** By disk: what was written to its journal. */
@@ -500,13 +501,22 @@ export class SimCluster {
     this.operator = this.control.env(this.#desk)
   }
 
-  /** By slot: this disk was its last server, or is its only one. */
-  servedByAlone(disk: DiskNumber): boolean[] {
+  /** By slot: this disk, which lacks records, was among its last servers, and so do all the others of them. */
+  lostWith(disk: DiskNumber): boolean[] {
     const { chains = [] } = this.state ?? {}
     return chains.map(({ entries }) => {
       const last = entries.filter(({ state }) => state === ReplicaState.SERVING || state === ReplicaState.LASTSRV)
-      return last.length > 0 && last.every((entry) => entry.disk === disk)
+      return last.some((entry) => entry.disk === disk) && last.every((entry) => entry.disk === disk || this.#isLacking(entry))
     })
+  }
+
+  /** The process that had this copy then has ended, and its disk never got all that it had been given. */
+  #isLacking({ disk, node, incarnation }: { readonly disk: DiskNumber; readonly node: NodeNumber; readonly incarnation: number }): boolean {
+    const member = this.nodes.find((of) => of.control?.member?.node === node)
+    if (member?.running === true && member.control?.member?.incarnation === incarnation) return false
+    const uuid = this.state?.disks.get(disk)?.uuid
+    const bay = member?.bays.find((of) => of.uuid === uuid)
+    return bay === undefined || (member?.running === true ? bay.cameBackLacking : bay.lacksRecords)
   }
 
   /** By number, from 1. */
@@ -728,9 +738,9 @@ export class SimCluster {
       const copies = chain.entries
         .filter((entry) => entry.state === ReplicaState.SERVING)
         .flatMap((entry) => this.nodes.flatMap((node) => node.stores.filter((store) => store.disk === entry.disk)))
-      const texts = copies.map((store) => `${store.slotDigest(slot).join(':')} last ${store.lastHigh[slot]}:${store.lastLow[slot]}`)
-      for (const [i, text] of texts.entries()) {
-        if (text !== texts[0]) found.push(`slot ${slot}: disk ${copies[i]!.disk} holds ${text}, disk ${copies[0]!.disk} ${texts[0]}`)
+      for (const copy of copies.slice(1)) {
+        const difference = differenceOf(slot, copies[0]!, copy)
+        if (difference !== '') found.push(`slot ${slot}: ${difference}`)
       }
     }
     found.push(...this.orphans(), ...leftovers(this))

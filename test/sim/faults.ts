@@ -44,6 +44,7 @@ export const AIMED_KINDS = [
   'remove-syncing',
   'remove-returning',
   'remove-draining',
+  'remove-late',
   'clock-fast',
   'straggler',
 ] as const
@@ -67,6 +68,7 @@ export const FOCUS_NAMES = [
   'blackouts-relaxed',
   'flushes',
   'flushes-returning',
+  'flushes-draining',
   'fua',
   'destage',
   'removals-away',
@@ -256,6 +258,8 @@ export function amountOf(random: Prng, kind: FaultKind): number {
       return random.between(50, 600)
     case 'slow-reads':
       return random.between(100, 400)
+    case 'remove-late':
+      return random.between(200, 600)
     case 'straggler':
       return random.between(1500, 4000)
     case 'clock-fast':
@@ -337,6 +341,8 @@ export function describeFault(fault: Fault): string {
       return `${node} is killed, back after ${fault.durationMs} ms over slow links, and removed when a copy on it is SYNCING`
     case 'remove-draining':
       return `${node} is removed; when a copy on it is DRAINING the nodes of the others are killed for ${fault.amount} ms`
+    case 'remove-late':
+      return `${node} is removed; what it says comes to the leader ${fault.amount} ms late, ${span}`
     case 'late-stream':
     case 'last-copy': {
       const late = fault.kind === 'last-copy' ? '' : ', forwards to it come late while it is SYNCING'
@@ -370,6 +376,7 @@ const AMOUNTS: Partial<Readonly<Record<FaultKind, { readonly least: number; read
   'last-copy': { least: 0, most: DELAY_MS_MAX },
   'late-stream': { least: 0, most: DELAY_MS_MAX },
   'remove-draining': { least: 0, most: DELAY_MS_MAX },
+  'remove-late': { least: 0, most: DELAY_MS_MAX },
 }
 const SCHEDULE_LIMITS = { nodes: [1, 9], clients: [0, 64], opsPerClient: [0, 100_000], durationMs: [0, 3_600_000] } as const
 const SCHEDULE_FAULTS_MAX = 10_000

@@ -154,6 +154,18 @@ const FOCUSES: Readonly<Record<FocusName, Focus>> = {
     shape: { slotCount: 2 },
     mix: { volumes: 'relaxed', hotPages: 6, readShares: [0.1, 0.2], home: 0.2, flushShare: 0.3, flushMs: [5, 15], depth: [4, 8], wholeShare: 0.5 },
   },
+  /** Flushes while copies on a node are DRAINING, one after the other, each for as long as the leader does not hear from it. */
+  'flushes-draining': {
+    nodes: 4,
+    durationMs: 6000,
+    clients: [3, 4],
+    opsPerSecond: 80,
+    rates: { 'remove-late': 0.5, 'node-add': 0.2 },
+    lastsMs: [4000, 6000],
+    unflushed: ['lose'],
+    shape: { slotCount: 4 },
+    mix: { volumes: 'relaxed', hotPages: 6, readShares: [0.1, 0.2], home: 0.2, flushShare: 0.35, flushMs: [10, 25], depth: [3, 6], wholeShare: 0.6 },
+  },
   /** Processes come and go faster than they can be rebuilt. */
   churn: {
     durationMs: 5000,

@@ -185,7 +185,7 @@ test('what was read and never acknowledged may be gone when the last server come
     const a = s.write('c1', 0, 10)
     const open = s.history.beginWrite({ client: 'c1', volume: 1, offsetBytes: 0, lengthBytes: PAGE_BYTES, nowMs: 20 })
     s.read('c2', 30, 31, open)
-    s.history.unacknowledgedLost(40, () => isLost)
+    s.history.unacknowledgedLost(40, () => isLost, true)
     s.read('c2', 50, 51, a)
     // its retry
     s.history.endWrite(open, 'ok', 70)
@@ -198,9 +198,50 @@ test('what was read and never acknowledged may be gone when the last server come
   const s = new Script()
   const a = s.write('c1', 0, 10)
   s.write('c1', 20, 30)
-  s.history.unacknowledgedLost(40, () => true)
+  s.history.unacknowledgedLost(40, () => true, true)
   s.read('c2', 50, 51, a)
   assert.ok(!s.valid, 'acknowledged before')
+})
+
+test('what was acknowledged from memory is there when the last server comes back without what was not, unless its host lost its power', () => {
+  const make = (keepsAcknowledged: boolean, read: 'a' | 'b') => {
+    const s = new Script()
+    const a = s.write('c1', 0, 10, { durable: false })
+    const b = s.write('c1', 20, 30, { durable: false })
+    const open = s.history.beginWrite({ client: 'c1', volume: 1, offsetBytes: 0, lengthBytes: PAGE_BYTES, nowMs: 35 })
+    s.read('c2', 36, 37, open)
+    s.history.unacknowledgedLost(40, () => true, keepsAcknowledged)
+    s.read('c2', 50, 51, read === 'a' ? a : b)
+    return s
+  }
+  assert.ok(make(true, 'b').valid)
+  assert.ok(!make(true, 'a').valid)
+  assert.ok(make(false, 'a').valid)
+  const later = make(true, 'b')
+  later.history.allPowerLost(60)
+  later.read('c2', 70, 71, undefined)
+  assert.ok(later.valid, 'it was not flushed')
+})
+
+test('a write that failed long before the last server came back does not take effect since, however often that happens', () => {
+  const make = (atMs: number) => {
+    const s = new Script()
+    const a = s.write('c1', 0, 10)
+    const failed = s.write('c1', 20, 30, { outcome: 'failed' })
+    s.read('c2', 40, 41, a)
+    for (let ms = 50; ms < 54; ms++) s.history.unacknowledgedLost(ms, () => true, true)
+    s.read('c2', atMs, atMs + 1, failed)
+    return s
+  }
+  assert.ok(!make(45).valid)
+  assert.ok(!make(60).valid)
+  assert.equal(
+    make(60)
+      .history.describePage('1:0')
+      .filter((text) => text.startsWith('write ')).length,
+    3,
+    'once more, not once for each',
+  )
 })
 
 test('a loss of the power of other slots is none: what is read from memory then may be lost later', () => {

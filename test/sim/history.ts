@@ -10,7 +10,9 @@
  * - its client died: ordered in its slot's log before the end of its life (`deadlineMs`), or never. Who was ordered may have to wait for its
  *   chain, and then takes effect before every write that was called after the deadline;
  * - acknowledged without flush (`sync_when_write: false`) before all power was lost: a page goes back to a content it had, not older than
- *   what was flushed.
+ *   what was flushed;
+ * - read and not acknowledged, and on no disk when the last that served it ended: a page goes back to a content it had, not older than what was
+ *   acknowledged (protocol 33).
  *
  * The search is that of Wing and Gong with Lowe's memory of seen configurations, per page, with a bound on the work.
  */
@@ -27,7 +29,8 @@ const STAMP_UNSEEN = -2
 export type Outcome = 'ok' | 'failed' | 'unknown'
 
 interface PageOp {
-  readonly kind: 'read' | 'write' | 'powerLoss'
+  /** loss: of what is not durable, or (`keepsAcknowledged`) of what is not acknowledged. */
+  readonly kind: 'read' | 'write' | 'loss'
   readonly id: number
   readonly client: string
   readonly callMs: number
@@ -43,6 +46,9 @@ interface PageOp {
   maybeLost?: boolean
   /** write of a client that died, and may have waited for its chain: the end of its life. It goes before every write that was called later. */
   readonly deadlineMs?: number
+  readonly keepsAcknowledged?: boolean
+  /** write, not acknowledged: that it took effect up to then and was lost is said by another operation. */
+  lostUntilMs?: number
 }
 
 export interface Violation {
@@ -218,19 +224,28 @@ export class History {
         volume,
         list.filter((op) => !op.maybeLost),
       )
-    for (const list of lost) list.push(this.#powerLoss(nowMs))
+    for (const list of lost) list.push(this.#loss(nowMs, false))
   }
 
   /**
    * The last server of these pages ended, and its disk had never got the records that its dead successors had shown: what nobody was told is done may be gone,
-   * though it was read (protocol 33). Its retry may bring it again, as another write.
+   * though it was read (protocol 33). Its retry may bring it again, as another write. `keepsAcknowledged`: its host has not lost its power since, so that what
+   * was acknowledged from memory is there.
    */
-  unacknowledgedLost(nowMs: number, isLost: (volume: number, page: number) => boolean): void {
+  unacknowledgedLost(nowMs: number, isLost: (volume: number, page: number) => boolean, keepsAcknowledged: boolean): void {
     for (const list of this.#listsOf(isLost)) {
-      const pending = list.filter((op) => op.kind === 'write' && (op.outcome !== 'ok' || op.returnMs > nowMs))
-      if (pending.length === 0) continue
-      for (const op of pending) list.push({ ...op, id: this.#nextId++, outcome: 'unknown', durable: false, returnMs: nowMs })
-      list.push(this.#powerLoss(nowMs))
+      let found = false
+      for (const op of [...list]) {
+        if (op.kind !== 'write' || op.outcome === 'ok') continue
+        found = true
+        const returnMs = Math.min(op.returnMs, nowMs)
+        if (returnMs <= (op.lostUntilMs ?? Number.NEGATIVE_INFINITY)) continue
+        op.lostUntilMs = returnMs
+        // of a client that died before, it may have waited for its chain: until then, and no longer than the loss
+        const outcome = op.outcome === 'unknown' && op.returnMs < nowMs ? 'unknown' : 'failed'
+        list.push({ ...op, id: this.#nextId++, outcome, durable: false, returnMs, lostUntilMs: Number.POSITIVE_INFINITY })
+      }
+      if (found) list.push(this.#loss(nowMs, keepsAcknowledged))
     }
   }
 
@@ -238,9 +253,10 @@ export class History {
     return [...this.#pages].filter(([key]) => isWanted(...(key.split(':').map(Number) as [number, number]))).map(([, list]) => list)
   }
 
-  #powerLoss(nowMs: number): PageOp {
+  #loss(nowMs: number, keepsAcknowledged: boolean): PageOp {
     return {
-      kind: 'powerLoss',
+      kind: 'loss',
+      keepsAcknowledged,
       id: this.#nextId++,
       client: 'power',
       callMs: nowMs,
@@ -288,7 +304,7 @@ export class History {
     for (const [key, ops] of this.#pages) {
       const [volume = 0, page = 0] = key.split(':').map(Number)
       for (const { id, kind, client, callMs, returnMs, outcome, mask } of ops) {
-        if (kind === 'powerLoss') continue
+        if (kind === 'loss') continue
         const firstSector = 31 - Math.clz32(mask & -mask)
         const offsetBytes = page * PAGE_BYTES + firstSector * SECTOR_BYTES
         const lengthBytes = bitCount(mask) * SECTOR_BYTES
@@ -434,10 +450,11 @@ interface Node {
   match: Node | undefined
 }
 
-/** Content of a page, and the older contents a loss of all power may bring back (newest last). */
+/** Content of a page, and the older contents a loss of all power may bring back (newest last); to the first `firm` of them nothing else goes back. */
 interface State {
   readonly stamps: Int32Array
   readonly older: readonly Int32Array[]
+  readonly firm: number
   readonly key: string
 }
 
@@ -447,10 +464,11 @@ function keyOf(stamps: Int32Array): string {
   return key
 }
 
-function makeState(stamps: Int32Array, older: readonly Int32Array[]): State {
+function makeState(stamps: Int32Array, older: readonly Int32Array[], firm = 0): State {
   let key = keyOf(stamps)
   for (const o of older) key += `/${keyOf(o)}`
-  return { stamps, older, key }
+  if (firm > 0) key += `:${firm}`
+  return { stamps, older, firm, key }
 }
 
 /** What can follow from `state` by this op, whose stamps those are: several states, in the order to try. Empty: impossible here. */
@@ -463,12 +481,18 @@ function step(state: State, op: PageOp, own: Int32Array): State[] {
       const stamps = state.stamps.slice()
       for (let s = 0; s < SECTORS_PER_PAGE; s++) if (op.mask & (1 << s)) stamps[s] = own[s]!
       // Undone together with what came before it, or not at all
-      const final = op.durable && (op.outcome === 'ok' || state.older.length === 0)
-      const written = makeState(stamps, final ? [] : [...state.older, state.stamps])
-      return op.outcome === 'ok' ? [written] : [written, state]
+      const isAcknowledged = op.outcome === 'ok'
+      const final = op.durable && (isAcknowledged || state.older.length === 0)
+      const older = final ? [] : [...state.older, state.stamps]
+      const written = makeState(stamps, older, isAcknowledged ? older.length : state.firm)
+      return isAcknowledged ? [written] : [written, state]
     }
-    case 'powerLoss':
-      return [state.stamps, ...[...state.older].reverse()].map((stamps) => makeState(stamps, []))
+    case 'loss': {
+      const { older, firm } = state
+      if (op.keepsAcknowledged !== true) return [state.stamps, ...[...older].reverse()].map((stamps) => makeState(stamps, []))
+      const back = older.map((stamps, i) => makeState(stamps, older.slice(0, i), firm)).slice(firm)
+      return [state, ...back.reverse()]
+    }
   }
 }
 

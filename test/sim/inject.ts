@@ -51,7 +51,10 @@ export interface Stage {
   readonly guests: SimClient[]
 }
 
-/** By slot: some copy serves on a running node other than these, and what was not flushed is still in its memory. Undefined: nobody knows. */
+/**
+ * By slot: some copy serves on a running node other than these, and what was not flushed is still in its memory. Undefined: nobody knows. One whose lease is
+ * over may have been dropped, though nobody has heard of it.
+ */
 function servedElsewhere(cluster: SimCluster, lost: readonly SimNode[]): boolean[] | undefined {
   return cluster.state?.chains.map((chain) =>
     chain.entries.some((entry) => {
@@ -59,6 +62,7 @@ function servedElsewhere(cluster: SimCluster, lost: readonly SimNode[]): boolean
       return (
         entry.state === ReplicaState.SERVING &&
         node?.running === true &&
+        node.plane?.table.leaseValid(node.process!.bootMs()) === true &&
         node.control?.member?.incarnation === entry.incarnation &&
         // who hangs may be found to have failed before anybody else is back
         node.bays.every(({ disk }) => !disk.gone && !disk.isHung) &&
@@ -117,6 +121,18 @@ export function inject(stage: Stage, fault: Fault): void {
       removeNode(cluster, node)
       when(cluster, { node, state: ReplicaState.DRAINING, withinMs: fault.durationMs + AIMED_WAIT_MS }, (others) => killFor(others, fault.amount))
       return
+    case 'remove-late': {
+      const leader = cluster.nodes.find((of) => of.running && of.control?.member?.raft?.isLeader === true)
+      if (leader && leader !== node) {
+        const link = network.link(node.host, leader.host)
+        link.extraDelayMs = fault.amount
+        later(() => {
+          link.extraDelayMs = 0
+        })
+      }
+      removeNode(cluster, node)
+      return
+    }
     case 'kill':
       node.process?.kill()
       later(() => node.restart())
@@ -412,7 +428,7 @@ async function churn({ cluster, history, guests }: Stage, fault: Fault): Promise
   const syncWhenWrite = fault.unflushed !== 'keep'
   const answer = await cluster.insist('xsan.v1.Volume/Create', { name, sizeBytes, replicas: 3, syncWhenWrite }).catch(async (error: unknown) => {
     // Repeated after its answer was lost
-    if (error instanceof XsanError && error.status === 'ALREADY_EXISTS') return cluster.insist('xsan.v1.Volume/Info', { volume: name })
+    if (error instanceof XsanError && error.status === 'VOLUME_EXISTS') return cluster.insist('xsan.v1.Volume/Info', { volume: name })
     throw error
   })
   const volume = Number(answer['id']) as SimVolume['volume']

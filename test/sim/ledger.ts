@@ -6,11 +6,12 @@
  *
  * Then, by the store's own contract (src/store/store.ts): S is at least the last record that was durable and, if the host kept its power, the last
  * that was staged; and blocks, page ids, channel rows and `last` of the store are those of the model. (Content is what the history looks at.)
- * A repair of a page is looked at when it is written: it brings content for the id that the page has by then, not for one that it had.
+ * A repair of a page is looked at when it is written: it brings content for the id that the page has by then, not for one that it had. Channel rows are
+ * looked at when some expire: only those of clients that have been fenced go (protocol 7).
  */
 import { PAGES_PER_BLOCK } from '../../src/base/units.ts'
 import { svOf } from '../../src/chain/records.ts'
-import { ROW_WORDS } from '../../src/store/channel-rows.ts'
+import { type ChannelRows, ROW_WORDS } from '../../src/store/channel-rows.ts'
 import type { DiskStore } from '../../src/store/disk-store.ts'
 import { INSTALL_ENTRY_BYTES, InstallFlag, JournalKind, RecordHeader } from '../../src/store/layout.ts'
 import { type BlockRow, PAGE_LOST, PageFlag } from '../../src/store/store.ts'
@@ -79,19 +80,20 @@ export class Ledger {
   /** The store that wrote to it, and the boot of its host. */
   #store: DiskStore | undefined
   #boots = -1
+  #lostPowerMs = Number.NEGATIVE_INFINITY
   /** By slot: what was staged as a record of the slot's log, in order, and the sv up to which resync has brought the slot. */
   readonly #logs = new Map<number, LogEntry[]>()
   readonly #resynced = new Map<number, number>()
   /** And the position that says so. */
   readonly #resyncedAt = new Map<number, number>()
 
-  /** Told of what is wrong as it is written. */
-  onBroken: ((detail: string) => void) | undefined
+  /** Told of what is wrong as it happens. */
+  onBroken: ((promise: string, detail: string) => void) | undefined
   /** Pages whose leaf is lost, as of the last try to repair them: they take any id. */
   readonly #unknown = new Set<string>()
 
   /** Call when the disk has been mounted, before the store is used: says what is wrong with it, and listens to it from now on. */
-  mounted(store: DiskStore, view: DataView, boots: number): string[] {
+  mounted(store: DiskStore, view: DataView, boots: number, nowMs: number): string[] {
     const found: string[] = []
     const [before, position] = [this.#store, store.stagedSeq]
     const newest = this.#base + this.#ops.length
@@ -101,6 +103,7 @@ export class Ledger {
       found.push(`what was written ends with record ${position} though the power stayed, and ${before.stagedSeq} was staged`)
     this.#apply(position)
     if (found.length === 0) this.#compare(store, found)
+    if (before && boots !== this.#boots) this.#lostPowerMs = nowMs
     this.#store = store
     this.#boots = boots
     this.#listen(store, view)
@@ -109,6 +112,10 @@ export class Ledger {
 
   get store(): DiskStore | undefined {
     return this.#store
+  }
+  /** When it was last mounted after a loss of power: what was in memory alone may be gone since. -Infinity: never. */
+  get lostPowerMs(): number {
+    return this.#lostPowerMs
   }
   get disk(): number {
     return this.#store?.disk ?? 0
@@ -189,7 +196,10 @@ export class Ledger {
       const [high, low] = [op.words![w + 2]!, op.words![w + 3]!]
       const { idHigh, idLow } = this.#newestId(op, page)
       if ((idHigh === high && idLow === low) || this.#unknown.has(`${keyOf(op)} ${page}`)) continue
-      this.onBroken?.(`page ${page} of block ${op.volume}:${op.index} of disk ${this.disk} is repaired as of ${high}:${low}, and it is ${idHigh}:${idLow}`)
+      this.onBroken?.(
+        'a repair brings what the page holds',
+        `page ${page} of block ${op.volume}:${op.index} of disk ${this.disk} is repaired as of ${high}:${low}, and it is ${idHigh}:${idLow}`,
+      )
     }
   }
 
@@ -231,7 +241,9 @@ export class Ledger {
     }
     rows.expire = (clientHigh, below) => {
       this.#expired.set(clientHigh, Math.max(below, this.#expired.get(clientHigh) ?? 0))
+      const before = rows.count
       expire.call(rows, clientHigh, below)
+      if (rows.count < before) this.#lookAtRows(rows)
     }
     rows.expireAll = (isGone) => {
       for (const key of this.#rows.keys()) this.#noteGone(Number(key.split(' ')[0]), isGone)
@@ -241,6 +253,17 @@ export class Ledger {
       }
       expireAll.call(rows, isGone)
     }
+  }
+
+  /** Rows have gone: none that its client may still ask for. */
+  #lookAtRows(rows: ChannelRows): void {
+    const look = (client: number, incarnation: number, channel: number) => {
+      if (client === 0 || incarnation < (this.#expired.get(client) ?? 0) || rows.lookup(client, incarnation, channel) >= 0) return
+      const detail = `the row of channel ${channel} of client ${client}.${incarnation} has gone from disk ${this.disk}`
+      this.onBroken?.('a channel row stays while its client may ask again', detail)
+    }
+    for (const key of this.#rows.keys()) look(...(key.split(' ').map(Number) as [number, number, number]))
+    for (const { kind, clientHigh, clientLow, channel } of this.#ops) if (kind <= JournalKind.REMOVE) look(clientHigh, clientLow, channel)
   }
 
   #noteGone(clientHigh: number, isGone: (clientHigh: number) => boolean): void {

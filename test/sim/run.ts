@@ -113,8 +113,10 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
   options.onCluster?.(cluster)
   const { world } = cluster
   if (world.tracing) history.tell = (text) => world.say(text)
-  cluster.onUnstagedLost = (isLost) =>
-    history.unacknowledgedLost(world.nowMs, (volume, page) => isLost[slotOf(volume, Math.floor(page / PAGES_PER_BLOCK), isLost.length)] === true)
+  cluster.onUnstagedLost = (isLost, keptPower) => {
+    const isPageLost = (volume: number, page: number) => isLost[slotOf(volume, Math.floor(page / PAGES_PER_BLOCK), isLost.length)] === true
+    history.unacknowledgedLost(world.nowMs, isPageLost, keptPower)
+  }
   const clients: SimClient[] = []
   const watch = new Watch(cluster)
   const initiators: NbdInitiator[] = []
