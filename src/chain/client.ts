@@ -562,7 +562,10 @@ export class Client implements BlockClient {
     const { ops } = this
     const table = this.#table
     const slot = ops.slot[op]!
-    const isRetryElsewhere = ops.attempts[op]! > 1 && (ops.status[op] === Status.BLOCK_CORRUPTED || ops.status[op] === Status.READ_FAILED)
+    const status = ops.status[op]!
+    // BUSY: what the page holds here is not committed, perhaps for as long as the slot stands still; others may have nothing newer than is committed
+    const isBusy = status === Status.BUSY && ops.attempts[op]! % 2 === 0
+    const isRetryElsewhere = ops.attempts[op]! > 1 && (status === Status.BLOCK_CORRUPTED || status === Status.READ_FAILED || isBusy)
     if (this.#reads.servesHere(slot) && !isRetryElsewhere) {
       ops.peer[op] = NONE
       this.#submitRead(op)

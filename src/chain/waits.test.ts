@@ -58,7 +58,7 @@ test('an update that waits for a newer table is given back when its life is over
   assert.deepEqual((await cluster.world.settle(read, 5000)).bytes, pattern(1))
 })
 
-test('a read whose page is never committed here is tried elsewhere, and ends with its time', { timeout: 60_000 }, async () => {
+test('a read whose page is committed nowhere ends with its time', { timeout: 60_000 }, async () => {
   const { cluster } = await twoAndClient({ plane: { settings: { retryTotalMs: 3000 } } })
   for (const node of cluster.nodes) node.send({ type: 'lease', untilMs: node.host.bootMs() + 3_600_000, revision: 0 as never })
   cluster.node(2).process.freeze()
@@ -67,6 +67,20 @@ test('a read whose page is never committed here is tried elsewhere, and ends wit
   await cluster.world.runFor(10)
   const { status } = await cluster.world.settle(client.read(0, 0, 1), 10_000)
   assert.equal(status, Status.VOLUME_UNAVAILABLE)
+})
+
+test('a read whose page is never committed here is answered by another replica', { timeout: 60_000 }, async () => {
+  const { cluster } = await twoAndClient({ plane: { settings: { retryTotalMs: 8000 } } })
+  // its successor had no extent for a block that was under way when its disk became full: the slot stands still
+  const { store } = cluster.node(2)
+  Object.assign(store, { capacityBytes: store.usedBytes })
+  Object.defineProperty(store, 'rejectCreate', { value: false })
+  const client = new TestClient(cluster.node(1))
+  void client.write(1, 0, pattern(2))
+  await cluster.world.runFor(100)
+  assert.equal(cluster.node(1).plane.replicas.records.inUse, 1)
+  const { status, bytes } = await cluster.world.settle(client.read(1, 0, 1), 10_000)
+  assert.deepEqual([status, bytes], [Status.SUCCESS, new Uint8Array(4096)])
 })
 
 test('a call that a peer does not answer ends with its session', { timeout: 60_000 }, async () => {
