@@ -107,4 +107,6 @@ test('a stopped reactor has answered everything it began, and refuses what is ne
   for (const status of await cluster.world.settle(Promise.all(began), 5000)) assert.equal(status, Status.SUCCESS)
   await cluster.until('stopped', () => cluster.node(1).told.some((message) => message.type === 'stopped'))
   assert.equal(await cluster.world.settle(client.write(1, 0, pattern(1)), 1000), Status.STOPPING)
+  const { store } = cluster.node(1)
+  assert.deepEqual([store.notedSeq, store.durableSeq], [store.stagedSeq, store.stagedSeq], 'the disk says what it holds')
 })

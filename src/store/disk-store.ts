@@ -839,6 +839,16 @@ export class DiskStore implements ReplicaStore {
   async forgetPowerLoss(): Promise<void> {
     if (this.failed || this.#closing || !this.lostPower) return
     this.#parts.superblock.lostPower = false
+    await this.#writeSuperblock()
+  }
+
+  async noteDurable(): Promise<void> {
+    if (this.failed || this.#closing) return
+    this.#parts.superblock.durableSeq = this.durableSeq
+    await this.#writeSuperblock()
+  }
+
+  async #writeSuperblock(): Promise<void> {
     try {
       await this.#parts.writeSuperblock()
     } catch (error) {

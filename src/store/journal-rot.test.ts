@@ -139,6 +139,31 @@ test('a rotten page that the superblock knows as durable is that page, not a rea
   for (const page of [0, 2]) assert.equal((await bench.read(store, block, page, 1, buffer)).status, Status.SUCCESS)
 })
 
+test('once a disk has noted what is durable, the end of its journal is not taken for torn, whatever happens to the power', async () => {
+  const make = async (change: (bench: Bench, page: number) => void): Promise<Bench> => {
+    const bench = new Bench(7)
+    await bench.format(SIZES)
+    const store = await bench.mount()
+    for (let id = 1; id <= 3; id++) await write(bench, store, id, id)
+    await bench.settle(store.noteDurable())
+    bench.powerLoss('keep')
+    change(bench, batches(bench).at(-1)!.page)
+    return bench
+  }
+  await isRefused(await make((bench, page) => bench.file.flipBit(page, 300)), 'DISK_CORRUPTED', 'its descriptor has rotted')
+  await isRefused(await make((bench, page) => bench.file.badPages.add(page)), 'READ_FAILED', 'its descriptor cannot be read')
+  const payloads: Array<(bench: Bench, page: number) => void> = [
+    (bench, page) => bench.file.flipBit(page + 2, 300),
+    (bench, page) => bench.file.badPages.add(page + 2),
+  ]
+  for (const [i, status] of [Status.BLOCK_CORRUPTED, Status.READ_FAILED].entries()) {
+    const bench = await make(payloads[i]!)
+    const store = await bench.mount()
+    assert.equal(store.lastLow[1], 3)
+    assert.equal((await bench.read(store, store.findBlock(5, 0, 0), 1, 1, bench.alloc(1))).status, status)
+  }
+})
+
 test('a page of the journal that cannot be read refuses the disk where it may have been acknowledged, and is the end of the journal where a write lost its power', async () => {
   const kill = (bench: Bench) => bench.kill()
   const losePower = (bench: Bench) => bench.powerLoss('keep')

@@ -147,6 +147,8 @@ export class MemoryStore implements ReplicaStore {
   readonly journalBytes = 0
   readonly journalUsedBytes = 0
   lostPower: boolean
+  /** Of the last `noteDurable`. */
+  notedSeq = 0
   failed = false
   stagedSeq: number
   durableSeq: number
@@ -522,6 +524,10 @@ export class MemoryStore implements ReplicaStore {
 
   async forgetPowerLoss(): Promise<void> {
     this.lostPower = false
+  }
+
+  async noteDurable(): Promise<void> {
+    this.notedSeq = this.durableSeq
   }
 
   isLost(row: BlockRow, page: number): boolean {
