@@ -103,9 +103,14 @@ export function healthOf({ state, view, planned, downMs, lostPages, fullDisks, a
     reasons.push(
       `${plural(degraded, 'part', 'parts')} of ${chains.total} of the data ${degraded === 1 ? 'has' : 'have'} fewer than ${plural(wanted, 'copy', 'copies')}.`,
     )
-  if (lostPages !== undefined && lostPages.count > 0) reasons.push(lostReason(state, lostPages))
   const health = chains.total === 0 || unavailable > 0 ? 'unavailable' : reasons.length > 0 ? 'at-risk' : 'safe'
-  return { health, reasons, chains }
+  return withLostPages({ health, reasons, chains }, state, lostPages)
+}
+
+/** The same verdict where pages are lost besides; of one volume, say. */
+export function withLostPages(of: Health, state: ClusterState, lostPages: LostPages | undefined): Health {
+  if (lostPages === undefined || lostPages.count === 0) return of
+  return { ...of, health: of.health === 'unavailable' ? of.health : 'at-risk', reasons: [...of.reasons, lostReason(state, lostPages)] }
 }
 
 /** Nodes that have joined vote a moment later; and a vote may be free for as long as nobody is there to have it. */

@@ -1391,6 +1391,27 @@ test('what a node has reported of itself counts no more once it is down, or remo
   assert.deepEqual(await told(), [0, false, 0])
 })
 
+test('a listing looks at the chains once, not for every volume: the leader grants leases on the same thread', async () => {
+  const cluster = await TestCluster.up({ seed: 93, nodes: 3 })
+  const { view } = cluster.leader!.plane.member!.coordinator!
+  const ask = view.view.bind(view)
+  let asked = 0
+  view.view = (node) => {
+    asked++
+    return ask(node)
+  }
+  const listing = async () => {
+    const before = asked
+    const { volumes } = await cluster.leader!.call('Volume/List')
+    return { volumes: (volumes as Message[]).length, asked: asked - before }
+  }
+  const few = await listing()
+  for (let i = 2; i <= 40; i++) await cluster.leader!.call('Volume/Create', { name: `v${i}`, sizeBytes: GiB })
+  const many = await listing()
+  assert.deepEqual([few.volumes, many.volumes], [1, 40])
+  assert.ok(many.asked < 2 * few.asked, `${few.asked} looks, then ${many.asked}`)
+})
+
 test('a voter that holds no copy is removed: its vote goes first, for its process ends as soon as it hears of it, and its majority with it', async () => {
   for (const removed of [1, 2]) {
     const cluster = await TestCluster.up({ seed: 89, nodes: 2, diskless: removed, replicas: 1 })

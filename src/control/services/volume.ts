@@ -3,8 +3,9 @@ import { XsanError } from '../../base/errors.ts'
 import { BLOCK_BYTES } from '../../base/units.ts'
 import type { Message } from '../../env/control.ts'
 import { View } from '../../placement/view.ts'
-import { fullDisksOf, healthOf, lostPagesOf } from '../health.ts'
+import { fullDisksOf, type Health, healthOf, lostPagesOf, withLostPages } from '../health.ts'
 import type { Coordinator } from '../leader.ts'
+import type { AgentStats } from '../node-agent.ts'
 import { booleanSetting, defaultReplicas, NO_OWN, replicaCount } from '../settings.ts'
 import type { VolumeRecord } from '../state.ts'
 import { page } from './pages.ts'
@@ -35,7 +36,8 @@ export const volumeService: AdminService = {
     const volumes = [...context.state.volumes.values()].sort((a, b) => a.volume - b.volume)
     const { items, nextPageToken } = page(volumes, (volume) => volume.volume, request)
     const allocated = await allocatedBlocks(context, coordinator)
-    return { volumes: items.map((volume) => volumeInfo(context, coordinator, volume, allocated)), nextPageToken }
+    const common = ofAllVolumes(context, coordinator)
+    return { volumes: items.map((volume) => volumeInfo(context, coordinator, volume, allocated, common)), nextPageToken }
   }),
 
   Info: atLeader(async (context, request) => {
@@ -89,17 +91,31 @@ export async function allocatedBlocks(context: ServiceContext, coordinator: Coor
 /** The default is a wish: a cluster that is still small makes volumes with as many copies as it can keep, and spreads them when it grows. */
 const fewer = (wanted: number, nodes: number) => Math.max(1, Math.min(wanted, nodes))
 
-export function volumeInfo(context: ServiceContext, coordinator: Coordinator, record: VolumeRecord, allocated: ReadonlyMap<number, number>): Message {
+interface OfAllVolumes {
+  readonly health: Health
+  readonly reports: ReadonlyArray<{ readonly stats: AgentStats }>
+  /** Of each block. */
+  readonly copies: number
+}
+
+/** Takes a look at every chain: once for a whole listing, for leases are renewed on this thread. */
+function ofAllVolumes(context: ServiceContext, coordinator: Coordinator): OfAllVolumes {
   const { state } = context
   const reports = [...reportsOf(context, coordinator).values()]
-  const { health, reasons } = healthOf({
-    state,
-    view: (node) => coordinator.view.view(node),
-    planned: coordinator.planned,
-    lostPages: lostPagesOf(reports, state, record.volume),
-    fullDisks: fullDisksOf(reports),
-  })
-  const kept = fewer(replicaCount(state), state.nodesWithDisks().size)
+  const health = healthOf({ state, view: (node) => coordinator.view.view(node), planned: coordinator.planned, fullDisks: fullDisksOf(reports) })
+  return { health, reports, copies: fewer(replicaCount(state), state.nodesWithDisks().size) }
+}
+
+export function volumeInfo(
+  context: ServiceContext,
+  coordinator: Coordinator,
+  record: VolumeRecord,
+  allocated: ReadonlyMap<number, number>,
+  common = ofAllVolumes(context, coordinator),
+): Message {
+  const { state } = context
+  const { health, reasons } = withLostPages(common.health, state, lostPagesOf(common.reports, state, record.volume))
+  const kept = common.copies
   const notes = record.replicas < kept ? [`Kept in ${kept} copies, as all data of this cluster is; this volume calls for ${record.replicas}.`] : []
   return {
     id: record.volume,
