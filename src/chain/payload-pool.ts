@@ -51,9 +51,9 @@ export class PayloadPool {
     return -1
   }
 
-  /** A copy of those pages: its first page, or -1: no room now. */
+  /** A copy of those pages, of what this node's clients write, so never from the pool: its first page, or -1: no room now. */
   copyOf(page: PageNumber, bytes: number): PageNumber | -1 {
-    const copy = this.alloc(bytes)
+    const copy = this.#arena.alloc(bytes)
     if (copy !== -1) this.#arena.bytes.copyWithin(copy * PAGE_BYTES, page * PAGE_BYTES, page * PAGE_BYTES + bytes)
     return copy
   }

@@ -6,6 +6,7 @@ import { KiB, MiB } from '../base/units.ts'
 import { CHANNELS_PER_CLIENT } from '../store/channel-rows.ts'
 import { Credits, HOPS, SMALLEST_PEER_BYTES } from './credits.ts'
 import { DEFAULT_LIMITS } from './data-plane.ts'
+import { PayloadPool } from './payload-pool.ts'
 
 test('the credits of all peers together fit into rows and memory, for as many peers as there can be', () => {
   for (let peers = 1; peers <= 63; peers++) {
@@ -24,6 +25,23 @@ test('the credits of all peers together fit into rows and memory, for as many pe
     }
     assert.ok(rows <= 8192 && bytes <= poolBytes, `${peers} peers: ${rows} rows, ${bytes} bytes`)
   }
+})
+
+test('copies of what clients here write take nothing of what is set apart for peers, whose forwards they may wait for', async () => {
+  const cluster = new ChainCluster({ nodes: 1, slots: 1 })
+  await cluster.start()
+  const { arena } = cluster.node(1).queue
+  const pool = new PayloadPool(arena, MiB)
+  const page = pool.alloc(4 * KiB)
+  assert.ok(page !== -1)
+  const copy = pool.copyOf(page, 4 * KiB)
+  assert.ok(copy !== -1)
+  const taken: number[] = []
+  for (let bytes = 32 * MiB; bytes >= 4 * KiB; bytes /= 2) for (let more = arena.alloc(bytes); more !== -1; more = arena.alloc(bytes)) taken.push(more)
+  assert.equal(pool.copyOf(page, 4 * KiB), -1)
+  assert.ok(pool.alloc(MiB) !== -1, 'what a peer has credit for finds its place')
+  pool.free(copy)
+  assert.ok(pool.copyOf(page, 4 * KiB) !== -1)
 })
 
 test('updates that peers have credit for, and those of all channels here, find a row: what waits for one would hold up the forwards behind it', () => {
