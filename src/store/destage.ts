@@ -13,7 +13,7 @@
  *   block is overwritten while a capture holds the block, no segment is freed while a capture is older than its emptying.
  * - The index says "in its extent" only after the flush.
  * - Content is moved, not judged: a page that has rotted in the journal goes on with the CRC it came with, and whoever reads it is told, and gets it
- *   from another replica.
+ *   from another replica. One that cannot be read any more goes on as lost, to be fetched from there; with many of them it is the disk that fails.
  * - Clients have their turns: nothing here looks at more than LOOKS_PER_TURN pages of the index in one go (as bulk-io.ts moves content in memory).
  */
 import { XsanError } from '../base/errors.ts'
@@ -36,7 +36,8 @@ import {
   tablePageOffset,
 } from './layout.ts'
 import type { Reader } from './read.ts'
-import { PageFlag } from './store.ts'
+import { failureOf, readFully } from './replay.ts'
+import { PAGE_LOST, PageFlag } from './store.ts'
 import { diskTagOf, encodeLeaf, encodeTablePage, type Generation } from './tables.ts'
 
 /** Background work begins when the journal is fuller than this. */
@@ -54,6 +55,10 @@ const ROUND_PAGES_MAX = 16_384
 const LOOKS_PER_TURN = 4096
 /** Journal pages between two live ones that are read rather than skipped. */
 const GAP_PAGES_MAX = 4
+/** A page is lost when it could not be read so often, with so long in between; no more than so many of a window, and not all of them: then it is the disk. */
+const READ_TRIES = 5
+const READ_AGAIN_MS = 200
+const LOST_MAX = 16
 
 export interface DestageOptions {
   readonly io: AsyncIo
@@ -79,6 +84,7 @@ export interface DestageOptions {
   readonly onFailed: (reason: string) => void
   /** Some I/O is under way: the watch over hanging ones runs. */
   readonly onBusy: () => void
+  readonly onNote: (message: string, fields?: Readonly<Record<string, unknown>>) => void
 }
 
 export class Destage {
@@ -93,7 +99,7 @@ export class Destage {
   readonly #calmTag: Tag
   #running: Promise<void> | undefined
   #stopping = false
-  /** Tick at which the sync under way, or the write of the superblock, began; Infinity: none is. */
+  /** Tick at which the sync, the write of the superblock or the read of one page under way began; Infinity: none is. */
   #syncTick = Number.POSITIVE_INFINITY
   /** When the newest segment was begun. */
   #segmentMs = Number.NEGATIVE_INFINITY
@@ -297,7 +303,11 @@ export class Destage {
       this.#stopIfFailed()
     }
     if (this.#liveCount === 0) return
-    await this.#readLive(from, to)
+    const failure = await failureOf(this.#readLive(from, to))
+    if (failure !== null) {
+      await this.#readEach(from, failure)
+      this.#collect(from, to)
+    }
     await this.#o.reader.quiesce()
     await this.#writeLive()
   }
@@ -342,6 +352,41 @@ export class Destage {
       for (; next <= offset; next++) this.#bulk.add(journalOffset(geometry, from + next), this.#buffer + next)
     }
     await this.#moved(this.#bulk.read())
+  }
+
+  /** Something of the window cannot be read: each of its live pages by itself. Those that cannot are lost from now on. */
+  async #readEach(from: number, why: XsanError): Promise<void> {
+    const { table, path, onNote } = this.#o
+    const bad: number[] = []
+    for (let i = 0; i < this.#liveCount; i++) {
+      this.#stopIfFailed()
+      if ((await this.#failureAt(from, this.#offsets[i]!)) !== null && bad.push(i) > LOST_MAX) throw why
+    }
+    if (bad.length === this.#liveCount && bad.length > 1) throw why
+    for (const i of bad) {
+      const key = this.#keys[i]!
+      const row = Math.floor(key / PAGES_PER_BLOCK)
+      const at = table.base(row) + (key % PAGES_PER_BLOCK)
+      const { loc, flags } = table.chunk(row)
+      // overwritten or removed meanwhile: nobody wants it
+      if (table.used[row] === 0 || loc[at] !== from + this.#offsets[i]! || flags[at] !== PageFlag.DATA) continue
+      flags[at] = PageFlag.DATA | PAGE_LOST
+      table.noteLost(row)
+    }
+    if (bad.length > 0) onNote('pages of the journal cannot be read: they are lost here', { path, pages: bad.length, error: why.message })
+  }
+
+  /** Of reading one page of the window to its place in the buffer. */
+  async #failureAt(from: number, offset: number): Promise<XsanError | null> {
+    const { io, file, geometry, path } = this.#o
+    for (let tries = 1; ; tries++) {
+      this.#syncTick = this.#bulk.tick
+      this.#o.onBusy()
+      const failure = await failureOf(readFully(io, file, journalOffset(geometry, from + offset), this.#buffer + offset, 1, path))
+      this.#syncTick = Number.POSITIVE_INFINITY
+      if (failure === null || tries === READ_TRIES) return failure
+      await io.sleep(READ_AGAIN_MS)
+    }
   }
 
   async #writeLive(): Promise<void> {

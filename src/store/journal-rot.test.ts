@@ -15,16 +15,16 @@ const FIRST_PAGE = GEOMETRY.journalOffset / PAGE_BYTES
 const record = new StageRecord()
 
 /** Pages from the beginning of one block on. Returns the record's place among those staged. */
-async function stage(bench: Bench, store: DiskStore, id: number, pageCount: number): Promise<{ seq: number; page: number }> {
+async function stage(bench: Bench, store: DiskStore, id: number, pageCount: number, index = 0): Promise<{ seq: number; page: number }> {
   const { page, crcs } = bench.payload(pageCount)
-  Object.assign(record, { kind: RecordKind.WRITE, slot: 1, idHigh: 1, idLow: id, volume: 5, layer: 0, index: 0, firstPage: 0, pageCount })
+  Object.assign(record, { kind: RecordKind.WRITE, slot: 1, idHigh: 1, idLow: id, volume: 5, layer: 0, index, firstPage: 0, pageCount })
   Object.assign(record, { payloadPage: page, crcs, crcFirst: 0, durable: true, clientHigh: 0 })
   await bench.until(() => store.admit(record, false) === Status.SUCCESS)
   return { seq: store.stage(record), page }
 }
 
-async function write(bench: Bench, store: DiskStore, id: number, pageCount: number): Promise<void> {
-  const { seq, page } = await stage(bench, store, id, pageCount)
+async function write(bench: Bench, store: DiskStore, id: number, pageCount: number, index = 0): Promise<void> {
+  const { seq, page } = await stage(bench, store, id, pageCount, index)
   await bench.until(() => bench.events.durable >= seq)
   bench.free(page)
 }
@@ -214,6 +214,57 @@ test('a page of the journal that cannot be read refuses the disk where it may ha
   for (const { page } of batches(closed).filter(({ payloadPages }) => payloadPages > 0)) closed.file.badPages.add(page + 1)
   closed.file.badPages.add(batches(closed).at(-1)!.page + 1)
   assert.deepEqual((await mounted(closed)).found, [4, Status.READ_FAILED])
+})
+
+test('a page of the journal that cannot be read when it is moved to its extent is lost as that page, in this mount or in the next; with many of them the disk fails', async () => {
+  const sizes = { journalBytes: 16 * MiB, segmentBytes: 4 * MiB }
+  /** Three pages in the first segment, then others until it has to be moved; those of the first batch at `bad` cannot be read by then. */
+  const make = async (pageCount: number, bad: readonly number[], killed: boolean) => {
+    const bench = new Bench(8)
+    await bench.format(sizes)
+    let store = await bench.mount()
+    await write(bench, store, 1, pageCount, 1)
+    const { page } = batches(bench).find(({ kind }) => kind === BatchKind.RECORDS)!
+    for (const at of bad) bench.file.badPages.add(page + 1 + at)
+    if (killed) await bench.settle(store.destage.stop())
+    let id = 1
+    while (store.journal.headSegment < 3) await write(bench, store, ++id, 256)
+    if (killed) {
+      await write(bench, store, ++id, 1)
+      bench.kill()
+      store = await bench.mount()
+    }
+    return { bench, store }
+  }
+  const isBad = async (bench: Bench, store: DiskStore, page: number) => {
+    const buffer = bench.alloc(1)
+    const { status } = await bench.read(store, store.findBlock(5, 0, 1), page, 1, buffer)
+    bench.free(buffer)
+    return status !== Status.SUCCESS
+  }
+  for (const killed of [false, true]) {
+    const { bench, store } = await make(3, [1], killed)
+    await bench.until(() => store.journal.tailSegment > 1 || store.failed)
+    assert.equal(store.failed, false)
+    const block = store.findBlock(5, 0, 1)
+    assert.deepEqual(store.lostPages(9), [{ block, page: 1 }])
+    assert.deepEqual([await isBad(bench, store, 0), await isBad(bench, store, 1), await isBad(bench, store, 2)], [false, true, false])
+    bench.kill()
+    const again = await bench.mount()
+    assert.deepEqual(again.lostPages(9), [{ block, page: 1 }])
+    const { page, crcs } = bench.payload(3)
+    assert.equal(await bench.settle(again.repairPage(block, 1, 1, 1, page + 1, crcs[1]!)), false, 'other content')
+    assert.equal(again.pageCrc(block, 1), store.pageCrc(block, 1), 'what it has to be is still known')
+  }
+  const all = Array.from({ length: 20 }, (_, i) => i)
+  for (const [pageCount, bad] of [
+    [20, all.slice(0, 17)],
+    [3, [0, 1, 2]],
+  ] as const) {
+    const { bench, store } = await make(pageCount, bad, false)
+    await bench.until(() => store.failed)
+    assert.match(bench.events.failed!, /read at .*EIO/)
+  }
 })
 
 test('a batch that reads differently the second time refuses the disk', async () => {

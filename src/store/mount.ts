@@ -467,6 +467,7 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
     unpinned: (row) => store.unpinned(row),
     capturesReleased: () => store.capturesReleased(),
     onFailed: (reason) => store.fail(reason),
+    onNote: options.onNote ?? (() => {}),
     onBusy: () => {
       if (isMounted) store.watch()
     },
