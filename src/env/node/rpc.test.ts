@@ -103,3 +103,25 @@ test('a taken port says which process holds it', { timeout: 20_000 }, async (t) 
 test('every failure but SUCCESS has a gRPC code that is not OK', () => {
   for (const [name, code] of Object.entries(GRPC_CODES)) assert.equal(code === 0, name === 'SUCCESS', name)
 })
+
+test('a call without a deadline, or with one far away, is worked on for a time all the same', { timeout: 20_000 }, async (t) => {
+  const rpc = new GrpcRpc({ log: quiet })
+  t.after(() => rpc.close())
+  const times: number[] = []
+  rpc.serve('xsan.v1.Cluster', {
+    Status: async (_, { timeoutMs }) => {
+      times.push(timeoutMs)
+      return {}
+    },
+  })
+  const { port } = await rpc.listen({ host: '127.0.0.1', port: 0 })
+  const client = new Client(`127.0.0.1:${port}`, credentials.createInsecure())
+  t.after(() => client.close())
+  const raw = (value: Buffer) => value
+  for (const options of [{}, { deadline: Date.now() + 1e9 }]) {
+    await new Promise<void>((resolve, reject) => {
+      client.makeUnaryRequest('/xsan.v1.Cluster/Status', raw, raw, Buffer.alloc(0), options, (error) => (error === null ? resolve() : reject(error)))
+    })
+  }
+  assert.deepEqual(times, [60_000, 600_000])
+})

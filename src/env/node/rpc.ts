@@ -44,6 +44,9 @@ const LONG_REQUESTS: ReadonlySet<string> = new Set(['xsan.v1.Peer/RaftStep', 'xs
 const CLIENTS_MAX = 512
 /** Calls under way on one connection. */
 const STREAMS_PER_CONNECTION_MAX = 256
+/** A call is worked on for no longer, whatever its caller says; and for so long when it says nothing: it may be gone, and what it asked for come to pass hours later. */
+const DEADLINE_MS_MAX = 10 * 60_000
+const DEADLINE_MS_DEFAULT = 60_000
 /** Time that calls under way get to end in `close`. */
 const CLOSE_GRACE_MS = 500
 const PROTO_DIRECTORY = fileURLToPath(new URL('../../../proto', import.meta.url))
@@ -249,7 +252,7 @@ export class GrpcRpc implements Rpc {
             const known = this.#linked.get(method)
             if (known === undefined) throw new XsanError('NOT_SUPPORTED', `there is no call ${method}`, 'See whether that node runs the same version.')
             const request = decoded(known.definition.requestDeserialize, body, method)
-            return known.definition.responseSerialize(await known.answer(request, { peer, timeoutMs, metadata: {} }))
+            return known.definition.responseSerialize(await known.answer(request, { peer, timeoutMs: Math.min(timeoutMs, DEADLINE_MS_MAX), metadata: {} }))
           },
           () => this.#links.delete(link),
         )
@@ -342,7 +345,7 @@ function camelCase(name: string): string {
 
 function remainingMs(deadline: Deadline): number {
   const atMs = deadline instanceof Date ? deadline.getTime() : deadline
-  return Math.max(0, atMs - Date.now())
+  return atMs === Number.POSITIVE_INFINITY ? DEADLINE_MS_DEFAULT : Math.max(0, Math.min(DEADLINE_MS_MAX, atMs - Date.now()))
 }
 
 function textMetadata(metadata: GrpcMetadata): Record<string, string> {
