@@ -8,9 +8,9 @@
  * per lane at the end of the turn; never two sends under way on a socket.
  * Receiving: into the lane's stream buffer; a payload's rest straight into its own place.
  *
- * On the lane of forwards each side says something every now and then; who hears nothing for `silenceMs` ends the session. So an update waits no
- * longer than that on its way, also between two nodes that live, hold their leases, and cannot reach each other (protocol 16). On any lane, a frame that
- * has begun and of which nothing more comes for as long ends the session too.
+ * On the lane of forwards each side says something every now and then; who hears nothing for `silenceMs` ends the session, and so does who has no
+ * memory for what came first for as long. So an update waits no longer than that on its way, also between two nodes that live, hold their leases, and
+ * cannot reach each other (protocol 16). On any lane, a frame that has begun and of which nothing more comes for as long ends the session too.
  *
  * Invariants: a session's end is told (`down`) only when none of its operations can touch memory any more, and before a new one is
  * told (`up`); every length was checked before it is believed; a peer that sends nonsense loses its connection, with one line in the log.
@@ -228,7 +228,7 @@ export class Peers {
 
   #listenAndSay(c: Connection): void {
     const { nowMs } = this.#queue
-    if (c.receiving && this.#isSilent(c)) this.#endSilence(c)
+    if (this.#isSilent(c)) this.#endSilence(c)
     else if (c.inFlight === 0 && c.count === 0 && nowMs - c.saidMs >= this.silenceMs / SAID_PER_SILENCE) {
       const at = c.reserve(FRAME_BYTES)
       putFrame(this.#arena.view, at, PeerFrame.ALIVE, FRAME_BYTES, 0)
@@ -407,6 +407,13 @@ export class Peers {
       this.#closeSession(peer)
       return
     }
+    // what came before and has waited here counts like what has waited on its way
+    const { nowMs } = this.#queue
+    const forwards = peer.lanes[Lane.FORWARD]!
+    if (forwards.stalled && nowMs - forwards.heardMs > this.silenceMs) {
+      this.#closeSession(peer)
+      return
+    }
     peer.up = peer.told = true
     peer.session = ++this.#generation
     peer.incarnation = incarnation
@@ -414,7 +421,10 @@ export class Peers {
     this.#probes.clear(peer)
     this.#counters.sessionsStarted++
     this.#queue.flight.record(FlightEvent.PEER_UP, peer.node, peer.incarnation)
-    for (const c of peer.lanes) c!.heardMs = c!.saidMs = this.#queue.nowMs
+    for (const c of peer.lanes) {
+      c!.saidMs = nowMs
+      if (c !== forwards || !c.stalled) c!.heardMs = nowMs
+    }
     this.#handlers.up(peer.index)
     for (const c of peer.lanes) if (c!.stalled) this.#resume(c!)
   }
@@ -625,8 +635,12 @@ export class Peers {
 
   #resume(c: Connection): void {
     c.stalled = false
-    c.heardMs = this.#queue.nowMs
     if (c.state === LaneState.CLOSING) return
+    // what waits for memory here, and behind it on its way, is no younger for that
+    if (this.#isSilent(c)) {
+      this.#endSilence(c)
+      return
+    }
     this.#parse(c)
     this.#recv(c)
   }

@@ -3,6 +3,8 @@ import test from 'node:test'
 import { ChainCluster, type ChainNode, pattern, TestClient } from '../../test/support/chain-cluster.ts'
 import { type Done, WriteFlag } from '../base/request.ts'
 import { Status } from '../base/status.ts'
+import { MiB } from '../base/units.ts'
+import { ArenaAllocator } from '../env/arena-allocator.ts'
 import { CallKind } from '../wire/peer.ts'
 
 /** Chains of nodes 1 and 2; node 3 has clients only. */
@@ -100,6 +102,33 @@ test('a call that a peer does not answer ends with its session', { timeout: 60_0
   await cluster.world.runFor(2000)
   assert.equal(status, Status.CONNECTION_LOST)
   await cluster.until('a new session', () => plane.peers.isUp(peer) && plane.peers.peers[peer]!.session > session)
+})
+
+test('an update that its head had no memory for, for long, is not ordered any more: its client has gone, and another has written since', {
+  timeout: 60_000,
+}, async () => {
+  const cluster = new ChainCluster({ nodes: 3, slots: 1, chainOf: () => [1] })
+  await cluster.start()
+  const [gone, other] = [new TestClient(cluster.node(2)), new TestClient(cluster.node(3))]
+  assert.equal(await cluster.world.settle(gone.write(0, 0, pattern(1)), 5000), Status.SUCCESS)
+  const { orphan } = gone.orphanable(0, 0, pattern(2, MiB))
+  const { alloc } = ArenaAllocator.prototype
+  ArenaAllocator.prototype.alloc = function (bytes) {
+    return bytes < MiB ? alloc.call(this, bytes) : -1
+  }
+  try {
+    await cluster.world.runFor(20)
+    orphan()
+    await cluster.world.runFor(1000)
+    assert.equal(gone.pending, 1)
+    assert.equal(await cluster.world.settle(other.write(0, 0, pattern(3)), 5000), Status.SUCCESS)
+    await cluster.world.runFor(9000)
+  } finally {
+    ArenaAllocator.prototype.alloc = alloc
+  }
+  await cluster.world.runFor(5000)
+  assert.deepEqual((await cluster.world.settle(other.read(0, 0, 1), 5000)).bytes, pattern(3))
+  assert.equal(gone.pending, 0)
 })
 
 test('one peer cannot take all rows of reads', { timeout: 60_000 }, async () => {
