@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict'
-import { closeSync, openSync, readFileSync, rmSync } from 'node:fs'
+import { spawn } from 'node:child_process'
+import { closeSync, openSync, readFileSync, rmSync, writeSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import test from 'node:test'
@@ -79,4 +80,17 @@ test('a log that cannot be written costs lines, not the process, and the next on
   const [notice, line] = readFileSync(path, 'utf8').trimEnd().split('\n')
   assert.equal((JSON.parse(notice!) as { lost: number }).lost, 2)
   assert.equal(line, 'three')
+})
+
+test('a reader of the log that stands still is waited for once, not for every line', (t) => {
+  const reader = spawn('sleep', ['60'], { stdio: ['pipe', 'ignore', 'ignore'] })
+  t.after(() => reader.kill())
+  const { fd } = (reader.stdin as unknown as { _handle: { fd: number } })._handle
+  assert.throws(() => {
+    for (;;) writeSync(fd, 'x'.repeat(1000))
+  }, /EAGAIN/)
+  const waits = t.mock.method(Atomics, 'wait', () => 'timed-out')
+  const writer = new LineWriter(fd)
+  for (let i = 0; i < 20; i++) writer.write(`${'line '.repeat(1000)}\n`)
+  assert.ok(waits.mock.callCount() > 0 && waits.mock.callCount() <= 100, `${waits.mock.callCount()} ms`)
 })

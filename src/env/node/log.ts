@@ -70,7 +70,7 @@ export class NodeLog implements Log {
   }
 }
 
-/** Waits for the reader of a full pipe, in all; then the line is lost. */
+/** Waits for the reader of a full pipe; then the line is lost, and others are, without a wait, until it reads again: the thread has leases to renew. */
 const FULL_MS_MAX = 100
 
 /**
@@ -95,7 +95,7 @@ export class LineWriter {
 
   #tryWrite(bytes: Uint8Array): boolean {
     let at = 0
-    for (let waitedMs = 0; at < bytes.length; ) {
+    for (let waitedMs = this.#lost > 0 ? FULL_MS_MAX : 0; at < bytes.length; ) {
       try {
         at += writeSync(this.#fd, bytes, at)
       } catch (error) {
