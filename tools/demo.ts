@@ -16,7 +16,7 @@ import { VerifiedLoad } from '../test/support/verified-load.ts'
 const NODES = 3
 /** Files of the host that go into the image: what every clone has installed. */
 const SOURCE = join(ROOT, 'node_modules')
-/** Of the image, about: what comes first. */
+/** So many of them, about, whichever comes first. */
 const IMAGE_BYTES = 320 * MiB
 const IMAGE_FILES = 8000
 const GATHER_MS_MAX = 20_000

@@ -87,6 +87,21 @@ function before<T extends object, A extends unknown[]>(target: T, key: keyof T, 
   )
 }
 
+/** Records that come in by these methods are acknowledged from memory: neither they nor the table say any more that their volume does not do that. */
+function acknowledgedFromMemory(
+  keys: ReadonlyArray<'receive' | 'admitUpdate'>,
+  isMeant: (replicas: Replicas, row: number) => boolean = () => true,
+): () => void {
+  return all(
+    ...keys.map((key) =>
+      before<Replicas, [number]>(Replicas.prototype, key, function (row) {
+        if (isMeant(this, row)) this.records.durable[row] = 0
+      }),
+    ),
+    replace(ChainTable.prototype, 'isSyncWhenWrite', () => () => false),
+  )
+}
+
 /** A flush does not ask those other nodes: given the states of all copies on each. */
 function flushLeavesOut(isLeftOut: (states: readonly number[]) => boolean): () => void {
   const planes = new WeakMap<Calls, DataPlane>()
@@ -199,15 +214,7 @@ export const CANARIES: readonly Canary[] = [
     bug: 'every replica acknowledges what its kernel holds, also where acknowledged means durable',
     seedsMax: 12,
     plan: { focus: 'blackouts' },
-    plant: () =>
-      all(
-        ...(['receive', 'admitUpdate'] as const).map((key) =>
-          before<Replicas, [number]>(Replicas.prototype, key, function (row) {
-            this.records.durable[row] = 0
-          }),
-        ),
-        replace(ChainTable.prototype, 'isSyncWhenWrite', () => () => false),
-      ),
+    plant: () => acknowledgedFromMemory(['receive', 'admitUpdate']),
   },
   {
     name: 'synced-write-not-synced',
@@ -307,13 +314,7 @@ export const CANARIES: readonly Canary[] = [
     bug: 'a SYNCING member acknowledges what its kernel holds and its disk does not',
     seedsMax: 30,
     plan: { focus: 'handovers' },
-    plant: () =>
-      all(
-        before<Replicas, [number]>(Replicas.prototype, 'receive', function (row) {
-          if (this.table.ownState[this.records.slot[row]!] === ReplicaState.SYNCING) this.records.durable[row] = 0
-        }),
-        replace(ChainTable.prototype, 'isSyncWhenWrite', () => () => false),
-      ),
+    plant: () => acknowledgedFromMemory(['receive'], (replicas, row) => replicas.table.ownState[replicas.records.slot[row]!] === ReplicaState.SYNCING),
   },
   {
     name: 'report-before-the-stream',

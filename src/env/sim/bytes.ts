@@ -1,3 +1,5 @@
+/** What events do all the time, without an object for it: copies of bytes, and short lists. */
+
 /** Without a `subarray` object for the small pieces. */
 export function copyBytes(target: Uint8Array, targetStart: number, source: Uint8Array, sourceStart: number, lengthBytes: number): void {
   if (sourceStart === 0 && lengthBytes === source.length) {
