@@ -685,7 +685,11 @@ export class Coordinator {
       const slot = at as SlotIndex
       if (unserved.has(chain)) {
         if (!this.#unserved.has(slot)) this.#unserved.set(slot, nowMs)
-      } else if (this.#unserved.delete(slot)) this.#givenUp.delete(slot)
+      } else if (this.#unserved.delete(slot)) {
+        this.#givenUp.delete(slot)
+        // what is said of the next loss stands for itself
+        this.#lastIds.delete(slot)
+      }
     })
   }
 

@@ -69,6 +69,8 @@ class FakeDataPlane {
   syncMs = 5
   /** Its replicas are those of resyncs that never ended. */
   unfinished = false
+  /** Its host lost power since they served. */
+  lostPower = false
 
   constructor(
     process: SimProcess,
@@ -133,7 +135,7 @@ class FakeDataPlane {
           if (entry.state === ReplicaState.SYNCING) reports.push(slot, entry.since, incarnation)
           const isAsked = entry.state === ReplicaState.LASTSRV || entry.state === ReplicaState.WAITING
           if (isAsked && chain.entries[0]!.state > ReplicaState.DRAINING)
-            ids.push(slot, chain.version, 0, this.#lastId(slot), this.unfinished ? LastIdFlag.INCOMPLETE : 0)
+            ids.push(slot, chain.version, 0, this.#lastId(slot), (this.unfinished ? LastIdFlag.INCOMPLETE : 0) | (this.lostPower ? LastIdFlag.LOST_POWER : 0))
         }
       }
       this.tell({ type: 'tableApplied', revision: message.revision })
@@ -181,6 +183,7 @@ class TestNode {
   /** Its data plane takes so long to catch up. */
   syncMs = 5
   unfinished = false
+  lostPower = false
   #id: string
 
   constructor(cluster: TestCluster, number: number) {
@@ -228,6 +231,7 @@ class TestNode {
         )
         this.data.syncMs = this.syncMs
         this.data.unfinished = this.unfinished
+        this.data.lostPower = this.lostPower
         return this.data.port
       },
       onFatal: (error) => {
@@ -841,6 +845,30 @@ test('the time to wait for the last servers of a slot counts from the loss of th
   assert.equal(leader.plane.member!.raft!.term, term, 'the same leader')
   await cluster.world.runFor(20_000)
   assert.ok(pairOf(c, d).every(serves), 'it is not waited for any longer')
+})
+
+test('a host that lost its power once is not said to have lost it again, however long others are waited for', async () => {
+  const cluster = await TestCluster.up({ seed: 94, nodes: 4, replicas: 1, volume: false })
+  const [one, , three, four] = cluster.nodes as [TestNode, TestNode, TestNode, TestNode]
+  await cluster.threeVoters()
+  await one.call('Volume/Create', { name: 'relaxed', sizeBytes: 1024 * GiB, syncWhenWrite: false })
+  const losses = () => cluster.leader!.plane.member!.state.findVolume('relaxed')!.losses ?? 0
+  const cycle = async (lostPower: boolean) => {
+    three.kill()
+    cluster.refused(three)
+    await cluster.world.runFor(500)
+    three.lostPower = lostPower
+    await three.restart()
+    await cluster.until(() => [...Array(SLOTS).keys()].some((slot) => three.data?.servesSlot(slot)), 20_000, 'it serves again')
+  }
+  // its copies are missing from now on
+  four.kill()
+  cluster.refused(four)
+  await cycle(true)
+  assert.equal(losses(), 1)
+  await cluster.world.runFor(2000)
+  await cycle(false)
+  assert.equal(losses(), 1)
 })
 
 test('disks that all stood still at once are tried again when their processes start anew: nobody else has what they hold', async () => {
