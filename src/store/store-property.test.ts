@@ -40,7 +40,7 @@ class Pair {
   readonly sessions = new Set<number>()
 
   constructor(seed: number) {
-    this.bench = new Bench(seed, seed % 3 === 0 ? { volatile: true } : {})
+    this.bench = new Bench(seed, seed % 3 === 0 ? { volatile: true } : { unreadableTorn: (seed % 2) * 4 })
     this.random = this.bench.world.random('operations')
     Object.assign(this.bench.disk.faults, { short: 0.03, slow: 0.01 })
   }
@@ -337,6 +337,7 @@ for (let seed = FIRST; seed < FIRST + COUNT; seed++) {
       await pair.compareAll(true)
     }
     await pair.bench.settle(pair.store.close())
-    assert.equal(pair.bench.queue.inFlight, 0)
+    // a timer that was cancelled may be told of it later
+    await pair.bench.until(() => pair.bench.queue.inFlight === 0, 1000)
   })
 }

@@ -29,6 +29,8 @@ export interface SimDiskOptions {
   readonly reserves?: boolean
   /** Room for pages ever written; infinite unless given. */
   readonly capacityBytes?: number
+  /** Of the pages that a power loss tears, at most so many cannot be read afterwards. */
+  readonly unreadableTorn?: number
 }
 
 export interface DiskFaults {
@@ -339,6 +341,8 @@ export class SimFile {
     const random = this.disk.host.random(`disk ${this.disk.name} power`)
     const way = unflushed === 'lose' ? 'nothing' : random.pick(['nothing', 'everything', 'prefix', 'pages', 'sectors', 'sectors'] as const)
     if (way === 'everything') return
+    const unreadable = this.disk.host.random(`disk ${this.disk.name} unreadable`)
+    let unreadableLeft = this.disk.options.unreadableTorn ?? 0
     let changes = 0
     for (const epoch of epochs) changes += epoch.before.size
     const keepFirst = way === 'prefix' ? random.below(changes + 1) : 0
@@ -365,6 +369,10 @@ export class SimFile {
           else mixed.fill(0, s, s + SECTOR_BYTES)
         }
         this.pages.set(page, mixed)
+        if (unreadableLeft > 0 && unreadable.chance(0.5)) {
+          unreadableLeft--
+          this.badPages.add(page)
+        }
       }
     }
   }
