@@ -46,6 +46,11 @@ const OpState = {
   ENDING: 5,
 } as const
 
+/**
+ * When the time of a write whose client has gone is over, the session with the head that has been asked ends: what still waits on a slow way to it must
+ * not be ordered any more. The head hears of that by another lane, within this part of a write's life.
+ */
+const END_SHARE = 1 / 16
 /** How often operations that got no answer are looked for. */
 const UNKNOWN_EVERY_MS = 500
 
@@ -68,6 +73,8 @@ export interface RemoteReplicas {
   /** Whether there is credit for so many more updates of so many bytes together. */
   hasCreditFor(peer: number, updates: number, bytes: number): boolean
   sendRead(peer: number, op: number): number
+  /** Ends the session: what was asked in it and has not arrived does not count any more. */
+  abort(peer: number, reason: string): void
   /** Whether anything of the volume can be acknowledged and not durable. */
   isFlushNeeded(volume: VolumeNumber): boolean
   flush(volume: VolumeNumber, deadlineMs: number, done: (status: number) => void): void
@@ -149,6 +156,8 @@ export class Client implements BlockClient {
   #ended: number[] = []
   /** Not marked yet. Empty whenever an operation starts or is tried. */
   #orphans: Orphan[] = []
+  /** When to look for updates that are asked, and whose client has gone so long ago that their heads must not order them any more. */
+  #abandonedMs = Number.POSITIVE_INFINITY
   /** Of the last turn's clock. */
   #turnMs: number
   #lookAgainMs = 0
@@ -271,7 +280,8 @@ export class Client implements BlockClient {
       for (const { done, lostMs } of byRow.get(ops.callerRow[op]!) ?? []) {
         if (this.#done[op] !== done) continue
         ops.orphaned[op] = 1
-        ops.deadlineMs[op] = Math.min(ops.deadlineMs[op]!, lostMs + this.settings.writeLifeMs)
+        ops.deadlineMs[op] = Math.min(ops.deadlineMs[op]!, lostMs + this.settings.writeLifeMs * (1 - END_SHARE))
+        this.#abandonedMs = Math.min(this.#abandonedMs, ops.deadlineMs[op]!)
       }
     }
   }
@@ -761,6 +771,18 @@ export class Client implements BlockClient {
     this.#retry(this.#queue.nowMs)
     this.#expireWaiting()
     this.#answerUnknown()
+    if (this.#queue.nowMs >= this.#abandonedMs) this.#endAbandoned()
+  }
+
+  /** Protocol 16, for tries that are under way: a slow link may hold them for longer than anybody counts with. */
+  #endAbandoned(): void {
+    const { ops } = this
+    this.#abandonedMs = Number.POSITIVE_INFINITY
+    for (let op = 0; op < ops.rowsMax; op++) {
+      if (!ops.isUsed(op) || ops.orphaned[op] === 0 || ops.kind[op] === OpKind.READ || ops.kind[op] === OpKind.CANCEL) continue
+      if (this.#queue.nowMs < ops.deadlineMs[op]!) this.#abandonedMs = Math.min(this.#abandonedMs, ops.deadlineMs[op]!)
+      else if (ops.state[op] === OpState.ASKED && ops.peer[op] !== NONE) this.#remote.abort(ops.peer[op]!, 'it has not answered a write whose client has gone')
+    }
   }
 
   /** Those whose outcome nobody will know in time. Their buffers go back to whoever waits: what a record may still have to send, it has to copy first. */

@@ -309,6 +309,7 @@ export class DataPlane {
         sendUpdate: (peer, op) => this.#remote.sendUpdate(peer, op),
         hasCreditFor: (peer, updates, bytes) => credits.hasLeft(peer, 0, updates, bytes),
         sendRead: (peer, op) => this.#remote.sendRead(peer, op),
+        abort: (peer, reason) => peers.abort(peer, reason),
         isFlushNeeded: (volume) => this.flushes.isNeeded(volume),
         flush: (volume, deadlineMs, done) => this.flushes.flush(volume, deadlineMs, done),
       },

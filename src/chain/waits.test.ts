@@ -131,6 +131,33 @@ test('an update that its head had no memory for, for long, is not ordered any mo
   assert.equal(gone.pending, 0)
 })
 
+test('an update behind much else on a slow link is not ordered after its life: its client has gone, and another has written since', {
+  timeout: 60_000,
+}, async () => {
+  const network = { delayMinMs: 12, delayMaxMs: 12, slow: 0, fragment: 0, windowMinBytes: 16 * 1024, windowMaxBytes: 16 * 1024 }
+  const cluster = new ChainCluster({ nodes: 3, slots: 1, chainOf: () => [1], network, queue: { arenaBytes: 256 * MiB } })
+  await cluster.start()
+  const [gone, other] = [new TestClient(cluster.node(2)), new TestClient(cluster.node(3))]
+  assert.equal(await cluster.world.settle(gone.write(0, 0, pattern(1)), 5000), Status.SUCCESS)
+  const before = [1, 2, 3, 4, 5, 6].map((index) => gone.write(index, 0, pattern(index, MiB)))
+  await cluster.world.runFor(10)
+  const { status, orphan } = gone.orphanable(0, 0, pattern(2))
+  await cluster.world.runFor(10)
+  const goneMs = cluster.world.nowMs
+  orphan()
+  await cluster.world.runFor(500)
+  assert.equal(await cluster.world.settle(other.write(0, 0, pattern(3)), 1000), Status.SUCCESS)
+  const isOld = async () => Buffer.compare((await cluster.world.settle(other.read(0, 0, 1), 5000)).bytes, pattern(3)) !== 0
+  const seen: number[] = []
+  while (cluster.world.nowMs < goneMs + 12_000) {
+    await cluster.world.runFor(50)
+    if (await isOld()) seen.push(cluster.world.nowMs - goneMs)
+  }
+  assert.deepEqual(seen, [])
+  assert.notEqual(await cluster.world.settle(status, 5000), Status.SUCCESS)
+  for (const write of before) assert.equal(await cluster.world.settle(write, 60_000), Status.SUCCESS)
+})
+
 test('one peer cannot take all rows of reads', { timeout: 60_000 }, async () => {
   const { cluster } = await twoAndClient({ plane: { limits: { readsMax: 64 } } })
   const { plane, storeOptions } = cluster.node(1)
