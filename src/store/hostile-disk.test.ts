@@ -35,7 +35,7 @@ class Disk {
   #filled = 0
 
   constructor(seed: number) {
-    this.bench = new Bench(seed)
+    this.bench = new Bench(seed, { unreadableTorn: 2 })
     this.random = this.bench.world.random('operations')
   }
 
