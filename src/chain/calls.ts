@@ -18,7 +18,7 @@ import { Shares } from './shares.ts'
 export const CALLS_MAX = 256
 /** Calls of one peer being answered here. */
 const SERVED_MAX = 64
-/** A peer that has not answered a call for so long is stuck: its session is closed, as the buffer of the answer can be had back in no other way. */
+/** A peer that has said nothing to a call for so long is stuck: its session is closed, as the buffer of the answer can be had back in no other way. */
 const CALL_MS_MAX = 30_000
 const PIECE_BYTES = 256 * 1024
 const GONE = -2
@@ -53,7 +53,7 @@ export class Calls {
   readonly #queue: IoQueue
   readonly #peers: Peers
   readonly #handlers = new Map<number, CallHandler>()
-  readonly #calls = columns('call', CALLS_MAX, { peer: i32, page: i32, capacityBytes: u32, startedMs: f64 })
+  readonly #calls = columns('call', CALLS_MAX, { peer: i32, page: i32, capacityBytes: u32, heardMs: f64 })
   readonly #resolve: Array<((result: CallResult) => void) | undefined> = new Array(CALLS_MAX)
   readonly #answering: Array<Answering | undefined> = []
   readonly #freeAnswers: number[] = []
@@ -96,7 +96,7 @@ export class Calls {
     }
     this.#calls.page[row] = page
     this.#calls.capacityBytes[row] = capacityBytes
-    this.#calls.startedMs[row] = this.#queue.nowMs
+    this.#calls.heardMs[row] = this.#queue.nowMs
     const { view, bytes } = this.#queue.arena
     putFrame(view, at, PeerFrame.CALL, headBytes, 0)
     Call.encode(view, at + FRAME_BYTES, { requestRow: row, requestGeneration: this.#calls.generation[row]! >>> 0, kind, capacityBytes })
@@ -152,7 +152,7 @@ export class Calls {
     if (this.#calls.inUse === 0) return
     const { nowMs } = this.#queue
     for (let row = 0; row < CALLS_MAX; row++) {
-      if (!this.#calls.isUsed(row) || this.#resolve[row] === undefined || nowMs - this.#calls.startedMs[row]! < CALL_MS_MAX) continue
+      if (!this.#calls.isUsed(row) || this.#resolve[row] === undefined || nowMs - this.#calls.heardMs[row]! < CALL_MS_MAX) continue
       const peer = this.#calls.peer[row]!
       this.#peers.abort(peer, 'it does not answer a call')
     }
@@ -265,6 +265,7 @@ export class Calls {
     const { offsetBytes, payloadCrc, last, status, lengthBytes } = CallData.decode(view, body)
     if (lengthBytes > this.#calls.capacityBytes[row]! || offsetBytes + payloadBytes > lengthBytes) return 'an answer longer than asked for'
     if (payloadBytes > 0 && crc32c(this.#calls.page[row]!, offsetBytes) !== payloadCrc) return 'a piece with a wrong checksum'
+    this.#calls.heardMs[row] = this.#queue.nowMs
     if (last === 1) this.#end(row, status, lengthBytes)
     return null
   }

@@ -158,6 +158,18 @@ test('an update behind much else on a slow link is not ordered after its life: i
   for (const write of before) assert.equal(await cluster.world.settle(write, 60_000), Status.SUCCESS)
 })
 
+test('answers that take long over a slow link are waited for as long as more of them comes', { timeout: 60_000 }, async () => {
+  const network = { delayMinMs: 100, delayMaxMs: 100, slow: 0, windowMinBytes: 32 * 1024, windowMaxBytes: 32 * 1024 }
+  const cluster = new ChainCluster({ nodes: 2, slots: 1, chainOf: () => [1, 2], network })
+  await cluster.start()
+  await cluster.kill(2)
+  const client = new TestClient(cluster.node(1))
+  for (let i = 0; i < 12; i++) assert.equal(await cluster.world.settle(client.write(i >> 2, (i & 3) * MiB, pattern(i, MiB)), 5000), Status.SUCCESS)
+  cluster.restart(2)
+  await cluster.until('resynced', () => cluster.allServing, 120_000)
+  assert.equal(cluster.node(2).plane.counters.sessionsLost, 0)
+})
+
 test('one peer cannot take all rows of reads', { timeout: 60_000 }, async () => {
   const { cluster } = await twoAndClient({ plane: { limits: { readsMax: 64 } } })
   const { plane, storeOptions } = cluster.node(1)
