@@ -24,8 +24,9 @@ import type { SyncSession } from '../../src/chain/session.ts'
 import { CHAIN_ENTRIES_MAX, inWritePath, ReplicaState } from '../../src/placement/chain.ts'
 import { slotOf } from '../../src/placement/ring.ts'
 import { type BlockRow, PAGE_LOST, PageFlag, type ReplicaStore } from '../../src/store/store.ts'
-import type { SimCluster, SimNode } from './cluster.ts'
+import type { SimCluster } from './cluster.ts'
 import type { Ledger } from './ledger.ts'
+import type { SimNode } from './node.ts'
 
 type Found = (promise: string, detail: string) => void
 

@@ -12,8 +12,9 @@ import type { Raft } from '../../src/raft/driver.ts'
 import { CHANNELS_PER_CLIENT, ChannelRows, ROW_WORDS } from '../../src/store/channel-rows.ts'
 import type { DiskStore } from '../../src/store/disk-store.ts'
 import { type BlockCapture, type BlockRow, PAGE_LOST, PageFlag, type ReplicaStore } from '../../src/store/store.ts'
-import type { SimCluster, SimNode } from './cluster.ts'
+import type { SimCluster } from './cluster.ts'
 import type { Violation } from './history.ts'
+import type { SimNode } from './node.ts'
 
 const SAMPLE_MS = 100
 const STATES_KEPT = 2000
@@ -24,7 +25,7 @@ export const RESYNC_OVERHEAD = 1.1
 
 /**
  * - Lease exclusion: no node that may answer by its own clock and table (valid lease, SERVING) has been dropped from that chain by the
- *   replicated state. (Nodes whose clock is beyond the bound are out of it: design 4.)
+ *   replicated state; looked at now and then, and in the moment of each drop. (Nodes whose clock is beyond the bound are out of it: design 4.)
  * - Connections: a session with a node that was dropped from a chain as DOWN has ended on every peer that knows it, soon after (protocol 16).
  * - State machines: all replicas of the replicated state have the same content at the same index.
  * - Queues of the control plane: nothing piles up in it (`controlQueueBounds`).
@@ -115,6 +116,7 @@ export class Watch {
     const { noteDropped } = state
     state.noteDropped = (dropped, incarnation) => {
       noteDropped.call(state, dropped, incarnation)
+      for (const each of this.#cluster.nodes) if (each.control?.member?.node === dropped) this.#leaseOf(each, state)
       const { plane } = node
       const known = plane && sessionWith(plane, dropped)
       if (plane && known && known.incarnation <= incarnation) {
@@ -124,27 +126,29 @@ export class Watch {
   }
 
   #leases(): void {
-    const { state, world, nodes } = this.#cluster
-    if (!state?.cluster) return
-    for (const node of nodes) {
-      const { plane, process } = node
-      if (!plane || process?.state !== 'running' || world.nowMs < node.untrustedUntilMs) continue
-      const { table } = plane
-      if (table.slotCount === 0 || !table.leaseValid(process.bootMs())) continue
-      const number = node.control?.member?.node
-      for (let slot = 0; slot < state.chains.length; slot++) {
-        if (table.ownState[slot] !== ReplicaState.SERVING) continue
-        const chain = state.chains[slot]!
-        if (table.version[slot]! >= chain.version) continue
-        // a disk that has failed answers nothing, whatever its node knows of the chain
-        if (plane.replicas.storeOf(slot) === undefined) continue
-        const entry = chain.entries.find((of) => of.node === number)
-        if (entry !== undefined && entry.state <= ReplicaState.DRAINING) continue
-        this.#found(
-          'nobody serves without a lease',
-          `${node.id} may answer for slot ${slot} in version ${table.version[slot]}, of which version ${chain.version} has dropped it, at ${world.nowMs.toFixed(0)} ms`,
-        )
-      }
+    const { state, nodes } = this.#cluster
+    for (const node of state?.cluster ? nodes : []) this.#leaseOf(node, state!)
+  }
+
+  #leaseOf(node: SimNode, { chains }: ReplicatedState): void {
+    const { world } = this.#cluster
+    const { plane, process } = node
+    if (!plane || process?.state !== 'running' || world.nowMs < node.untrustedUntilMs) return
+    const { table } = plane
+    if (table.slotCount === 0 || !table.leaseValid(process.bootMs())) return
+    const number = node.control?.member?.node
+    for (let slot = 0; slot < chains.length; slot++) {
+      if (table.ownState[slot] !== ReplicaState.SERVING) continue
+      const chain = chains[slot]!
+      if (table.version[slot]! >= chain.version) continue
+      // a disk that has failed answers nothing, whatever its node knows of the chain
+      if (plane.replicas.storeOf(slot) === undefined) continue
+      const entry = chain.entries.find((of) => of.node === number)
+      if (entry !== undefined && entry.state <= ReplicaState.DRAINING) continue
+      this.#found(
+        'nobody serves without a lease',
+        `${node.id} may answer for slot ${slot} in version ${table.version[slot]}, of which version ${chain.version} has dropped it, at ${world.nowMs.toFixed(0)} ms`,
+      )
     }
   }
 

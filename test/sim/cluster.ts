@@ -1,8 +1,8 @@
 /**
- * Whole clusters in one isolate: real control plane, real data plane, real store and volume layer of every node; only the environment
- * is simulated. The composition follows `src/node` step by step.
+ * Whole clusters in one isolate: real control plane, real data plane, real store and volume layer of every node (node.ts); only the environment
+ * is simulated. Here is what concerns all nodes: operators' commands, health, healing, and what must hold when all is quiet.
  *
- *   const t = await SimCluster.create({ seed: 1, nodes: 3 })
+ *   const t = new SimCluster({ seed: 1, nodes: 3 })
  *   await t.form()
  *   const volume = await t.createVolume('db', { sizeBytes: 64 * MiB })
  *   t.node(1).crash({ losing: 'unflushed' })
@@ -11,60 +11,25 @@
 import { assert } from '../../src/base/assert.ts'
 import { messageOf, XsanError } from '../../src/base/errors.ts'
 import type { DiskNumber, NodeNumber, VolumeNumber } from '../../src/base/ids.ts'
-import { BLOCK_BYTES, KiB, MiB } from '../../src/base/units.ts'
-import { DataPlane, type DataPlaneLimits, DEFAULT_LIMITS } from '../../src/chain/data-plane.ts'
-import { type MountedStore, mountAll, StoreRelay } from '../../src/chain/store-relay.ts'
+import type { DataPlaneLimits } from '../../src/chain/data-plane.ts'
 import type { Member } from '../../src/control/member.ts'
 import { votersWanted } from '../../src/control/members.ts'
-import type { ControlConfig, Registration } from '../../src/control/options.ts'
-import { ControlPlane } from '../../src/control/plane.ts'
-import { AsyncIo } from '../../src/env/async-io.ts'
 import type { Message } from '../../src/env/control.ts'
-import { IoError } from '../../src/env/ioqueue.ts'
-import { createRaftCore } from '../../src/env/native/raft.ts'
 import type { SimArena } from '../../src/env/sim/arena.ts'
-import { portPair, type SimControlEnv, SimControlNetwork, type SimLogLine, textOf } from '../../src/env/sim/control.ts'
-import type { SimDisk } from '../../src/env/sim/disk.ts'
+import { type SimControlEnv, SimControlNetwork, type SimLogLine, textOf } from '../../src/env/sim/control.ts'
 import { SimHost, type SimProcess } from '../../src/env/sim/host.ts'
 import { SimIoQueue } from '../../src/env/sim/ioqueue.ts'
 import type { PageMemory } from '../../src/env/sim/memory.ts'
 import { type NetworkOptions, SimNetwork } from '../../src/env/sim/network.ts'
 import { type Seed, World } from '../../src/env/sim/world.ts'
-import { NbdServer } from '../../src/export/nbd/server.ts'
-import { describeKey } from '../../src/node/config.ts'
 import { isMember, ReplicaState } from '../../src/placement/chain.ts'
-import type { ControlPort, ControlToReactor, ReactorPort, ReactorToControl } from '../../src/placement/messages.ts'
-import { type Geometry, planGeometry } from '../../src/store/layout.ts'
-import { formatStore, mountStore } from '../../src/store/mount.ts'
-import type { ReplicaStore } from '../../src/store/store.ts'
-import { VolumeLayer } from '../../src/volume/volume.ts'
-import { watchAcknowledged } from './acknowledged.ts'
-import { Bay } from './bay.ts'
-import { differenceOf, leftovers, watchInstalls, watchPages, watchQueues, watchRows } from './checkers.ts'
+import type { Bay } from './bay.ts'
+import { differenceOf, leftovers } from './checkers.ts'
 import { protoCodec } from './codec.ts'
-import { DiskOrder } from './disk-order.ts'
-import { Ledger } from './ledger.ts'
-import { simulatedMac } from './mac.ts'
-import { narrate } from './narrate.ts'
-import { NBD_PORT } from './nbd-client.ts'
-import type { ClientSeat } from './workload.ts'
+import type { Ledger } from './ledger.ts'
+import { DATA_PORT, PATIENCE_MS, SimNode } from './node.ts'
 
-const GRPC_PORT = 8080
-const DATA_PORT = 8090
-const HEARTBEAT_GROUP = '239.255.88.1'
-const HEARTBEAT_PORT = 8088
-const NBD_CONNECTIONS_MAX = 16
-/** Control commands of a test wait so long, virtual time. */
-const PATIENCE_MS = 30_000
-const DISK_BYTES = 128 * MiB
-/** Small, so that segments are used again and again. */
-const JOURNAL = { journalBytes: 16 * MiB, segmentBytes: 4 * MiB }
-/** Small tables: quickly made, and sometimes full. */
-const LIMITS = { recordsMax: 1024, updatesMax: 256, readsMax: 256, clientOpsMax: 512, keepMovedMs: 1500 }
 const LOG_LINES_KEPT = 400
-const ARENA_BYTES = 32 * MiB
-/** Of a freed range: the memory of an answer of resync is mostly never touched. */
-const POISON_BYTES_MAX = 256 * KiB
 /** Memory of the arenas of clusters that are over, by its length, zeros again: fresh memory costs more than that. */
 const SPARE = new Map<number, Array<Uint8Array<ArrayBuffer>>>()
 /** Of each length. */
@@ -72,8 +37,6 @@ const SPARE_MAX = 24
 /** And of their disks. */
 const SPARE_PAGES: PageMemory[] = []
 const REPLACE_EVERY_MS = 2000
-/** A process that ended by itself is started again after so long. */
-const SUPERVISOR_MS = 1000
 /** Of healthy timers. */
 const TIMER_LATE_MS = 1
 
@@ -111,359 +74,6 @@ const INSIST_MS = 60_000
 const INSIST_PAUSE_MS = 500
 /** What another node, or the same one later, may answer better. */
 const TRANSIENT: ReadonlySet<string> = new Set(['NODE_UNREACHABLE', 'NETWORK_TIMEOUT', 'CLUSTER_NOT_READY', 'STOPPING', 'NOT_LEADER', 'CONSENSUS_FAILED'])
-
-/** One node: its host, and the process that runs on it, if any. */
-export class SimNode {
-  readonly cluster: SimCluster
-  readonly index: number
-  readonly id: string
-  readonly host: SimHost
-  readonly bays: readonly Bay[]
-  process: SimProcess | undefined
-  env: SimControlEnv | undefined
-  control: ControlPlane | undefined
-  queue: SimIoQueue | undefined
-  plane: DataPlane | undefined
-  stores: readonly ReplicaStore[] = []
-  volumes: VolumeLayer | undefined
-  order: DiskOrder | undefined
-  nbd: NbdServer | undefined
-  /** Why its process ended by itself. */
-  fatal: Error | undefined
-  /** It was removed from the cluster: nobody starts it again. */
-  removed = false
-  /** Of the binary it starts with. */
-  version = 1
-  /** Until then (true time) its clock is, or was a moment ago, off by more than the bound: what it says is no promise. */
-  untrustedUntilMs = 0
-  #starts = 0
-
-  constructor(cluster: SimCluster, index: number) {
-    this.cluster = cluster
-    this.index = index
-    this.id = `node-${index + 1}`
-    this.host = new SimHost(cluster.network, {
-      name: this.id,
-      address: `10.0.0.${index + 1}`,
-      bootOffsetMs: 1000 + cluster.world.random('boot').unit() * 1e6,
-    })
-    this.bays = Array.from({ length: cluster.options.disksPerNode ?? 1 }, (_, i) => new Bay(this.host, index, i))
-  }
-
-  /** The first one. */
-  get disk(): SimDisk {
-    return this.bays[0]!.disk
-  }
-
-  get running(): boolean {
-    return this.process?.alive === true
-  }
-
-  get grpc(): string {
-    return `${this.host.address}:${GRPC_PORT}`
-  }
-
-  get seat(): ClientSeat | undefined {
-    if (!this.running || !this.volumes || !this.queue || !this.process) return undefined
-    const trusted = () => this.cluster.world.nowMs >= this.untrustedUntilMs
-    return { process: this.process, queue: this.queue, volumes: this.volumes, trusted }
-  }
-
-  // ---- what happens to it ----------------------------------------------------------------------------------------------
-  /** Starts its process (a no-op when one runs or the host has no power). */
-  start(): void {
-    if (this.running || this.removed || !this.host.up) return
-    this.#starts++
-    const process = this.host.start('xsand')
-    this.process = process
-    this.fatal = undefined
-    this.plane = undefined
-    this.volumes = undefined
-    this.nbd = undefined
-    this.stores = []
-    process.schedule(1, 'main', () => {
-      this.cluster.world.asyncPending = true
-      this.#main(process).catch((error: unknown) => this.#die(process, error))
-    })
-  }
-
-  /** `losing: 'unflushed'`: its host loses power; 'nothing': only its process is killed. */
-  crash(options: { losing: 'nothing' | 'unflushed' | 'everything unflushed' }): void {
-    if (options.losing === 'nothing') this.process?.kill()
-    else {
-      this.host.losePower(options.losing === 'unflushed' ? 'random' : 'lose')
-      this.host.powerOn()
-    }
-  }
-
-  restart(): void {
-    this.host.powerOn()
-    this.start()
-  }
-
-  /** SIGTERM: it drains, hands over, and ends by itself. */
-  stop(): void {
-    const { process, control } = this
-    if (!process?.alive) return
-    process.schedule(0, 'SIGTERM', () => {
-      this.cluster.world.asyncPending = true
-      const ended = control ? control.stop() : Promise.resolve()
-      ended.then(
-        () => process.kill(),
-        (error: unknown) => this.#die(process, error),
-      )
-    })
-  }
-
-  /** An empty disk stands where the old one was; its process is ended first, if it has not by itself. */
-  replaceDisk(bay: Bay = this.bays[0]!): void {
-    this.process?.kill()
-    bay.replace()
-  }
-
-  /** What people do with a failed disk: another one in its place, or, when nobody else has what is on it, the same one again. */
-  serviceDisk(bay: Bay): void {
-    const isLast = this.cluster.hasLastCopy(bay)
-    this.process?.kill()
-    if (isLast) bay.repair()
-    else bay.replace()
-  }
-
-  /** What its processes took for a failure of the disk: only another disk heals it. */
-  diskFailed({ disk, uuid }: Bay): boolean {
-    const { state } = this.cluster
-    return disk.gone || (state !== undefined && [...state.disks.values()].some((known) => known.uuid === uuid && known.state === 'failed'))
-  }
-
-  freeze(): void {
-    this.process?.freeze()
-  }
-
-  thaw(): void {
-    this.process?.thaw()
-  }
-
-  /** Nothing gets to it or from it. */
-  isolate(): void {
-    for (const other of this.cluster.nodes) {
-      if (other === this) continue
-      this.cluster.network.cut(this.host, other.host)
-      this.cluster.network.cut(other.host, this.host)
-    }
-  }
-
-  rejoin(): void {
-    for (const other of this.cluster.nodes) {
-      if (other === this) continue
-      this.cluster.network.heal(this.host, other.host)
-      this.cluster.network.heal(other.host, this.host)
-    }
-  }
-
-  /** Bits of its data at rest flip. (A journal that rots before it is destaged makes the disk refuse its mount: another matter.) */
-  rot(pages: number, bay: Bay = this.bays[0]!): void {
-    bay.disk.rot(pages, this.extents.fromBytes)
-  }
-
-  /** Where its disks hold data at rest. */
-  get extents(): { readonly fromBytes: number; readonly toBytes: number } {
-    const { extentsOffset, extentCount } = this.#geometry
-    return { fromBytes: extentsOffset, toBytes: extentsOffset + extentCount * BLOCK_BYTES }
-  }
-
-  get #geometry(): Geometry {
-    return planGeometry(this.cluster.options.diskBytes ?? DISK_BYTES, JOURNAL)
-  }
-
-  /** An admin call to this node, from outside. */
-  async call(method: string, request: Message, timeoutMs = PATIENCE_MS): Promise<Message> {
-    return this.cluster.operator.rpc.call(this.grpc, method, request, { timeoutMs })
-  }
-
-  // ---- its process, as src/node puts it together ---------------------------------------------------------------------------
-  async #main(process: SimProcess): Promise<void> {
-    const { cluster } = this
-    let env: SimControlEnv
-    for (;;) {
-      try {
-        env = cluster.control.env(process)
-        break
-      } catch (error) {
-        // A predecessor may hold the metadata for a moment
-        if (!(error instanceof XsanError) || error.status !== 'BUSY') throw error
-        await new Promise<void>((resolve) => {
-          process.schedule(20, 'metadata is locked', () => {
-            cluster.world.asyncPending = true
-            resolve()
-          })
-        })
-      }
-    }
-    this.env = env
-    const control = new ControlPlane({
-      env,
-      config: this.#config(),
-      createCore: createRaftCore,
-      hmac: simulatedMac,
-      openDataPlane: async (registration) => this.#openDataPlane(process, registration),
-      reactorTurning: () => true,
-      onFatal: (error) => this.#die(process, error),
-    })
-    this.control = control
-    await control.start()
-  }
-
-  #config(): ControlConfig {
-    const { options } = this.cluster
-    const { address } = this.host
-    return {
-      nodeId: this.id,
-      clusterId: 'sim',
-      listen: { host: address, port: GRPC_PORT },
-      addresses: { grpc: this.grpc, data: `${address}:${DATA_PORT}`, nbd: '', nbdSocket: '', admin: '' },
-      zone: '',
-      rack: '',
-      version: `0.0.${this.version}-sim`,
-      dataDir: '/metadata',
-      bootId: `${this.id} boot ${this.host.boots}`,
-      pid: this.#starts,
-      disks: this.bays.map(({ uuid, path }) => ({ uuid, path, type: 'ssd', role: 'capacity', capacityBytes: options.diskBytes ?? DISK_BYTES })),
-      replicas: options.replicas ?? Math.min(3, options.nodes),
-      syncWhenWrite: true,
-      slotCount: options.slotCount ?? 16,
-      ...(options.leaseMs === undefined ? {} : { leaseMs: options.leaseMs }),
-      heartbeat: { host: address, port: HEARTBEAT_PORT, multicastGroup: HEARTBEAT_GROUP, multicastPort: HEARTBEAT_PORT, intervalMs: 500 },
-      entries: [],
-      describeKey,
-    }
-  }
-
-  #openDataPlane(process: SimProcess, registration: Registration): ControlPort {
-    const queue = this.cluster.openQueue(process, 'reactor', ARENA_BYTES)
-    queue.arena.poisonBytesMax = POISON_BYTES_MAX
-    queue.runReactor(() => {
-      queue.turn(0)
-    })
-    if (this.cluster.options.traceArena) queue.arena.owners = new Map()
-    this.queue = queue
-    this.order = new DiskOrder(queue, process)
-    const { control, reactor } = portPair<ControlToReactor, ReactorToControl>(process, queue)
-    process.schedule(0.5, 'reactor starts', () => {
-      this.cluster.world.asyncPending = true
-      this.#runReactor(process, queue, reactor, registration).catch((error: unknown) => {
-        if (!(error instanceof XsanError) && !(error instanceof IoError)) this.#die(process, error)
-        else reactor.send({ type: 'failed', message: messageOf(error), nextStep: error instanceof XsanError ? error.nextStep : '' })
-      })
-    })
-    return control
-  }
-
-  async #runReactor(process: SimProcess, queue: SimIoQueue, port: ReactorPort, registration: Registration): Promise<void> {
-    const { options } = this.cluster
-    const asyncIo = new AsyncIo(queue)
-    const stores = await mountAll(
-      this.bays.map((bay, i) => ({ bay, disk: registration.disks[i]! })),
-      ({ bay, disk }) => this.#mount(asyncIo, bay, registration, disk),
-      ({ disk }, error) => port.send({ type: 'diskFailed', disk, reason: error.message }),
-    )
-    const plane = new DataPlane({
-      queue,
-      asyncIo,
-      port,
-      stores,
-      identity: { clusterId: registration.clusterUuid, node: registration.node, incarnation: registration.incarnation, reactor: 0 },
-      listen: { host: this.host.address, port: DATA_PORT },
-      authenticate: {
-        hmac: (bytes) => simulatedMac(registration.clusterKey, bytes),
-        nonce: () => this.env!.entropy.bytes(16),
-      },
-      limits: { ...LIMITS, ...options.limits },
-      settings: { retryTotalMs: options.retryTotalMs ?? 20_000, writeLifeMs: options.writeLifeMs ?? 4000 },
-    })
-    const limits = { ...DEFAULT_LIMITS, ...LIMITS, ...options.limits }
-    watchQueues(plane, limits, (detail) => this.cluster.onBroken?.('every queue is bounded', `${this.id}: ${detail}`))
-    if (this.cluster.world.tracing) narrate(plane, (text) => this.cluster.world.say(`${this.id} ${text}`))
-    watchAcknowledged(this.cluster, plane, { queue, limits }, (promise, detail) => this.cluster.onBroken?.(promise, `${this.id}: ${detail}`))
-    await plane.start()
-    if (!process.alive) return
-    this.stores = stores.map(({ store }) => store)
-    this.plane = plane
-    this.volumes = new VolumeLayer(plane.client, queue.arena)
-    if (options.nbd === true) {
-      const nbd = new NbdServer({ queue, asyncIo, volumes: this.volumes, log: this.env!.log, connectionsMax: NBD_CONNECTIONS_MAX })
-      plane.stopExports = () => nbd.stop()
-      nbd.listenTcp(this.host.address, NBD_PORT)
-      this.nbd = nbd
-    }
-    port.send({ type: 'ready', dataPort: DATA_PORT, nbdPort: options.nbd === true ? NBD_PORT : 0 })
-  }
-
-  /** A blank disk is formatted first. */
-  async #mount(io: AsyncIo, bay: Bay, registration: Registration, disk: DiskNumber): Promise<MountedStore> {
-    const { path, uuid } = bay
-    const { cluster } = this
-    const { slotCount } = registration
-    const identity = { clusterId: registration.clusterUuid, nodeId: registration.nodeId }
-    if (!bay.formatted) {
-      await formatStore(io, {
-        path,
-        createBytes: this.cluster.options.diskBytes ?? DISK_BYTES,
-        identity,
-        diskUuid: uuid,
-        journalUuid: uuid.replace('d15c', 'a0a0'),
-        disk,
-        slotCount,
-        ...JOURNAL,
-        force: true,
-      })
-      bay.formatted = true
-      bay.ledger = new Ledger()
-    }
-    bay.cameBackLacking = bay.lacksRecords
-    if (bay.lacksRecords) cluster.onUnstagedLost?.(cluster.lostWith(disk), !bay.lostPower)
-    const relay = new StoreRelay()
-    const store = await mountStore({
-      io,
-      path,
-      identity,
-      slotCount,
-      events: relay,
-      bootId: `${this.id} boot ${this.host.boots}`,
-      wallMs: () => this.env!.clock.wallMs(),
-      disk,
-      onNote: (message, fields) => this.env!.log.log('INFO', message, fields ?? {}),
-    })
-    bay.mounted = { store, boots: this.host.boots }
-    cluster.ledgers.set(disk, bay.ledger)
-    for (const detail of bay.ledger.mounted(store, io.queue.arena.view, this.host.boots, cluster.world.nowMs))
-      cluster.onBroken?.('a disk that comes back holds what was written to it', `${this.id}: ${detail}`)
-    bay.ledger.onBroken = (promise, detail) => cluster.onBroken?.(promise, `${this.id}: ${detail}`)
-    const file = bay.disk.files.find((of) => of.path === path)!
-    this.order!.mounted(store, file, this.#geometry, bay.ledger, (promise, detail) => cluster.onBroken?.(promise, `${this.id}: ${detail}`))
-    const isSpoiled = () => bay.disk.spoiled
-    watchPages(store, isSpoiled, (detail) => cluster.onBroken?.('no page is bad that nobody spoiled', `${this.id}: ${detail}`))
-    watchRows(store, (detail) => cluster.onBroken?.('a channel row counts as held only where its record is', `${this.id}: ${detail}`))
-    watchInstalls(store, (detail) => cluster.onBroken?.('resync moves what differs, and at most a tenth more', `${this.id}: ${detail}`))
-    return { store, relay }
-  }
-
-  /** The process is the failure unit: what it cannot handle ends it. An assertion is a bug, and the end of the simulation. */
-  #die(process: SimProcess, error: unknown): void {
-    if (!process.alive) return
-    if (!(error instanceof XsanError)) {
-      this.cluster.world.fail(error)
-      return
-    }
-    this.fatal = error
-    this.cluster.world.note('process ends', () => `${this.id}: ${error.status} ${error.message}`)
-    process.kill()
-    // As a supervisor does; the host may have gone meanwhile, or another process run
-    this.host.schedule(SUPERVISOR_MS, 'supervisor', () => {
-      this.cluster.members()
-      this.start()
-    })
-  }
-}
 
 export class SimCluster {
   readonly options: SimClusterOptions

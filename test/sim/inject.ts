@@ -4,9 +4,10 @@ import { BLOCK_BYTES, PAGES_PER_BLOCK } from '../../src/base/units.ts'
 import { ReplicaState } from '../../src/placement/chain.ts'
 import { slotOf } from '../../src/placement/ring.ts'
 import { Lane } from '../../src/wire/peer.ts'
-import type { SimCluster, SimNode, SimVolume } from './cluster.ts'
+import type { SimCluster, SimVolume } from './cluster.ts'
 import { describeFault, type Fault } from './faults.ts'
 import type { History } from './history.ts'
+import type { SimNode } from './node.ts'
 import { SimClient } from './workload.ts'
 
 /** Longer ones may be a dead disk by design, which stays out until it is replaced: only where others serve all that is on it. */

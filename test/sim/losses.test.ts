@@ -4,7 +4,7 @@ import type { VolumeNumber } from '../../src/base/ids.ts'
 import { Status } from '../../src/base/status.ts'
 import { PAGE_BYTES } from '../../src/base/units.ts'
 import { slotOf } from '../../src/placement/ring.ts'
-import type { SimNode } from './cluster.ts'
+import type { SimNode } from './node.ts'
 import { type Scenario, scenario } from './scenario.ts'
 
 type Start = (seat: NonNullable<SimNode['seat']>, done: (row: number, status: number) => void) => void

@@ -15,7 +15,8 @@ import { AsyncIo } from '../../src/env/async-io.ts'
 import type { Handle } from '../../src/env/ioqueue.ts'
 import { SimHost, type SimProcess } from '../../src/env/sim/host.ts'
 import type { SimIoQueue } from '../../src/env/sim/ioqueue.ts'
-import type { SimCluster, SimNode } from './cluster.ts'
+import type { SimCluster } from './cluster.ts'
+import type { SimNode } from './node.ts'
 import type { ClientSeat, SeatVolumes } from './workload.ts'
 
 export const NBD_PORT = 10809

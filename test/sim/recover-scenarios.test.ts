@@ -4,7 +4,8 @@ import { Status } from '../../src/base/status.ts'
 import { BLOCK_BYTES, PAGE_BYTES } from '../../src/base/units.ts'
 import { type ChainEntry, ReplicaState } from '../../src/placement/chain.ts'
 import { slotOf } from '../../src/placement/ring.ts'
-import type { SimNode, SimVolume } from './cluster.ts'
+import type { SimVolume } from './cluster.ts'
+import type { SimNode } from './node.ts'
 import { type Scenario, scenario } from './scenario.ts'
 
 const PAGES = 8

@@ -6,8 +6,8 @@ import assert from 'node:assert/strict'
 import { BLOCK_BYTES, PAGE_BYTES } from '../../src/base/units.ts'
 import { slotOf } from '../../src/placement/ring.ts'
 import type { VolumeLayer } from '../../src/volume/volume.ts'
-import type { SimNode } from './cluster.ts'
 import { writeStamps } from './history.ts'
+import type { SimNode } from './node.ts'
 import { type Scenario, scenario } from './scenario.ts'
 
 /** Calls a volume of the node in a turn of its queue; resolves with the status. */
