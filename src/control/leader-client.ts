@@ -6,7 +6,7 @@ import { messageOf, XsanError } from '../base/errors.ts'
 import type { NodeNumber } from '../base/ids.ts'
 import type { Clock, Message } from '../env/control.ts'
 
-/** One try; a frozen leader must not cost the whole budget. */
+/** The first try; a frozen leader must not cost the whole budget. Each that ends without an answer makes the next twice as long: the leader may wait for others. */
 const TRY_MS = 1500
 const RETRY_DELAY_MS = 50
 /** What another try may cure. */
@@ -48,6 +48,7 @@ export class LeaderClient {
     let last: unknown
     /** A try ended without an answer. */
     let isUnknown = false
+    let tryMs = TRY_MS
     for (;;) {
       if (this.#stopped) throw new XsanError('STOPPING', 'this node is stopping', 'Ask another node.')
       const leftMs = endMs - clock.nowMs()
@@ -66,11 +67,12 @@ export class LeaderClient {
             const answer = this.#options.local(method, request, leftMs)
             return await (options.once ? answer : this.#within(answer, leftMs))
           }
-          return await this.#orLeaderChange(this.#options.remote(leader, method, request, Math.min(leftMs, TRY_MS)), leader)
+          return await this.#orLeaderChange(this.#options.remote(leader, method, request, Math.min(leftMs, tryMs)), leader)
         } catch (error) {
           if (!(error instanceof XsanError) || !RETRIED.has(error.status)) throw error
           last = error
           if (error.status === 'NETWORK_TIMEOUT' || error.status === 'CONSENSUS_FAILED') isUnknown = true
+          tryMs = error.status === 'NETWORK_TIMEOUT' && this.#options.leader() === leader ? 2 * tryMs : TRY_MS
         }
       }
       if (options.once) throw last ?? new XsanError('NOT_LEADER', 'no leader is known', 'Try again: one is being elected.')

@@ -579,6 +579,21 @@ test('a node that holds no replica and whose lease is over: its peers close its 
   await cluster.until(() => others.every((node) => node.data!.peersDown.length === 2), 5000, 'its peers are told again')
 })
 
+test('what the leader has to ask all nodes for is answered at every node, also while one of them says nothing', async () => {
+  const cluster = await TestCluster.up({ seed: 97, nodes: 4 })
+  await cluster.threeVoters()
+  const [asked, silent] = cluster.nodes.filter((node) => !node.leads) as [TestNode, TestNode]
+  silent.process.freeze()
+  for (const method of ['Debug/VolumeInfo', 'Debug/PerfStats', 'Debug/BlockLocation', 'Volume/List'])
+    await asked.call(method, method === 'Debug/BlockLocation' ? { block: 'v1:0' } : method === 'Debug/VolumeInfo' ? { volume: 'v1' } : {}, 15_000)
+  const { nodes } = await asked.call('Debug/PerfStats', {}, 15_000)
+  const errors = (nodes as Array<{ nodeId: string; error: string }>).filter(({ error }) => error !== '')
+  assert.deepEqual(
+    errors.map(({ nodeId }) => nodeId),
+    [silent.id],
+  )
+})
+
 test('a frozen leader costs an election and a lease', async () => {
   const cluster = await TestCluster.up({ seed: 25, nodes: 3 })
   await cluster.threeVoters()

@@ -35,7 +35,11 @@ export const debugService: AdminService = {
     const from = number(request, 'firstBlock')
     const limit = Math.min(BLOCKS_MAX, number(request, 'pageSize') || BLOCKS_DEFAULT)
     const indexes = new Set<number>()
-    for (const { answer } of await askAll(context, { kind: 'blocks', volume: record.volume, from, limit: limit + 1 })) {
+    const [answers, allocated] = await Promise.all([
+      askAll(context, { kind: 'blocks', volume: record.volume, from, limit: limit + 1 }),
+      allocatedBlocks(context, coordinator),
+    ])
+    for (const { answer } of answers) {
       if (Array.isArray(answer)) for (const index of answer) indexes.add(Number(index))
     }
     const inOrder = [...indexes].sort((a, b) => a - b)
@@ -45,7 +49,7 @@ export const debugService: AdminService = {
       slot: slotOf(record.volume, index, context.state.theCluster.slotCount),
     }))
     return {
-      volume: volumeInfo(context, coordinator, record, await allocatedBlocks(context, coordinator)),
+      volume: volumeInfo(context, coordinator, record, allocated),
       blocks,
       nextBlock: inOrder.length > limit ? inOrder[limit] : 0,
     }
