@@ -2,8 +2,8 @@
  * The source's side of a resync (protocol 23): every answer is one instant, content, `last` and committed id, and the channel rows of its disk.
  * Bytes: resync-calls.ts.
  *
- * A disk may need a second for each page that it cannot read. A block with dozens of them is answered after several questions: each is worked on for
- * WORK_MS_MAX, and what it found out is remembered for the next.
+ * A disk may need a second for each page that it cannot read. A block with dozens of them is answered after several questions: each looks for them, and
+ * for their content elsewhere, for WORK_MS_MAX, and what it found out is remembered for the next.
  */
 import { Status } from '../base/status.ts'
 import { PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
@@ -37,8 +37,8 @@ const BLOCKS_PER_DIGESTS = 256
 const READ_TRIES = 5
 const RETRY_MS = 50
 const PAGES_NAMED = 16
-/** One question is worked on for so long: its asker takes a source that says nothing for longer than CALL_MS_MAX (calls.ts) for stuck. */
-const WORK_MS_MAX = 10_000
+/** Its asker takes a source that says nothing for longer than CALL_MS_MAX (calls.ts) for stuck. */
+const WORK_MS_MAX = 5000
 /** What is known of pages that could not be read is believed for so long, of so many. */
 const KNOWN_MS = 300_000
 const KNOWN_MAX = 16_384
@@ -174,15 +174,15 @@ export class ResyncSource {
     if (capture !== null) {
       const bad: number[] = []
       const mended = new Set<number>()
-      const untilMs = this.#io.queue.nowMs + WORK_MS_MAX
       const keyOf = (page: number) => `${store.disk}/${volume}/${layer}/${index}/${page}`
-      let status = await this.#readCaptured(store, capture, dataPages, buffer + dataPage, bad, keyOf, untilMs)
+      let status = await this.#readCaptured(store, capture, dataPages, buffer + dataPage, bad, keyOf)
       store.release(capture)
       if (status === Status.SUCCESS && bad.length > 0) {
         for (const page of bad) if (this.#known(capture, page, keyOf(page))?.isLost) lost.add(page)
         const wanted = bad.filter((page) => !lost.has(page))
         const places = wanted.map((page) => buffer + dataPage + dataPages.indexOf(page))
-        status = await this.#badPages.recover(slot, store, { volume, layer, index }, capture, wanted, places, { lost, mended, untilMs })
+        const found = { lost, mended, untilMs: this.#io.queue.nowMs + WORK_MS_MAX }
+        status = await this.#badPages.recover(slot, store, { volume, layer, index }, capture, wanted, places, found)
         for (const page of lost) this.#note(capture, page, keyOf(page), true)
       }
       for (const page of status === Status.SUCCESS ? bad : mended) this.#unreadable.delete(keyOf(page))
@@ -237,7 +237,7 @@ export class ResyncSource {
 
   /**
    * Content of captured DATA pages to places that follow each other; those that cannot be read go to `bad`. Not SUCCESS: the disk as a whole, or
-   * BUSY: it takes longer than until `untilMs`.
+   * BUSY: it takes too long.
    */
   async #readCaptured(
     store: ReplicaStore,
@@ -246,8 +246,8 @@ export class ResyncSource {
     bufferPage: number,
     bad: number[],
     keyOf: (page: number) => string,
-    untilMs: number,
   ): Promise<number> {
+    const untilMs = this.#io.queue.nowMs + WORK_MS_MAX
     const isLost = (page: number) => (capture.flags[page]! & PAGE_LOST) !== 0 || this.#known(capture, page, keyOf(page)) !== undefined
     for (let i = 0; i < pages.length; ) {
       const first = pages[i]!
