@@ -19,7 +19,7 @@ const VOTERS_MIN = 3
 /** A learner this near to the end of the log may vote. */
 const CAUGHT_UP_ENTRIES = 100
 const CHANGE_TIMEOUT_MS = 5000
-/** Who has answered Raft within this lives, as far as votes are concerned: two election timeouts, after each of which the core asks anew. */
+/** Who has answered Raft so lately lives, as far as votes are concerned; of a death the core tells an election timeout late. */
 const HEARD_MS = 2000
 /** Looks are at most a quarter of a second apart; one that comes so late tells that this process stood still, and has heard nobody for that. */
 const LOOK_LATE_MS = 5000
