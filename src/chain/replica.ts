@@ -423,6 +423,24 @@ export class Replicas {
     }
     this.#readyNext[slot] = row
     this.advance(slot)
+    if (this.table.ownState[slot] === LASTSRV) this.#letGoReady(slot)
+  }
+
+  /**
+   * Who served last and waits for others, perhaps for long, needs no record any more that is ready: should it serve again, it does so alone, with all
+   * that it holds. So credit and buffers are free for the slots that are served.
+   */
+  #letGoReady(slot: number): void {
+    const { records } = this
+    for (let row = this.#first[slot]!; row !== this.#readyNext[slot]; row = this.#first[slot]!) {
+      const next = records.next[row]!
+      this.#first[slot] = next
+      if (next === NONE) this.#last[slot] = NONE
+      if (this.forwardNext[slot] === row) this.forwardNext[slot] = next
+      records.state[row]! |= RecordState.DROPPED
+      if (records.kind[row] === RecordKind.REMOVE) this.#removals--
+      this.#freeIfDone(row)
+    }
   }
 
   /** Commits, and acknowledges upstream, what may be committed and is ready (protocol 12). */
@@ -592,6 +610,7 @@ export class Replicas {
     } else if (state === SYNCING) {
       if (this.sessions.get(slot)?.since !== since) this.#startSession(slot, since)
     } else if (state !== LASTSRV || this.storeOf(slot) === undefined) this.#leaveWritePath(slot)
+    else this.#letGoReady(slot)
     this.#retryParked(slot)
   }
 

@@ -1,9 +1,11 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
-import { ChainCluster, pattern, TestClient } from '../../test/support/chain-cluster.ts'
+import { ChainCluster, pattern, TestClient, VOLUME } from '../../test/support/chain-cluster.ts'
 import { Status } from '../base/status.ts'
 import { MiB } from '../base/units.ts'
+import { ReplicaState } from '../placement/chain.ts'
 import { slotOf } from '../placement/ring.ts'
+import { View } from '../placement/view.ts'
 import { Shares } from './shares.ts'
 
 const SLOTS = 16
@@ -64,4 +66,39 @@ test('writes that their heads refuse one after another, thousands of them, end o
   node.plane.writes.readOnly = true
   for (const status of await cluster.world.settle(Promise.all(writes), 5000)) assert.equal(status, Status.SUCCESS)
   for (const status of await cluster.world.settle(Promise.all(refused), 5000)) assert.equal(status, Status.READ_ONLY)
+})
+
+test('writes of a slot whose other copy is away for long keep no credit from the slots that are served again', { timeout: 60_000 }, async () => {
+  const cluster = new ChainCluster({
+    nodes: 3,
+    slots: 2,
+    chainOf: (slot) => (slot === 0 ? [1, 2] : [1]),
+    plane: { limits: { creditRows: 4 }, settings: { retryTotalMs: 10_000 } },
+  })
+  await cluster.start()
+  const client = new TestClient(cluster.node(3))
+  const of = (slot: number) => Array.from({ length: 64 }, (_, index) => index).filter((index) => slotOf(VOLUME, index, 2) === slot)
+  for (const slot of [0, 1]) assert.equal(await cluster.world.settle(client.write(of(slot)[0]!, 0, pattern(1)), 5000), Status.SUCCESS)
+  cluster.node(2).process.freeze()
+  const undecided = Array.from({ length: 8 }, (_, page) => client.write(of(0)[0]!, page * 4096, pattern(page)))
+  await cluster.world.runFor(100)
+  const { records } = cluster.node(1).plane.replicas
+  assert.equal(records.inUse, 4)
+  // node 2 is lost, and node 1 away for a moment: slot 0 waits for node 2, slot 1 goes on
+  cluster.node(2).kill()
+  cluster.views[1] = View.DOWN
+  cluster.fence(cluster.node(1))
+  await cluster.world.runFor(50)
+  cluster.views[0] = View.UP
+  cluster.step()
+  await cluster.world.runFor(50)
+  cluster.step()
+  assert.deepEqual([cluster.chains[0]!.entries[0]!.state, cluster.chains[1]!.entries[0]!.state], [ReplicaState.LASTSRV, ReplicaState.SERVING])
+  assert.equal(await cluster.world.settle(client.write(of(1)[0]!, 0, pattern(2)), 5000), Status.SUCCESS)
+  // and when it is back, all is as it was
+  cluster.restart(2)
+  await cluster.until('all serve', () => cluster.allServing)
+  for (const write of undecided) assert.equal(await cluster.world.settle(write, 10_000), Status.SUCCESS)
+  await cluster.until('quiet', () => cluster.quiet)
+  cluster.assertEqual()
 })
