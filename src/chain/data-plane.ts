@@ -86,8 +86,8 @@ export interface DataPlaneOptions {
   readonly settings?: Partial<ClientSettings>
 }
 
-/** A stopping node waits so long at most for its disks to note what is durable. */
-const NOTED_MS = 500
+/** A stopping node waits so long at most for its disks to say that they were closed. */
+const SEAL_MS = 500
 /** A stopping node waits so long at most for its uncommitted records, when others can take over. */
 const DRAIN_MS = 100
 
@@ -738,12 +738,12 @@ export class DataPlane {
     const drainedMs = this.table.nodes.size > 1 ? Math.min(endMs, this.#queue.nowMs + DRAIN_MS) : endMs
     while (this.replicas.records.inUse > 0 && this.#queue.nowMs < drainedMs) await this.#io.sleep(2)
     await Promise.all(this.replicas.stores.map((store) => flushStore(this.#io, store)))
-    let isNoted = false
-    const notedMs = this.#queue.nowMs + NOTED_MS
-    void Promise.all(this.replicas.stores.map((store) => store.noteDurable())).then(() => {
-      isNoted = true
+    let isSealed = false
+    const sealedMs = this.#queue.nowMs + SEAL_MS
+    void Promise.all(this.replicas.stores.map((store) => store.seal())).then(() => {
+      isSealed = true
     })
-    while (!isNoted && this.#queue.nowMs < notedMs) await this.#io.sleep(1)
+    while (!isSealed && this.#queue.nowMs < sealedMs) await this.#io.sleep(1)
     // what still comes from peers is refused from here on: "stopped" is as good as a proof of death
     this.table.endLease()
     this.#stopped = true

@@ -290,6 +290,36 @@ test('bit rot is told as the page, repaired from elsewhere, and stays repaired',
   assert.equal(Buffer.compare(bench.queue.arena.bytes.subarray(again * PAGE_BYTES, (again + 1) * PAGE_BYTES), good), 0)
 })
 
+test('a host that goes down after its disk was sealed has lost nothing; nothing is staged from then on', async () => {
+  for (const how of ['sealed', 'not sealed', 'hangs'] as const) {
+    const bench = new Bench(19)
+    await bench.format()
+    let store = await bench.mount()
+    const w = write(bench, store, { index: 0, firstPage: 0, pageCount: 1, id: 1, durable: false })
+    const content = bench.queue.arena.bytes.slice(w.page * PAGE_BYTES, (w.page + 1) * PAGE_BYTES)
+    await bench.until(() => bench.events.staged >= w.seq)
+    if (how === 'hangs') bench.disk.hang()
+    const sealing = how === 'not sealed' ? undefined : store.seal()
+    if (how === 'sealed') await bench.settle(sealing!)
+    else await bench.world.runFor(500)
+    if (how !== 'not sealed') {
+      assert.equal(store.admit(record, false), Status.BUSY)
+      assert.throws(() => store.startSession(2), { status: 'BUSY' })
+      assert.equal(await bench.settle(store.repairPage(store.findBlock(5, 0, 0), 0, 1, 1, w.page, w.crcs[0]!)), false)
+      assert.equal(await bench.settle(store.sweep(() => true)), 0)
+    }
+    bench.powerLoss('lose')
+    store = await bench.mount()
+    assert.equal(store.lostPower, how !== 'sealed', how)
+    if (how !== 'sealed') continue
+    const page = bench.alloc(1)
+    bench.queue.arena.bytes.set(content, page * PAGE_BYTES)
+    await contentIs(bench, store, 0, 0, 1, page)
+    bench.powerLoss('lose')
+    assert.equal((await bench.mount()).lostPower, true, 'it was mounted again')
+  }
+})
+
 test('a repair keeps its payload until it is in the journal, however many wait for that', async () => {
   const bench = new Bench(18)
   await bench.format()

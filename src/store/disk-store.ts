@@ -133,6 +133,8 @@ export class DiskStore implements ReplicaStore {
   readonly #watchTag: Tag
   #watching = false
   #closing = false
+  /** Nothing is staged any more. */
+  #sealed = false
   /** The wall clock, and the queue's when it was asked. */
   #wall = 0
   #wallAtMs = -1
@@ -244,6 +246,7 @@ export class DiskStore implements ReplicaStore {
   admit(record: StageRecord, fromHead: boolean): number {
     const { journal } = this
     if (this.failed) return Status.WRITE_FAILED
+    if (this.#sealed) return Status.BUSY
     if (record.clientHigh !== 0 && !this.rows.hasRoomFor(record.clientHigh, record.clientLow)) return Status.BUSY
     if (record.kind === RecordKind.WRITE && this.#table.find(record.volume, record.layer, record.index) < 0) {
       const status = this.#admitBlock(fromHead)
@@ -384,7 +387,7 @@ export class DiskStore implements ReplicaStore {
 
   startSession(slot: number): number {
     // many begin at once when a node returns, whatever else the disk has to do
-    if (this.journal.tooManyWaiting(false) || this.journal.freePages < PAGES_KEPT) throw this.#journalFull()
+    if (this.#sealed || this.journal.tooManyWaiting(false) || this.journal.freePages < PAGES_KEPT) throw this.#journalFull()
     this.#session[slot] = 1
     const at = this.journal.begin(RecordHeader.size, 0)
     this.#encodePart(at, { kind: JournalKind.SESSION, flags: 0, slot, volume: 0, layer: 0, index: 0, pageCount: 0, rowCount: 0, idHigh: 0, idLow: 0 })
@@ -593,7 +596,8 @@ export class DiskStore implements ReplicaStore {
   #assertRoom(pages: number, batches: number): void {
     const { journal } = this
     if (this.failed) throw new XsanError('WRITE_FAILED', `disk ${this.disk} has failed`)
-    if (journal.tooManyWaiting(false, batches) || journal.freePages - pages - PAGES_KEPT < journal.totalPages * FORWARD_NEEDS_FREE) throw this.#journalFull()
+    if (this.#sealed || journal.tooManyWaiting(false, batches) || journal.freePages - pages - PAGES_KEPT < journal.totalPages * FORWARD_NEEDS_FREE)
+      throw this.#journalFull()
   }
 
   #journalFull(): XsanError {
@@ -710,7 +714,7 @@ export class DiskStore implements ReplicaStore {
       const isUnknown = (chunk.flags[at]! & PAGE_LOST) !== 0 && chunk.idHigh[at] === 0 && chunk.idLow[at] === 0
       const isSame = compareIds(chunk.idHigh[at]!, chunk.idLow[at]!, idHigh, idLow) === 0 && chunk.crc[at] === crc && flag === PageFlag.DATA
       if (!isUnknown && !isSame) return false
-      if (this.failed) return false
+      if (this.failed || this.#sealed) return false
       if (!this.journal.tooManyWaiting(false) && this.journal.freePages > PAGES_KEPT * 2) break
       await this.#io.sleep(1)
     }
@@ -747,7 +751,7 @@ export class DiskStore implements ReplicaStore {
       if (row % SWEPT_PER_TURN === SWEPT_PER_TURN - 1) await this.#io.sleep(0)
       if (table.used[row] === 0 || !isGarbage(table.volume[row]!, table.slot[row]!)) continue
       while (!this.failed && (this.journal.tooManyWaiting(true) || this.journal.freePages < PAGES_KEPT * 2)) await this.#io.sleep(1)
-      if (this.failed) break
+      if (this.failed || this.#sealed) break
       if (table.used[row] === 0 || !isGarbage(table.volume[row]!, table.slot[row]!)) continue
       const { volume, layer, index, slot } = this.blockIdentity(row as BlockRow)
       const at = this.journal.begin(RecordHeader.size, 0)
@@ -842,8 +846,12 @@ export class DiskStore implements ReplicaStore {
     await this.#writeSuperblock()
   }
 
-  async noteDurable(): Promise<void> {
+  async seal(): Promise<void> {
     if (this.failed || this.#closing) return
+    this.#sealed = true
+    await this.journal.settle()
+    if (this.failed) return
+    this.#parts.superblock.clean = true
     this.#parts.superblock.durableSeq = this.durableSeq
     await this.#writeSuperblock()
   }

@@ -139,13 +139,13 @@ test('a rotten page that the superblock knows as durable is that page, not a rea
   for (const page of [0, 2]) assert.equal((await bench.read(store, block, page, 1, buffer)).status, Status.SUCCESS)
 })
 
-test('once a disk has noted what is durable, the end of its journal is not taken for torn, whatever happens to the power', async () => {
+test('once a disk was sealed, the end of its journal is not taken for torn, whatever happens to the power', async () => {
   const make = async (change: (bench: Bench, page: number) => void): Promise<Bench> => {
     const bench = new Bench(7)
     await bench.format(SIZES)
     const store = await bench.mount()
     for (let id = 1; id <= 3; id++) await write(bench, store, id, id)
-    await bench.settle(store.noteDurable())
+    await bench.settle(store.seal())
     bench.powerLoss('keep')
     change(bench, batches(bench).at(-1)!.page)
     return bench

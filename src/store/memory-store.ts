@@ -147,8 +147,7 @@ export class MemoryStore implements ReplicaStore {
   readonly journalBytes = 0
   readonly journalUsedBytes = 0
   lostPower: boolean
-  /** Of the last `noteDurable`. */
-  notedSeq = 0
+  sealed = false
   failed = false
   stagedSeq: number
   durableSeq: number
@@ -267,7 +266,8 @@ export class MemoryStore implements ReplicaStore {
     this.#dead = true
     const state = this.#durable
     for (const entry of this.#entries) if (entry.seq <= upTo) this.#applyTo(state, entry)
-    return { state, lostPower: lostPower || this.lostPower }
+    const isClosed = this.sealed && this.durableSeq === this.#live.seq
+    return { state, lostPower: (lostPower && !isClosed) || this.lostPower }
   }
 
   // ---- hot path --------------------------------------------------------------------------------------------------------
@@ -279,6 +279,7 @@ export class MemoryStore implements ReplicaStore {
 
   admit(record: StageRecord, fromHead: boolean): number {
     if (this.failed) return Status.WRITE_FAILED
+    if (this.sealed) return Status.BUSY
     if (record.clientHigh !== 0 && !this.rows.hasRoomFor(record.clientHigh, record.clientLow)) return Status.BUSY
     if (this.#live.seq - this.stagedSeq >= (fromHead ? RECORDS_MAX / 2 : RECORDS_MAX)) return Status.BUSY
     const isFull = fromHead ? this.rejectCreate : this.#blocksLeft <= 0
@@ -526,8 +527,10 @@ export class MemoryStore implements ReplicaStore {
     this.lostPower = false
   }
 
-  async noteDurable(): Promise<void> {
-    this.notedSeq = this.durableSeq
+  async seal(): Promise<void> {
+    this.sealed = true
+    this.flush(() => {}, 0)
+    while (this.durableSeq < this.#live.seq && !this.failed) await this.#async(0.5, () => {})
   }
 
   isLost(row: BlockRow, page: number): boolean {

@@ -212,8 +212,11 @@ export interface ReplicaStore {
   sweep(isGarbage: (volume: number, slot: number) => boolean): Promise<number>
   /** Every slot here has been served, or resynced, since the host lost power: what is on this disk is what there is. Kept over mounts. */
   forgetPowerLoss(): Promise<void>
-  /** Before the process ends: the disk says how much of it was durable. What of that is missing at the next mount has been lost, and is not a torn write. */
-  noteDurable(): Promise<void>
+  /**
+   * Before the process ends: nothing is staged from now on (BUSY), everything that was is durable, and the disk says so. If the host goes down after
+   * that, it has lost nothing; what is missing at the next mount is no torn write.
+   */
+  seal(): Promise<void>
   /** For `block-location` and `volume-info`: updateVer, commitVer is the chain's, checksum over the pages, state DIRTY/CLEAN, timestamp, size. */
   describe(block: BlockRow): {
     updateHigh: number
