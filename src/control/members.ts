@@ -131,7 +131,7 @@ export class Members {
       log.log('INFO', 'a node leaves the Raft group', { node: gone })
       return () => raft.remove(gone, timeout)
     }
-    const emptied = nodes.filter((node) => node.state === 'leaving' && state.chains.every((chain) => chain.entries.every((entry) => entry.node !== node.node)))
+    const emptied = nodes.filter((node) => node.state === 'leaving' && !this.#holdsCopies(node.node))
     const votes = ({ node }: NodeRecord) => voters.includes(node) || votersOutgoing.includes(node)
     const free = emptied.find((node) => !votes(node))
     if (free !== undefined) return () => raft.propose(encodeCommand('node.remove', { node: free.node }), timeout)
@@ -146,6 +146,15 @@ export class Members {
       : this.#change({ addVoters: [], addLearners: [node] }, 'INFO', 'a node that is removed does not vote any more')
   }
 
+  #isHeard(node: NodeNumber): boolean {
+    const { raft, clock } = this.#options
+    return node === raft.id || clock.nowMs() - (this.#heardMs.get(node) ?? Number.NEGATIVE_INFINITY) <= HEARD_MS
+  }
+
+  #holdsCopies(node: NodeNumber): boolean {
+    return this.#options.state.chains.some(({ entries }) => entries.some((entry) => entry.node === node))
+  }
+
   /** Undefined when those that would vote then and live are no majority: it could not be completed, nor anything after it. */
   #change(
     { addVoters, addLearners }: { readonly addVoters: readonly NodeNumber[]; readonly addLearners: readonly NodeNumber[] },
@@ -153,24 +162,25 @@ export class Members {
     what: string,
     fields: Readonly<Record<string, unknown>> = {},
   ): (() => Promise<unknown>) | undefined {
-    const { raft, state, log, clock } = this.#options
+    const { raft, state, log } = this.#options
     const next = [...raft.members.voters.filter((node) => !addLearners.includes(node)), ...addVoters]
-    const isHeard = (node: NodeNumber) => node === raft.id || clock.nowMs() - (this.#heardMs.get(node) ?? Number.NEGATIVE_INFINITY) <= HEARD_MS
-    if (2 * next.filter(isHeard).length <= next.length) return undefined
+    if (2 * next.filter((node) => this.#isHeard(node)).length <= next.length) return undefined
     const names = (nodes: readonly NodeNumber[]) => nodes.map((node) => state.nodes.get(node)?.id)
     log.log(level, what, { vote: names(addVoters), doNot: names(addLearners), ...fields })
     return () => raft.changeMembers({ addVoters, addLearners }, { timeoutMs: CHANGE_TIMEOUT_MS })
   }
 
   /**
-   * As many of those that stay vote as should; who leaves votes no longer than it takes to replace it. A leader that leaves goes last: it cannot give up
+   * As many of those that stay vote as should; who leaves votes until it is replaced, or has nothing left to give: that may take hours, in which the others
+   * have to survive a loss. A leader that leaves goes last: it cannot give up
    * its own vote, so it needs an heir that has one.
    */
   #nextVoter(): (() => Promise<unknown>) | undefined {
     const { raft, state, isUp } = this.#options
     const { voters, learners } = raft.members
     const eligible = new Set([...state.nodes.values()].filter((node) => node.incarnation > 0 && node.state === 'member').map(({ node }) => node))
-    const wanted = votersWanted(eligible.size)
+    const emptying = [...state.nodes.values()].filter(({ node, state: of }) => of === 'leaving' && this.#isHeard(node) && this.#holdsCopies(node))
+    const wanted = votersWanted(eligible.size + emptying.length)
     const staying = voters.filter((node) => eligible.has(node))
     if (staying.length < wanted) {
       const ready = this.#readyToVote(learners.filter((node) => eligible.has(node))).slice(0, wanted - staying.length)

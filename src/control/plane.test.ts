@@ -1510,6 +1510,18 @@ test('voters that live keep their votes while too few of those that would vote i
   assert.deepEqual(voting(one).voters, [1, 2, 3])
 })
 
+test('while a node is being emptied it votes as before, so that the others survive a loss', async () => {
+  const cluster = await TestCluster.up({ seed: 98, nodes: 3, replicas: 2 })
+  await cluster.threeVoters()
+  const [one, two, three] = cluster.nodes as [TestNode, TestNode, TestNode]
+  for (const node of cluster.nodes) node.data!.syncMs = 1e9
+  await one.call('Cluster/RemoveNode', { nodeId: 'node-3' })
+  await cluster.world.runFor(5000)
+  one.kill()
+  cluster.refused(one)
+  await cluster.until(() => (two.leads || three.leads) && two.data!.serves && three.data!.serves, 10_000, 'the others go on')
+})
+
 test('a removal can be called off until it has ended; the last node, and the last with disks, are not removed at all', async () => {
   const cluster = await TestCluster.up({ seed: 86, nodes: 3, replicas: 2 })
   const [one, two, three] = cluster.nodes as [TestNode, TestNode, TestNode]
