@@ -6,7 +6,7 @@
  *   node test/sim/refusals.ts [--seeds N]        N seeds of each profile (default 4); scenarios always
  *
  * Counts come from V8's block coverage, so that nothing in src/ has to count for it. Exits 1 when something was never reached that
- * is not known to be out of reach (`OUT_OF_REACH`, with the reason), or when something of that list was reached.
+ * is not known to be out of reach (`OUT_OF_REACH`, with the reason).
  */
 import { readFileSync } from 'node:fs'
 import { Session } from 'node:inspector/promises'

@@ -1,7 +1,8 @@
 /**
  * The traces that broke earlier drafts of the protocol (its last section), as scenarios: the faults are aimed at the moment of the trace, clients
  * work all the time, and what they saw must have an explanation. Traces that need one message to be held back between two others (a grant used
- * before its table, a grant between proposal and apply of a drop, channel rows of other slots) are schedules of the model, replayed in test/sim/model.
+ * before its table, channel rows of other slots) are schedules of the model, replayed in test/sim/model; a grant between proposal and apply of a drop is
+ * asked for in src/control/leader.test.ts, flush answers of different tables in src/chain/flush.test.ts.
  */
 import assert from 'node:assert/strict'
 import { ReplicaState } from '../../src/placement/chain.ts'
