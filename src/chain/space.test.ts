@@ -96,3 +96,29 @@ test('a copy that is being brought up to date leaves the last extents of its dis
   await cluster.until('all serve', () => cluster.allServing)
   cluster.assertEqual()
 })
+
+test('new blocks that wait behind others which find no space hold nothing for longer than their life: writes to blocks that are there go on', {
+  timeout: 60_000,
+}, async () => {
+  const cluster = new ChainCluster({ nodes: 3, slots: 2, chainOf: (slot) => (slot === 0 ? [1, 2] : [1]), plane: { limits: { creditRows: 20 } } })
+  await cluster.start()
+  const client = new TestClient(cluster.node(3))
+  const of = (slot: number) => Array.from({ length: 128 }, (_, index) => index).filter((index) => slotOf(VOLUME, index, 2) === slot)
+  const there = of(1)[0]!
+  assert.equal(await cluster.world.settle(client.write(there, 0, pattern(1)), 5000), Status.SUCCESS)
+  // they were under way when the disk became full
+  const { store } = cluster.node(2)
+  const { capacityBytes } = store
+  Object.assign(store, { capacityBytes: store.usedBytes })
+  Object.defineProperty(store, 'rejectCreate', { value: false, configurable: true })
+  const stuck = of(0)
+    .slice(0, 30)
+    .map((index) => client.write(index, 0, pattern(index)))
+  await cluster.world.runFor(100)
+  assert.deepEqual([cluster.node(1).plane.replicas.records.inUse, cluster.node(1).plane.writes.updates.inUse], [16, 20])
+  assert.equal(await cluster.world.settle(client.write(there, 0, pattern(2)), 20_000), Status.SUCCESS)
+  Object.assign(store, { capacityBytes })
+  for (const write of stuck) assert.equal(await cluster.world.settle(write, 20_000), Status.SUCCESS)
+  await cluster.until('quiet', () => cluster.quiet)
+  cluster.assertEqual()
+})

@@ -531,24 +531,29 @@ export class Writes {
     if (this.#early.length > 0) for (const u of this.#early.splice(0)) this.#attempt(u)
   }
 
-  /** Now and then: an update whose table does not come is given back when its life is over, or its client's session. */
+  /** Now and then: an update that waits (for a table, for room, for other new blocks) is given back when its life is over, or its client's session. */
   tick(): void {
     this.#retryCreations()
     this.#retryWaiting()
-    const early = this.#early
-    if (early.length === 0) return
+    this.#giveBackLate(this.#early)
+    this.#giveBackLate(this.#creationsWaiting)
+    for (const waiting of this.#waitingForRoom) this.#giveBackLate(waiting)
+  }
+
+  #giveBackLate(waiting: number[]): void {
+    if (waiting.length === 0) return
     const { updates } = this
     let kept = 0
-    for (const u of early) {
+    for (const u of waiting) {
       const peer = updates.peer[u]!
       const isExpired = updates.deadlineMs[u]! < this.#queue.nowMs
-      if (!isExpired && (peer === NONE || this.#hooks.isPresent(peer, updates.session[u]!))) early[kept++] = u
+      if (!isExpired && (peer === NONE || this.#hooks.isPresent(peer, updates.session[u]!))) waiting[kept++] = u
       else {
         if (isExpired) this.#counters.updatesExpired++
         this.#answer(u, isExpired ? Status.WRITE_EXPIRED : Status.CONNECTION_LOST)
       }
     }
-    early.length = kept
+    waiting.length = kept
   }
 
   /** A new version of the slot's chain: who ordered here and is no longer the head (or is it on another disk) does not answer. */
