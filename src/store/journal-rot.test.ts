@@ -214,6 +214,13 @@ test('a page of the journal that cannot be read refuses the disk where it may ha
   for (const { page } of batches(closed).filter(({ payloadPages }) => payloadPages > 0)) closed.file.badPages.add(page + 1)
   closed.file.badPages.add(batches(closed).at(-1)!.page + 1)
   assert.deepEqual((await mounted(closed)).found, [4, Status.READ_FAILED])
+
+  const sealed = await make(kill, () => [])
+  await sealed.settle((await mounted(sealed)).store.seal())
+  const end = batches(sealed).at(-1)!.page + 20
+  for (let page = end; page < end + 300; page++) sealed.file.badPages.add(page)
+  sealed.kill()
+  assert.deepEqual((await mounted(sealed)).found, [4, Status.SUCCESS], 'nobody has to read so far')
 })
 
 test('a page of the journal that cannot be read when it is moved to its extent is lost as that page, in this mount or in the next; with many of them the disk fails', async () => {

@@ -139,6 +139,9 @@ class Replay {
   #isClean = false
   /** Pages of the journal that cannot be read, and why: zeros in the buffer. */
   readonly #unreadable = new Map<number, XsanError>()
+  /** Somewhere in [from, to) is such a page: there only what is asked for is read. */
+  #badFrom = 0
+  #badTo = 0
   /** By place: beginnings of segments that may be such. */
   readonly #unreadableStarts = new Map<number, XsanError>()
   /** Parts of an install whose last one has not come yet. */
@@ -606,15 +609,21 @@ class Replay {
     }
   }
 
-  /** Journal pages [page, page + count) are in the buffer afterwards, and some of what follows them. */
+  /** Journal pages [page, page + count) are in the buffer afterwards, and some of what follows them, unless something there cannot be read. */
   async #load(page: number, count: number, most = BUFFER_PAGES): Promise<void> {
     if (page >= this.#from && page + count <= this.#from + this.#count) return
     const total = this.#o.geometry.segmentCount * this.#pagesPerSegment
-    const wanted = Math.min(most, total - page)
+    const wanted = page >= this.#badFrom && page < this.#badTo ? count : Math.min(most, total - page)
     this.#from = page
     this.#count = 0
-    await this.#read(page, wanted)
-    this.#count = wanted
+    if (wanted === count || (await this.#failureOf(page, wanted)) !== null) {
+      if (wanted > count) {
+        this.#badFrom = page
+        this.#badTo = page + wanted
+      }
+      await this.#read(page, count)
+      this.#count = count
+    } else this.#count = wanted
   }
 
   #at(page: number): number {
