@@ -68,11 +68,6 @@ export function countAt(ranges: readonly Range[], offset: number): number {
 const OUT_OF_REACH: ReadonlyArray<{ readonly file: string; readonly text: RegExp; readonly why: string }> = [
   { file: 'chain/peers.ts', text: /does not know the key/, why: 'all simulated nodes have the key; src/chain/network.test.ts has one without' },
   { file: 'chain/', text: /PROTOCOL_ERROR/, why: 'arguments of a length that no node of this version sends; src/chain/network.test.ts sends garbage' },
-  {
-    file: 'chain/',
-    text: /wrong checksum|CHECKSUM_MISMATCH/,
-    why: 'bits flip on links between nodes, and most are noticed before; src/chain/network.test.ts flips some of each frame',
-  },
   { file: 'chain/', text: /REQUEST_TOO_LARGE/, why: 'more blocks or rows than simulated disks hold' },
   { file: 'chain/', text: /nobody waits for|longer than asked|not expected here|a bad range/, why: 'no node of this version sends it' },
 ]
