@@ -424,8 +424,10 @@ export class SimFile {
   }
 }
 
-/** Stands for every page of zeros; nobody writes into it. */
-/** Not a Buffer: `slice` of one shares its memory, and what changes a copy would change every page of zeros of every disk. */
+/**
+ * Stands for every page of zeros; nobody writes into it. Not a Buffer: `slice` of one shares its memory, and what changes a copy would change every page of
+ * zeros of every disk.
+ */
 const ZERO_PAGE = new Uint8Array(PAGE_BYTES)
 const ZEROS = Buffer.from(ZERO_PAGE.buffer)
 
