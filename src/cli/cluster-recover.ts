@@ -15,16 +15,19 @@ export const clusterRecover = command<{ acceptDataLoss?: boolean; dryRun?: boole
   async run({ client, options }) {
     const dryRun = options.dryRun ?? false
     const acceptDataLoss = options.acceptDataLoss ?? false
+    let shown: Message = {}
     if (!dryRun) {
       const { slots, waitsFor, unfinished } = await client.call('Cluster/Recover', { dryRun: true })
       const names = (waitsFor as string[]).join(', ')
+      // an answer may take its time, in which others may go
+      shown = { asShown: true, waitsFor }
       if (Number(slots) > 0) {
         const lost = acceptDataLoss ? 'What they alone hold is lost for good, acknowledged writes too.' : 'Writes that they alone hold may be lost.'
         const mixed = acceptDataLoss ? mixedOn(unfinished as string[]) : ''
         await confirmed(options.yes, `Go on without ${names || 'the missing copies'}? ${lost}${mixed === '' ? '' : ` ${mixed}.`}`)
       }
     }
-    const made = await client.call('Cluster/Recover', { dryRun, acceptDataLoss }, 60_000)
+    const made = await client.call('Cluster/Recover', { dryRun, acceptDataLoss, ...shown }, 60_000)
     return {
       data: made,
       table() {

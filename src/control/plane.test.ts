@@ -776,6 +776,30 @@ test('data loss is accepted for what the operator saw lost, and for nothing that
   assert.ok(shared().every((chain) => stateOf(chain, complete) === ReplicaState.SERVING))
 })
 
+test('what the operator has agreed to give up is what he was shown: of a node that has gone meanwhile nothing is given up', async () => {
+  const cluster = await TestCluster.up({ seed: 99, nodes: 5, replicas: 1 })
+  await cluster.threeVoters()
+  const [one, , , four, five] = cluster.nodes as [TestNode, TestNode, TestNode, TestNode, TestNode]
+  const gone = async (node: TestNode) => {
+    node.kill()
+    cluster.refused(node)
+    await cluster.world.runFor(500)
+  }
+  await gone(four)
+  const shown = await one.call('Cluster/Recover', { dryRun: true, acceptDataLoss: true })
+  assert.deepEqual(shown['waitsFor'], ['node-4'])
+  await gone(five)
+  const agreed = { acceptDataLoss: true, asShown: true, waitsFor: shown['waitsFor'] }
+  await assert.rejects(one.call('Cluster/Recover', agreed), { status: 'BUSY', message: 'by now node-5 is waited for, too: nothing was done' })
+  await cluster.world.runFor(2000)
+  const lost = () => [...one.data!.chains.values()].filter(({ entries }) => entries.every((of) => of.state === ReplicaState.LASTSRV)).length
+  assert.equal(lost(), Number((await one.call('Cluster/Recover', { dryRun: true }))['slots']))
+  await five.restart()
+  await cluster.until(() => five.data?.serves === true && lost() === Number(shown['slots']), 20_000, 'it serves what it had')
+  assert.equal((await one.call('Cluster/Recover', agreed))['slots'], shown['slots'])
+  await cluster.until(() => lost() === 0, 20_000, 'the rest is given up')
+})
+
 test('what is left of the data is a copy that was being made: the operator is told whose, before and after', async () => {
   const cluster = await TestCluster.up({ seed: 29, nodes: 3, replicas: 2 })
   await cluster.threeVoters()

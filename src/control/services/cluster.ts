@@ -69,6 +69,12 @@ export const clusterService: AdminService = {
     const coordinator = await fresh(context)
     const { slots, waitsFor } = missing(context, coordinator)
     const unfinished = coordinator.unfinishedCopies().map((node) => context.state.nodes.get(node)?.id ?? String(node))
+    const shown = request['waitsFor']
+    const more = flag(request, 'asShown') && Array.isArray(shown) ? waitsFor.filter((nodeId) => !shown.includes(nodeId)) : []
+    if (!flag(request, 'dryRun') && more.length > 0) {
+      const what = `by now ${more.join(', ')} ${more.length === 1 ? 'is' : 'are'} waited for, too`
+      throw new XsanError('BUSY', `${what}: nothing was done`, 'Look again: xsan cluster recover --dry-run')
+    }
     if (!flag(request, 'dryRun') && slots > 0) {
       context.env.log.log('WARN', 'the operator goes on without the missing nodes', {
         slots,
