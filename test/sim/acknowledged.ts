@@ -132,7 +132,8 @@ export function watchAcknowledged(
     flush.call(flushes, volume, deadlineMs, (status) => {
       if (status === Status.SUCCESS) {
         const { state } = cluster
-        for (const { slot, version, node, store, ledger, position } of owed) {
+        // a volume that has been deleted meanwhile owes nothing
+        for (const { slot, version, node, store, ledger, position } of state?.volumes.has(volume) ? owed : []) {
           const isOver = !node.running || ledger.store !== store || store.failed
           if (isOver || state?.chains[slot]?.version !== version || position <= ledger.durable) continue
           found(
