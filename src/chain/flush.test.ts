@@ -53,6 +53,30 @@ test('a flush after all replicas were killed succeeds: the kernel kept what they
   assert.deepEqual(await read(), pattern(1))
 })
 
+test('processes that the chains do not count yet answer no flush: what those before them had acknowledged may be gone', { timeout: 60_000 }, async () => {
+  const { cluster, client, write } = await relaxed()
+  assert.equal(await write(1), Status.SUCCESS)
+  for (const number of [1, 2]) {
+    cluster.node(number).losePower()
+    cluster.views[number - 1] = 0
+    cluster.node(number).start()
+    cluster.registered[number - 1] = cluster.node(number).incarnation
+  }
+  // they are registered, everybody knows it, and the chains still name the processes that lost their memory
+  cluster.revision = ((cluster.revision as number) + 1) as never
+  for (const node of cluster.nodes) cluster.sendTable(node)
+  for (const node of cluster.nodes) cluster.grant(node)
+  const flush = client.flush(RELAXED_VOLUME)
+  await cluster.world.runFor(500)
+  assert.equal(cluster.losses, 0, 'the premise: the loss is not counted yet')
+  cluster.step()
+  for (const number of [1, 2]) cluster.views[number - 1] = 2
+  cluster.publish([0, 1])
+  cluster.step()
+  await cluster.until('serving', () => cluster.allServing)
+  assert.equal(await cluster.world.settle(flush, 10_000), Status.WRITE_FAILED)
+})
+
 test('a flush that began before the loss, and ends after it, fails', { timeout: 60_000 }, async () => {
   const { cluster, client, write } = await relaxed()
   assert.equal(await write(1), Status.SUCCESS)

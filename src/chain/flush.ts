@@ -1,6 +1,7 @@
 /**
  * Flushes of volumes that acknowledge from memory (protocol 20): every SERVING, DRAINING and SYNCING member of the volume's chains makes its
- * journal durable, and answers only if it knows the same table revision, hence the same version of every chain, before and after.
+ * journal durable, and answers only if it knows the same table revision, hence the same version of every chain, before and after. A process that
+ * the chains do not count yet, for they still name one before it, answers for nobody (protocol 3): its host may have lost its power meanwhile.
  *
  * One flush of a volume runs, and one waits for it, however many ask.
  *
@@ -177,7 +178,7 @@ export class Flushes {
   }
 
   async #flushOwn(revision: number): Promise<number> {
-    if (this.#table.revision !== revision) return Status.ROUTING_STALE
+    if (this.#table.revision !== revision || this.#table.namesEarlier.includes(1)) return Status.ROUTING_STALE
     const stores = this.#replicas.stores.filter((store, index) => !store.failed || this.#isMember(index))
     const statuses = await Promise.all(stores.map((store) => flushStore(this.#io, store)))
     const failure = statuses.find((status) => status !== Status.SUCCESS)

@@ -59,6 +59,8 @@ export class ChainTable {
   entryNode = new Int32Array(0)
   entryDisk = new Int32Array(0)
   entryState = new Uint8Array(0)
+  /** 1: the chain counts on an earlier process of this node. */
+  namesEarlier = new Uint8Array(0)
 
   #leaseUntilMs = -1
   #leaseEnded = false
@@ -197,19 +199,23 @@ export class ChainTable {
     this.entryNode = new Int32Array(slotCount * CHAIN_ENTRIES_MAX)
     this.entryDisk = new Int32Array(slotCount * CHAIN_ENTRIES_MAX)
     this.entryState = new Uint8Array(slotCount * CHAIN_ENTRIES_MAX)
+    this.namesEarlier = new Uint8Array(slotCount)
   }
 
   #setChain(slot: number, version: number, count: number, packed: Int32Array, at: number): void {
     const base = slot * CHAIN_ENTRIES_MAX
     let own = -1
     let copies = 0
+    this.namesEarlier[slot] = 0
     for (let i = 0; i < count; i++) {
       const e = at + i * PACKED_ENTRY
+      const isOwnNode = packed[e + 1] === this.identity.node
+      if (isOwnNode && inWritePath(packed[e + 2] as ReplicaState) && packed[e + 4]! >>> 0 !== this.identity.incarnation) this.namesEarlier[slot] = 1
       this.entryDisk[base + i] = packed[e]!
       this.entryNode[base + i] = packed[e + 1]!
       this.entryState[base + i] = packed[e + 2]!
       if (isMember(packed[e + 2] as ReplicaState)) copies++
-      if (own < 0 && packed[e + 1] === this.identity.node && this.ownDisks.includes(packed[e]! as DiskNumber)) own = i
+      if (own < 0 && isOwnNode && this.ownDisks.includes(packed[e]! as DiskNumber)) own = i
     }
     this.version[slot] = version
     this.entryCount[slot] = count
