@@ -112,6 +112,8 @@ export class DiskOrder {
     const row = Math.floor(leaf / LEAVES_PER_BLOCK)
     const firstPage = (leaf % LEAVES_PER_BLOCK) * PAGES_PER_LEAF
     ledger.notDurable(({ volume, layer, index }, position, page, idHigh, idLow) => {
+      // a page that an install takes away looks like one that has not come to its table yet
+      if (idHigh === 0 && idLow === 0) return
       if (page < firstPage || page >= firstPage + PAGES_PER_LEAF || store.findBlock(volume, layer, index) !== row) return
       const entry = at + (page - firstPage) * PAGE_ENTRY_BYTES
       if (PageEntry.get.idHi(view, entry) !== idHigh || PageEntry.get.idLo(view, entry) !== idLow) return
