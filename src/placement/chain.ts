@@ -191,9 +191,12 @@ function worth(id: LastId, state: ReplicaState): number {
 function isBetter(a: LastId, b: LastId, state: ReplicaState): boolean {
   const [worthOfA, worthOfB] = [worth(a, state), worth(b, state)]
   if (worthOfA !== worthOfB) return worthOfA > worthOfB
-  if (a.hi !== b.hi) return a.hi > b.hi
-  if (a.lo !== b.lo) return a.lo > b.lo
+  if (isHigher(a, b) || isHigher(b, a)) return isHigher(a, b)
   return !a.powerLost && !!b.powerLost
+}
+
+function isHigher(a: LastId, b: LastId): boolean {
+  return a.hi !== b.hi ? a.hi > b.hi : a.lo > b.lo
 }
 
 /** `entry` is up and its id is known, and it is the best such entry of its state; the first of equals. */
@@ -494,7 +497,8 @@ export function invalidChain(chain: Chain): string | null {
 
 /**
  * Whether acknowledged writes that no flush covered may be missing in `after`: nobody who took part in writes in `before` goes on, and who serves
- * instead is not known to have kept its host's memory. (A process that was only killed left everything it had staged in the kernel.)
+ * instead is known neither to have kept its host's memory nor to have all that another has who did. (A process that was only killed left everything
+ * it had staged in the kernel. A loss of power takes the end of a journal: who served last and has an id has all that was ordered before it.)
  */
 export function mayHaveLostUnflushed(before: Chain, after: Chain, lastIds: readonly LastId[] = []): boolean {
   const server = after.entries.find((entry) => isMember(entry.state))
@@ -505,7 +509,15 @@ export function mayHaveLostUnflushed(before: Chain, after: Chain, lastIds: reado
   }
   if (entryOf(before, server.disk)?.state === WAITING) return true
   const id = lastIds.find(({ disk, incarnation }) => disk === server.disk && incarnation === server.incarnation)
-  return id === undefined || id.powerLost === true || id.incomplete === true
+  if (id === undefined || id.incomplete === true) return true
+  return id.powerLost === true && !lastIds.some((other) => hasKeptAll(before, after, other) && !isHigher(other, id))
+}
+
+/** The report is of one who served last in `before`, and as far as is known it has lost nothing of what it had. */
+function hasKeptAll(before: Chain, after: Chain, id: LastId): boolean {
+  const was = entryOf(before, id.disk)
+  const isOfLast = was?.state === LASTSRV && id.version >= was.since && entryOf(after, id.disk)?.incarnation === id.incarnation
+  return isOfLast && id.powerLost !== true && id.incomplete !== true
 }
 
 // ---- questions --------------------------------------------------------------------------------------------------------

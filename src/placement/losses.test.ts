@@ -18,12 +18,12 @@ function chain(version: number, ...entries: ReadonlyArray<readonly [number, Repl
     })),
   }
 }
-const idOf = (disk: number, incarnation: number, powerLost: boolean): LastId => ({
+const idOf = (disk: number, incarnation: number, powerLost: boolean, lo = 1): LastId => ({
   disk: disk as DiskNumber,
   incarnation: incarnation as Incarnation,
   version: 2 as ChainVersion,
   hi: 1,
-  lo: 1,
+  lo,
   powerLost,
 })
 
@@ -38,11 +38,26 @@ test('a recovered slot has lost unflushed writes unless the one who serves kept 
   const before = chain(2, [1, LASTSRV, 2], [2, LASTSRV, 2])
   const recovered = chain(3, [1, SERVING, 2], [2, WAITING, 2])
   assert.equal(mayHaveLostUnflushed(before, recovered, [idOf(1, 2, false), idOf(2, 2, true)]), false)
-  assert.equal(mayHaveLostUnflushed(before, recovered, [idOf(1, 2, true), idOf(2, 2, false)]), true)
+  assert.equal(mayHaveLostUnflushed(before, recovered, [idOf(1, 2, true), idOf(2, 2, true)]), true)
   assert.equal(mayHaveLostUnflushed(before, recovered, [idOf(1, 1, false)]), true, 'the word of an earlier process')
   assert.equal(mayHaveLostUnflushed(before, recovered), true)
   // restarted and recovered within one event
   assert.equal(mayHaveLostUnflushed(chain(1, [1, SERVING, 1]), chain(3, [1, SERVING, 2]), [idOf(1, 2, true)]), true)
+})
+
+test('who lost its memory and has all that another has who kept it has lost nothing that was acknowledged', () => {
+  const before = chain(2, [1, LASTSRV, 2], [2, LASTSRV, 2])
+  const recovered = chain(3, [1, SERVING, 2], [2, WAITING, 2])
+  const lost = (...ids: LastId[]) => mayHaveLostUnflushed(before, recovered, ids)
+  // the head had ordered a record more than had come to the other one
+  assert.equal(lost(idOf(1, 2, true, 9), idOf(2, 2, false, 8)), false)
+  assert.equal(lost(idOf(1, 2, true, 9), idOf(2, 2, false, 9)), false)
+  assert.equal(lost(idOf(1, 2, true, 8), idOf(2, 2, false, 9)), true, 'it serves for another reason')
+  assert.equal(lost(idOf(1, 2, true, 9), { ...idOf(2, 2, false, 8), incomplete: true }), true)
+  assert.equal(lost(idOf(1, 2, true, 9), idOf(2, 1, false, 8)), true, 'the word of an earlier process')
+  assert.equal(lost(idOf(1, 2, true, 9), { ...idOf(2, 2, false, 8), version: 0 as ChainVersion }), true, 'the word of an earlier loss')
+  const waited = chain(2, [1, LASTSRV, 2], [2, WAITING, 2])
+  assert.equal(mayHaveLostUnflushed(waited, recovered, [idOf(1, 2, true, 9), idOf(2, 2, false, 8)]), true, 'who had not served last')
 })
 
 test('who serves after data loss was accepted lacks whatever it lacks', () => {
