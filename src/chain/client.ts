@@ -77,7 +77,8 @@ export interface RemoteReplicas {
   abort(peer: number, reason: string): void
   /** Whether anything of the volume can be acknowledged and not durable. */
   isFlushNeeded(volume: VolumeNumber): boolean
-  flush(volume: VolumeNumber, deadlineMs: number, done: (status: number) => void): void
+  /** `done` returns whether its client is still there. */
+  flush(volume: VolumeNumber, deadlineMs: number, done: (status: number) => boolean): void
 }
 
 /** Whoever waited for (done, row) has gone, at that time. */
@@ -361,7 +362,11 @@ export class Client implements BlockClient {
     this.ops.state[op] = OpState.FLUSHING
     const generation = this.ops.generation[op]!
     this.#remote.flush(volume, this.ops.deadlineMs[op]!, (status) => {
-      if (this.ops.generation[op] === generation) this.#end(op, status)
+      if (this.ops.generation[op] !== generation) return false
+      if (this.#orphans.length > 0) this.#markOrphans()
+      const isAwaited = this.ops.orphaned[op] === 0
+      this.#end(op, status)
+      return isAwaited
     })
   }
 

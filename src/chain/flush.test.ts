@@ -89,6 +89,23 @@ test('a flush that began before the loss, and ends after it, fails', { timeout: 
   assert.equal(await cluster.world.settle(flush, 10_000), Status.WRITE_FAILED)
 })
 
+test('a loss that was told to a client that had gone meanwhile is told again', { timeout: 60_000 }, async () => {
+  const { cluster, client, write, flush } = await relaxed()
+  assert.equal(await write(1), Status.SUCCESS)
+  for (const number of [1, 2]) cluster.network.cut(cluster.node(3).host, cluster.node(number).host)
+  const given = client.orphanableFlush(RELAXED_VOLUME)
+  await cluster.world.runFor(50)
+  // its connection is closed, and it asks again by another one
+  given.orphan()
+  const again = client.flush(RELAXED_VOLUME)
+  const recovered = allDown(cluster, true)
+  cluster.network.healAll()
+  await recovered
+  assert.equal(await cluster.world.settle(given.status, 10_000), Status.WRITE_FAILED)
+  assert.equal(await cluster.world.settle(again, 10_000), Status.WRITE_FAILED)
+  assert.equal(await flush(), Status.SUCCESS)
+})
+
 /** All nodes hear that the volumes acknowledge from memory no more. */
 async function relaxedNoMore(cluster: ChainCluster): Promise<void> {
   cluster.volumes = cluster.volumes.map((volume) => ({ ...volume, syncWhenWrite: true }))

@@ -38,7 +38,11 @@ import type { ChainTable } from './table.ts'
 const RETRY_FIRST_MS = 5
 const RETRY_MAX_MS = 100
 
-type Waiter = { readonly deadlineMs: number; readonly done: (status: number) => void }
+/** Returns whether its client is still there. */
+type Told = (status: number) => boolean
+/** `losses`: those known by the table that the members answered for. */
+type Outcome = { readonly status: number; readonly losses: number }
+type Waiter = { readonly deadlineMs: number; readonly done: Told }
 
 export class Flushes {
   readonly #io: AsyncIo
@@ -92,9 +96,9 @@ export class Flushes {
 
   /**
    * Everything of the volume acknowledged before this call, anywhere, is durable when `done` is called with SUCCESS. WRITE_FAILED: writes
-   * acknowledged earlier may have been lost; said once.
+   * acknowledged earlier may have been lost; said once to somebody who is still there.
    */
-  flush(volume: VolumeNumber, deadlineMs: number, done: (status: number) => void): void {
+  flush(volume: VolumeNumber, deadlineMs: number, done: Told): void {
     const waiting = this.#waiting.get(volume)
     if (waiting !== undefined) {
       this.#counters.flushesJoined++
@@ -107,37 +111,40 @@ export class Flushes {
 
   async #run(volume: VolumeNumber, first: Waiter[]): Promise<void> {
     for (let served: Waiter[] = first; served.length > 0; served = this.#waiting.get(volume)!.splice(0)) {
-      const status = await this.#flushUntil(
+      const { status, losses } = await this.#flushUntil(
         volume,
         served.reduce((latest, { deadlineMs }) => Math.max(latest, deadlineMs), 0),
       )
-      for (const { done } of served) done(status)
+      let isHeard = false
+      for (const { done } of served) if (done(status)) isHeard = true
+      if (status === Status.WRITE_FAILED && isHeard) this.#told.set(volume, losses)
     }
     this.#waiting.delete(volume)
   }
 
-  async #flushUntil(volume: VolumeNumber, deadlineMs: number): Promise<number> {
+  async #flushUntil(volume: VolumeNumber, deadlineMs: number): Promise<Outcome> {
     for (let waitMs = RETRY_FIRST_MS; ; waitMs = Math.min(waitMs * 2, RETRY_MAX_MS)) {
       this.#counters.flushes++
       const wasSync = this.#table.isSyncWhenWrite(volume)
       if (this.#table.revision > 0 && (await this.#flushOnce(volume))) return this.#outcome(volume, wasSync)
-      if (this.#io.queue.nowMs >= deadlineMs) return Status.VOLUME_UNAVAILABLE
+      if (this.#io.queue.nowMs >= deadlineMs) return { status: Status.VOLUME_UNAVAILABLE, losses: 0 }
       await this.#io.sleep(waitMs)
     }
   }
 
   /** Every member has answered for one table, and this is still it. */
-  #outcome(volume: VolumeNumber, wasSync: boolean): number {
-    // the heads knew the same table: from then on they ordered this volume's updates as durable ones
-    if (wasSync) this.#unsettled.delete(volume)
+  #outcome(volume: VolumeNumber, wasSync: boolean): Outcome {
     const losses = this.#table.volumes.get(volume)?.losses ?? 0
-    if (losses <= (this.#told.get(volume) ?? 0)) return Status.SUCCESS
-    this.#told.set(volume, losses)
+    if (losses <= (this.#told.get(volume) ?? 0)) {
+      // the heads knew the same table: from then on they ordered this volume's updates as durable ones
+      if (wasSync) this.#unsettled.delete(volume)
+      return { status: Status.SUCCESS, losses }
+    }
     this.#log('ERROR', 'a flush fails: all replicas of a slot had lost their memory, and with it writes that were acknowledged and not flushed', {
       volume,
       losses,
     })
-    return Status.WRITE_FAILED
+    return { status: Status.WRITE_FAILED, losses }
   }
 
   async #flushOnce(volume: VolumeNumber): Promise<boolean> {

@@ -142,7 +142,7 @@ export function watchAcknowledged(
           )
         }
       }
-      done(status)
+      return done(status)
     })
   }
 }

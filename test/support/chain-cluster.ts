@@ -451,6 +451,12 @@ export class TestClient {
     return this.#call((row) => this.node.client.flush(volume, this.#done, row))
   }
 
+  /** A flush whose client may go before it has ended. */
+  orphanableFlush(volume: VolumeNumber): { status: Promise<number>; orphan: () => void } {
+    const row = this.#row
+    return { status: this.flush(volume), orphan: () => this.node.client.orphan(this.#done, row) }
+  }
+
   /** A write and the row by which it can be orphaned. */
   orphanable(index: number, offsetBytes: number, bytes: Uint8Array): { status: Promise<number>; orphan: (lostMs?: number) => void } {
     const row = this.#row
