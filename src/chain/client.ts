@@ -27,7 +27,7 @@ import { CHANNELS_PER_CLIENT } from '../store/channel-rows.ts'
 import { RecordKind } from '../store/store.ts'
 import type { BlockClient } from './block-client.ts'
 import type { Counters } from './counters.ts'
-import { STANDSTILL_MS_MAX } from './peers.ts'
+import { PEERS_MAX, STANDSTILL_MS_MAX } from './peers.ts'
 import type { Reads } from './read.ts'
 import { NONE } from './records.ts'
 import { RowQueues } from './row-queues.ts'
@@ -47,10 +47,11 @@ const OpState = {
 } as const
 
 /**
- * When the time of a write whose client has gone is over, the session with the head that has been asked ends: what still waits on a slow way to it must
- * not be ordered any more. The head hears of that by another lane, within this part of a write's life.
+ * Part of a write's life that is for the way: its own to the head (who hears nothing for as long ends the session), or that of the end of a session. When
+ * nobody waits any more for a write that may still be on its way, the session with its head ends, so early that the head hears of that, by whichever lane,
+ * within the life: what waits on a slow link is not ordered after it.
  */
-const END_SHARE = 1 / 16
+export const WAY_SHARE = 1 / 2
 /** How often operations that got no answer are looked for. */
 const UNKNOWN_EVERY_MS = 500
 
@@ -148,6 +149,9 @@ export class Client implements BlockClient {
   /** Credit that the updates of a group hold at the peer that heads its slots, as far as is known here. */
   readonly #creditRows = new Int32Array(DISK_GROUPS)
   readonly #creditBytes = new Float64Array(DISK_GROUPS)
+  /** Updates asked of peers so far, and, per peer, the newest of them that is known to have arrived: with it, all before it have. */
+  #asked = 0
+  readonly #arrived = new Float64Array(PEERS_MAX)
   /** The group's node heads slots on other disks, too. */
   readonly #sharesNode = new Uint8Array(DISK_GROUPS)
   /** Credit has come back to a group that may not have all of it. */
@@ -223,6 +227,8 @@ export class Client implements BlockClient {
       /** Asked: the peer and its session; NONE: here. */
       peer: i32,
       session: i32,
+      /** Asked a peer for an update: of `#asked`. */
+      askedAs: f64,
       pins: i32,
       status: i32,
       /** CANCEL: what the write will have failed with. */
@@ -281,7 +287,7 @@ export class Client implements BlockClient {
       for (const { done, lostMs } of byRow.get(ops.callerRow[op]!) ?? []) {
         if (this.#done[op] !== done) continue
         ops.orphaned[op] = 1
-        ops.deadlineMs[op] = Math.min(ops.deadlineMs[op]!, lostMs + this.settings.writeLifeMs * (1 - END_SHARE))
+        ops.deadlineMs[op] = Math.min(ops.deadlineMs[op]!, lostMs + this.settings.writeLifeMs - this.#wayMs)
         this.#abandonedMs = Math.min(this.#abandonedMs, ops.deadlineMs[op]!)
       }
     }
@@ -512,6 +518,7 @@ export class Client implements BlockClient {
     ops.creditGroup[op] = group
     ops.peer[op] = peer
     ops.session[op] = this.#remote.session(peer)
+    ops.askedAs[op] = ++this.#asked
   }
 
   /** Whether the group, with that update, has no more of the peer's credit than would be left. Who has none may take what there is. */
@@ -641,14 +648,13 @@ export class Client implements BlockClient {
 
   /**
    * Remaining life the next try carries, when it may be `wayMs` on its way: ordered by the end of that, the write is within its life, counted from
-   * the loss of its client, which may be at any time from now on. A cancel is tried for as long as it takes.
+   * the loss of its client, which may be at any time from now on, or was so long ago as its deadline tells. A cancel is tried for as long as it takes.
    */
   lifeMs(op: number, wayMs: number): number {
     const { ops, settings } = this
     const longestMs = settings.writeLifeMs - wayMs
     if (ops.kind[op] === OpKind.CANCEL) return longestMs
-    const leftMs = ops.deadlineMs[op]! - this.#queue.nowMs - (ops.orphaned[op] === 1 ? wayMs : 0)
-    return Math.max(0, Math.min(longestMs, leftMs))
+    return Math.max(0, Math.min(longestMs, ops.deadlineMs[op]! - this.#queue.nowMs))
   }
 
   /** CRCs of the operation's bytes in each touched page, into `crcs` from `at` on; returns how many. */
@@ -677,6 +683,9 @@ export class Client implements BlockClient {
     if (op < 0 || op >= ops.rowsMax || !ops.isUsed(op) || ops.generation[op] !== generation || ops.state[op] !== OpState.ASKED) return
     ops.status[op] = status
     this.#returnCredit(op)
+    const peer = ops.peer[op]!
+    // reads go another way. At the end of a session: nothing of it is on its way any more
+    if (peer !== NONE && ops.kind[op] !== OpKind.READ && ops.askedAs[op]! > this.#arrived[peer]!) this.#arrived[peer] = ops.askedAs[op]!
     if (status === Status.SUCCESS) {
       this.#end(op, ops.kind[op] === OpKind.CANCEL ? ops.failure[op]! : Status.SUCCESS)
       return
@@ -786,8 +795,19 @@ export class Client implements BlockClient {
     for (let op = 0; op < ops.rowsMax; op++) {
       if (!ops.isUsed(op) || ops.orphaned[op] === 0 || ops.kind[op] === OpKind.READ || ops.kind[op] === OpKind.CANCEL) continue
       if (this.#queue.nowMs < ops.deadlineMs[op]!) this.#abandonedMs = Math.min(this.#abandonedMs, ops.deadlineMs[op]!)
-      else if (ops.state[op] === OpState.ASKED && ops.peer[op] !== NONE) this.#remote.abort(ops.peer[op]!, 'it has not answered a write whose client has gone')
+      else if (this.#mayBeOnItsWay(op)) this.#remote.abort(ops.peer[op]!, 'it has not answered a write whose client has gone')
     }
+  }
+
+  get #wayMs(): number {
+    return this.settings.writeLifeMs * WAY_SHARE
+  }
+
+  /** A write that a peer was asked for, and nothing that was asked later has been answered. */
+  #mayBeOnItsWay(op: number): boolean {
+    const { ops } = this
+    const peer = ops.peer[op]!
+    return ops.state[op] === OpState.ASKED && ops.kind[op] !== OpKind.CANCEL && peer !== NONE && ops.askedAs[op]! > this.#arrived[peer]!
   }
 
   /** Those whose outcome nobody will know in time. Their buffers go back to whoever waits: what a record may still have to send, it has to copy first. */
@@ -797,7 +817,9 @@ export class Client implements BlockClient {
     if (ops.inUse === 0 || nowMs < this.#lookAgainMs) return
     this.#lookAgainMs = nowMs + UNKNOWN_EVERY_MS
     for (let op = 0; op < ops.rowsMax; op++) {
-      if (!ops.isUsed(op) || nowMs < ops.answerByMs[op]! || ops.channel[op] === NONE) continue
+      if (!ops.isUsed(op) || nowMs < ops.answerByMs[op]! - this.#wayMs || ops.channel[op] === NONE) continue
+      if (this.#mayBeOnItsWay(op)) this.#remote.abort(ops.peer[op]!, 'it has not answered a write whose time is over')
+      if (nowMs < ops.answerByMs[op]!) continue
       if (ops.pins[op]! > 0) this.#writes.takeOverPayload(op)
       if (ops.pins[op]! > 0) continue
       const done = this.#done[op]

@@ -5,6 +5,7 @@ import { type Done, WriteFlag } from '../base/request.ts'
 import { Status } from '../base/status.ts'
 import { MiB } from '../base/units.ts'
 import { ArenaAllocator } from '../env/arena-allocator.ts'
+import { slotOf } from '../placement/ring.ts'
 import { CallKind } from '../wire/peer.ts'
 
 /** Chains of nodes 1 and 2; node 3 has clients only. */
@@ -156,6 +157,91 @@ test('an update behind much else on a slow link is not ordered after its life: i
   assert.deepEqual(seen, [])
   assert.notEqual(await cluster.world.settle(status, 5000), Status.SUCCESS)
   for (const write of before) assert.equal(await cluster.world.settle(write, 60_000), Status.SUCCESS)
+})
+
+test('nor where the way is so slow that the head hears late of the end of the session', { timeout: 60_000 }, async () => {
+  const network = { delayMinMs: 1, delayMaxMs: 1, slow: 0, fragment: 0, windowMinBytes: MiB, windowMaxBytes: MiB }
+  const cluster = new ChainCluster({ nodes: 3, slots: 1, chainOf: () => [1], network, queue: { arenaBytes: 256 * MiB } })
+  await cluster.start()
+  const [gone, other] = [new TestClient(cluster.node(2)), new TestClient(cluster.node(3))]
+  assert.equal(await cluster.world.settle(gone.write(0, 0, pattern(1)), 5000), Status.SUCCESS)
+  for (const [from, to] of [
+    [1, 2],
+    [2, 1],
+  ] as const) {
+    cluster.network.link(cluster.node(from).host, cluster.node(to).host).extraDelayMs = 900
+  }
+  const before = [1, 2, 3, 4].map((index) => gone.write(index, 0, pattern(index, MiB)))
+  await cluster.world.runFor(10)
+  const { orphan } = gone.orphanable(0, 0, pattern(2))
+  await cluster.world.runFor(10)
+  orphan()
+  await cluster.world.runFor(500)
+  assert.equal(await cluster.world.settle(other.write(0, 0, pattern(3)), 1000), Status.SUCCESS)
+  await cluster.world.runFor(5000)
+  cluster.network.healAll()
+  await cluster.world.runFor(5000)
+  assert.deepEqual((await cluster.world.settle(other.read(0, 0, 1), 5000)).bytes, pattern(3))
+  for (const write of before) assert.equal(await cluster.world.settle(write, 60_000), Status.SUCCESS)
+})
+
+test('a write whose client has gone is not tried again when the rest of its life is less than its way may take', { timeout: 60_000 }, async () => {
+  const cluster = new ChainCluster({ nodes: 3, slots: 1, chainOf: () => [1] })
+  await cluster.start()
+  const [gone, other] = [new TestClient(cluster.node(2)), new TestClient(cluster.node(3))]
+  assert.equal(await cluster.world.settle(gone.write(0, 0, pattern(1)), 5000), Status.SUCCESS)
+  cluster.leaseMs = 0
+  await cluster.world.runFor(2500)
+  const { status, orphan } = gone.orphanable(0, 0, pattern(2))
+  await cluster.world.runFor(100)
+  orphan()
+  await cluster.world.runFor(2700)
+  cluster.network.link(cluster.node(2).host, cluster.node(1).host).extraDelayMs = 1500
+  cluster.leaseMs = 2000
+  for (const node of cluster.nodes) cluster.grant(node)
+  await cluster.world.runFor(300)
+  assert.equal(await cluster.world.settle(other.write(0, 0, pattern(3)), 1000), Status.SUCCESS)
+  await cluster.world.runFor(5000)
+  assert.deepEqual((await cluster.world.settle(other.read(0, 0, 1), 5000)).bytes, pattern(3))
+  assert.notEqual(await cluster.world.settle(status, 5000), Status.SUCCESS)
+})
+
+test('a write on a slow link is not ordered any more when its client has been told that nobody knows what became of it', { timeout: 60_000 }, async () => {
+  const network = { delayMinMs: 12, delayMaxMs: 12, slow: 0, fragment: 0, windowMinBytes: 16 * 1024, windowMaxBytes: 16 * 1024 }
+  const plane = { settings: { retryTotalMs: 1000 } }
+  const cluster = new ChainCluster({ nodes: 3, slots: 1, chainOf: () => [1], network, plane, queue: { arenaBytes: 256 * MiB } })
+  await cluster.start()
+  const [slow, other] = [new TestClient(cluster.node(2)), new TestClient(cluster.node(3))]
+  const before = [1, 2, 3, 4, 5, 6].map((index) => slow.write(index, 0, pattern(index, MiB)))
+  await cluster.world.runFor(10)
+  assert.notEqual(await cluster.world.settle(slow.write(0, 0, pattern(2)), 10_000), Status.SUCCESS)
+  assert.equal(await cluster.world.settle(other.write(0, 0, pattern(3)), 1000), Status.SUCCESS)
+  await cluster.world.runFor(15_000)
+  assert.deepEqual((await cluster.world.settle(other.read(0, 0, 1), 5000)).bytes, pattern(3))
+  await cluster.world.settle(Promise.all(before), 60_000)
+})
+
+test('the session with a head that holds a write of a client that has gone stays when what was asked later has been answered', {
+  timeout: 60_000,
+}, async () => {
+  const cluster = new ChainCluster({ nodes: 3, slots: 2, chainOf: (slot) => (slot === 0 ? [1, 2] : [1]) })
+  await cluster.start()
+  const indexOf = (slot: number) => [0, 1, 2, 3, 4, 5, 6, 7].find((index) => slotOf(1, index, 2) === slot)!
+  const client = new TestClient(cluster.node(3))
+  cluster.leaseMs = 60_000
+  for (const node of cluster.nodes) cluster.grant(node)
+  await cluster.world.runFor(5)
+  const { peers } = cluster.node(3).plane
+  const { session } = peers.peers[peers.indexOf(1)]!
+  cluster.node(2).process.freeze()
+  const { orphan } = client.orphanable(indexOf(0), 0, pattern(1))
+  await cluster.world.runFor(20)
+  orphan()
+  const later = client.write(indexOf(1), 0, pattern(2))
+  assert.equal(await cluster.world.settle(later, 1000), Status.SUCCESS)
+  await cluster.world.runFor(5000)
+  assert.equal(client.pending, 1)
+  assert.deepEqual([peers.isUp(peers.indexOf(1)), peers.peers[peers.indexOf(1)]!.session], [true, session])
 })
 
 test('answers that take long over a slow link are waited for as long as more of them comes', { timeout: 60_000 }, async () => {

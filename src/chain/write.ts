@@ -231,7 +231,7 @@ export class Writes {
     }
     if (table.ownPosition[slot] !== 0 || table.ownState[slot]! > ReplicaState.DRAINING) return Status.NOT_HEAD
     if (table.ownState[slot] === ReplicaState.DRAINING || this.#replicas.storeOf(slot) === undefined) return Status.REQUEST_REFUSED
-    if (updates.deadlineMs[u]! < this.#queue.nowMs) {
+    if (updates.deadlineMs[u]! <= this.#queue.nowMs) {
       this.#counters.updatesExpired++
       return Status.WRITE_EXPIRED
     }
