@@ -131,8 +131,51 @@ test('a client cut off while its writes wait counts as gone within the write lif
   assert.ok(await world.run(() => server.connectionCount === 1, 1000))
 })
 
+test('what a client had sent that was cut off while its connection waited for memory is not begun when there is some', async () => {
+  const { world, queue, blocks, server, open, network, host, clients } = make()
+  const all: number[] = []
+  let sent = false
+  void open().then(async (client) => {
+    for (let page = queue.arena.alloc(PAGE_BYTES); page >= 0; page = queue.arena.alloc(PAGE_BYTES)) all.push(page)
+    await client.send(Buffer.concat([request(WRITE, 4096, 512), Buffer.alloc(512)]))
+    sent = true
+  })
+  assert.ok(await world.run(() => sent, 10_000))
+  await world.run(() => false, 1000)
+  assert.equal(server.connectionCount, 1)
+  network.cut(clients, host)
+  await world.run(() => false, 3900)
+  for (const page of all) queue.arena.free(page as PageNumber)
+  await world.run(() => false, 5000)
+  assert.deepEqual([blocks.calls, server.connectionCount], [[], 0])
+})
+
+test('a client that went while this process stood still, though not for long, counts as gone from the last turn before', async () => {
+  const { world, blocks, queue, open } = make()
+  blocks.holding = true
+  const lost: number[] = []
+  blocks.orphan = (_done: unknown, _row: number, lostMs?: number) => {
+    lost.push(lostMs ?? queue.nowMs)
+  }
+  let leave = () => {}
+  void open().then(async (client) => {
+    leave = () => client.process.kill()
+    await client.send(Buffer.concat([request(WRITE, 4096, 512), Buffer.alloc(512)]))
+  })
+  assert.ok(await world.run(() => blocks.calls.length === 1, 10_000))
+  await world.run(() => false, 3000)
+  queue.process.freeze()
+  const frozenMs = queue.nowMs
+  await world.run(() => false, 100)
+  leave()
+  await world.run(() => false, 1700)
+  queue.process.thaw()
+  assert.ok(await world.run(() => lost.length === 1, 1000))
+  assert.ok(lost[0]! <= frozenMs, `${lost[0]! - frozenMs} ms after the last turn`)
+})
+
 test('a client whose host has gone while replies are on their way to it gives back what it holds after two minutes; one that only does not read keeps it', async () => {
-  const { world, server, queue, open, network, host, clients } = make()
+  const { world, server, queue, open, network, host, clients } = make({ arenaBytes: 64 * MiB })
   let sent = false
   const before = queue.arena.stats().freeBytes
   void open().then(async (client) => {

@@ -77,8 +77,9 @@ const DEADLINE_AGAIN_MS = 100
 /** After its goodbye a client's requests go on as before for so long; what is left then has the rest of the write life, and no more of it is begun. */
 const GOODBYE_MS = 1000
 /**
- * A client whose host has been silent for SILENT_MS while a write of it has waited for STUCK_MS is taken to have gone: cut off from this node, its end of
- * the connection cannot be heard, and it may go on by another node. The kernels talk every second; less than the write life has gone by.
+ * A client whose host has been silent for SILENT_MS_MAX while a write of it has waited for STUCK_MS, or its connection for room, is taken to have gone: cut
+ * off from this node, its end of the connection cannot be heard, and it may go on by another node. The kernels talk every second; less than the write life
+ * has gone by.
  */
 const SILENT_MS_MAX = 3000
 const STUCK_MS = 1000
@@ -892,7 +893,7 @@ export class NbdServer {
       return
     }
     t.ending[c] = 1
-    t.goodbyeMs[c] = this.#queue.nowMs
+    t.goodbyeMs[c] = this.#turnMs
     this.#queue.timeout(GOODBYE_MS, this.#goodbyeTag, c)
   }
 
@@ -904,9 +905,10 @@ export class NbdServer {
 
   /**
    * The connection goes: no more is received or answered, writes under way are given up soon. Called again whenever something of it has ended,
-   * until nothing is left; then the socket is closed and the row is free.
+   * until nothing is left; then the socket is closed and the row is free. Its client may have gone right after the last turn: this process may have
+   * stood still since.
    */
-  #drop(c: number, reason: string, lostMs = this.#queue.nowMs): void {
+  #drop(c: number, reason: string, lostMs = this.#turnMs): void {
     const t = this.#connections
     if (t.ending[c] === 1 && t.state[c] === State.RUNNING) {
       this.#queue.cancelTimeout(this.#goodbyeTag, c)
@@ -939,6 +941,12 @@ export class NbdServer {
     const { nowMs } = this.#queue
     this.#silenceAtMs = nowMs + SILENCE_EVERY_MS
     if (this.#lost.length > 0) for (const { page, pages } of this.#lost.splice(0)) this.#freeBuffer(page, pages)
+    // what it has sent is not begun when there is room, perhaps much later
+    for (const c of [...this.#blocked]) {
+      if (!t.isUsed(c) || t.state[c] !== State.RUNNING || t.blocked[c] !== 1) continue
+      const silentMs = this.#queue.silentMs(this.#socket(c))
+      if (silentMs > SILENT_MS_MAX) this.#drop(c, `its client's host is silent, and what it asked for waits for room`, nowMs - silentMs)
+    }
     if (q.inUse === 0) return
     for (let c = 0; c < t.rowsMax; c++) {
       if (!t.isUsed(c) || t.state[c] !== State.RUNNING || t.sending[c] === 0 || nowMs - t.sendMs[c]! < STUCK_MS) continue
