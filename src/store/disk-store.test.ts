@@ -320,6 +320,33 @@ test('a host that goes down after its disk was sealed has lost nothing; nothing 
   }
 })
 
+test('a disk whose flush has failed, and is mounted again, may lack what was not durable; one that only hung does not', async () => {
+  for (const fault of ['flush', 'flush of a mount', 'hang'] as const) {
+    const bench = new Bench(20)
+    await bench.format()
+    let store = await bench.mount()
+    const w = write(bench, store, { index: 0, firstPage: 0, pageCount: 1, id: 1, durable: false })
+    await bench.until(() => bench.events.staged >= w.seq)
+    if (fault === 'hang') bench.disk.hang()
+    else if (fault === 'flush') bench.disk.faults.flushEio = 1
+    if (fault !== 'flush of a mount') {
+      store.flush(() => undefined, 0)
+      await bench.until(() => store.failed)
+      await bench.world.runFor(100)
+    }
+    bench.kill()
+    bench.disk.resume()
+    if (fault === 'flush of a mount') {
+      bench.disk.faults.flushEio = 1
+      await assert.rejects(bench.mount(), { status: 'WRITE_FAILED' })
+    }
+    bench.disk.faults.flushEio = 0
+    store = await bench.mount()
+    assert.equal(store.lostPower, fault !== 'hang', fault)
+    assert.equal(store.failed, false)
+  }
+})
+
 test('a repair keeps its payload until it is in the journal, however many wait for that', async () => {
   const bench = new Bench(18)
   await bench.format()

@@ -132,6 +132,7 @@ export class DiskStore implements ReplicaStore {
   readonly #extentsKept: number
   readonly #watchTag: Tag
   #watching = false
+  #hangs = false
   #closing = false
   /** Nothing is staged any more. */
   #sealed = false
@@ -816,6 +817,20 @@ export class DiskStore implements ReplicaStore {
     this.#parts.options.events.onFailed(reason)
     // who waits for room is refused now
     this.#giveRoomSoon()
+    if (!this.#hangs) void this.#noteDropped()
+  }
+
+  /**
+   * After an error nobody knows what the kernel and the drive have dropped of all that was not durable, and the next flush of theirs succeeds: should
+   * the disk be mounted again, it is like one that was without power. As well as a disk can that has failed.
+   */
+  async #noteDropped(): Promise<void> {
+    this.#parts.superblock.lostPower = true
+    try {
+      await this.#parts.writeSuperblock()
+    } catch {
+      // nothing more can be done with it
+    }
   }
 
   /** Some I/O is under way. */
@@ -835,9 +850,16 @@ export class DiskStore implements ReplicaStore {
     reader.tick = destage.tick = tick
     const oldest = Math.min(journal.oldestTick(), reader.oldestTick())
     const background = destage.oldestTick()
-    if (tick - oldest > WATCH_TICKS) this.fail(`the disk has not answered for ${hungMs} ms`)
-    else if (tick - background > WATCH_TICKS * BACKGROUND_HUNG) this.fail(`the disk has not answered the background work for ${hungMs * BACKGROUND_HUNG} ms`)
+    if (tick - oldest > WATCH_TICKS) this.#failHung(`the disk has not answered for ${hungMs} ms`)
+    else if (tick - background > WATCH_TICKS * BACKGROUND_HUNG)
+      this.#failHung(`the disk has not answered the background work for ${hungMs * BACKGROUND_HUNG} ms`)
     else if (Math.min(oldest, background) !== Number.POSITIVE_INFINITY) this.watch()
+  }
+
+  /** What it keeps it may still do. */
+  #failHung(reason: string): void {
+    this.#hangs = true
+    this.fail(reason)
   }
 
   async forgetPowerLoss(): Promise<void> {

@@ -312,6 +312,11 @@ async function mountOpened(options: MountOptions, file: OpenedFile): Promise<Dis
     await writeSuperblock()
     return await load(options, file, superblock, superblockPage, writeSuperblock, { clean, lastMount })
   } catch (error) {
+    if (!clean && error instanceof XsanError && error.status === 'WRITE_FAILED') {
+      // what the kernel had kept of a process before it may be dropped now, and the flush of the next mount would say that it is durable
+      superblock.lostPower = true
+      await failureOf(writeSuperblock())
+    }
     arena.free(superblockPage)
     throw error
   }

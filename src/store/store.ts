@@ -131,7 +131,10 @@ export interface ReplicaStore {
   readonly rejectCreate: boolean
   /** Why, when it is not that the disk is full of blocks; else ''. */
   readonly rejectReason: string
-  /** The host (not only the process) went down unclean, and nobody has said since that it is of no matter any more: unflushed data may be missing. */
+  /**
+   * The host (not only the process) went down unclean, or a write or flush of the disk has failed, and nobody has said since that it is of no matter
+   * any more: unflushed data may be missing.
+   */
   readonly lostPower: boolean
   readonly stagedSeq: JournalSeq
   readonly durableSeq: JournalSeq
