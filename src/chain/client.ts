@@ -197,7 +197,7 @@ export class Client implements BlockClient {
       kind: u8,
       state: u8,
       durable: u8,
-      /** Whoever waited for it has gone. */
+      /** Whoever waited for it has gone; 2: that was noticed so late that a head which has it may order it after its life. */
       orphaned: u8,
       volume: f64,
       index: i32,
@@ -286,9 +286,11 @@ export class Client implements BlockClient {
       if (!ops.isUsed(op)) continue
       for (const { done, lostMs } of byRow.get(ops.callerRow[op]!) ?? []) {
         if (this.#done[op] !== done) continue
-        ops.orphaned[op] = 1
+        ops.orphaned[op] = this.#queue.nowMs - lostMs > this.settings.writeLifeMs - this.#wayMs ? 2 : 1
         ops.deadlineMs[op] = Math.min(ops.deadlineMs[op]!, lostMs + this.settings.writeLifeMs - this.#wayMs)
         this.#abandonedMs = Math.min(this.#abandonedMs, ops.deadlineMs[op]!)
+        // that it has gone may have been noticed late
+        if (ops.state[op] === OpState.ASKED && ops.peer[op] === NONE) this.#writes.shortenLife(op, ops.deadlineMs[op]! + this.#wayMs)
       }
     }
   }
@@ -803,11 +805,12 @@ export class Client implements BlockClient {
     return this.settings.writeLifeMs * WAY_SHARE
   }
 
-  /** A write that a peer was asked for, and nothing that was asked later has been answered. */
+  /** A write that a peer was asked for, and nothing that was asked later has been answered. Or the head may have it, and take its time. */
   #mayBeOnItsWay(op: number): boolean {
     const { ops } = this
     const peer = ops.peer[op]!
-    return ops.state[op] === OpState.ASKED && ops.kind[op] !== OpKind.CANCEL && peer !== NONE && ops.askedAs[op]! > this.#arrived[peer]!
+    if (ops.state[op] !== OpState.ASKED || ops.kind[op] === OpKind.CANCEL || peer === NONE) return false
+    return ops.askedAs[op]! > this.#arrived[peer]! || ops.orphaned[op] === 2
   }
 
   /** Those whose outcome nobody will know in time. Their buffers go back to whoever waits: what a record may still have to send, it has to copy first. */

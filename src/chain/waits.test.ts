@@ -206,6 +206,28 @@ test('a write whose client has gone is not tried again when the rest of its life
   assert.notEqual(await cluster.world.settle(status, 5000), Status.SUCCESS)
 })
 
+for (const where of ['here', 'elsewhere']) {
+  test(`a write that waits at its head (${where}) is not ordered after its life when it is noticed late that its client has gone`, {
+    timeout: 60_000,
+  }, async () => {
+    const cluster = new ChainCluster({ nodes: 2, slots: 1, chainOf: () => [1] })
+    await cluster.start()
+    const client = new TestClient(cluster.node(where === 'here' ? 1 : 2))
+    assert.equal(await cluster.world.settle(client.write(0, 0, pattern(1)), 5000), Status.SUCCESS)
+    await cluster.until('quiet', () => cluster.quiet)
+    // of a part of a page: it has to be read first
+    cluster.node(1).storeOptions.readMs = 1500
+    const { status, orphan } = client.orphanable(0, 512, pattern(2, 512))
+    await cluster.world.runFor(100)
+    assert.equal(await cluster.world.settle(client.write(0, 4096, pattern(3)), 1000), Status.SUCCESS)
+    orphan(cluster.world.nowMs - 3000)
+    await cluster.world.runFor(3000)
+    cluster.node(1).storeOptions.readMs = 0
+    assert.notEqual(await cluster.world.settle(status, 5000), Status.SUCCESS)
+    assert.deepEqual((await cluster.world.settle(client.read(0, 0, 1), 5000)).bytes, pattern(1))
+  })
+}
+
 test('a write on a slow link is not ordered any more when its client has been told that nobody knows what became of it', { timeout: 60_000 }, async () => {
   const network = { delayMinMs: 12, delayMaxMs: 12, slow: 0, fragment: 0, windowMinBytes: 16 * 1024, windowMaxBytes: 16 * 1024 }
   const plane = { settings: { retryTotalMs: 1000 } }

@@ -167,6 +167,15 @@ export class Writes {
     this.#attempt(u)
   }
 
+  /** What that operation of this node asked for is not to be ordered after `untilMs`. */
+  shortenLife(operation: number, untilMs: number): void {
+    const { updates } = this
+    for (let u = 0; u < updates.rowsMax; u++) {
+      if (!updates.isUsed(u) || updates.peer[u] !== NONE || updates.requestRow[u] !== operation) continue
+      updates.deadlineMs[u] = Math.min(updates.deadlineMs[u]!, untilMs)
+    }
+  }
+
   /** A row whose receipt was broken off, or whose content is wrong: no answer. */
   abandon(u: number): void {
     const { updates } = this
