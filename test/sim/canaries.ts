@@ -161,7 +161,7 @@ export const CANARIES: readonly Canary[] = [
     bug: 'a flush of a volume with sync_when_write off answers without asking any replica',
     seedsMax: 5,
     plan: { focus: 'blackouts-relaxed' },
-    plant: () => replace(Flushes.prototype, 'flush', () => (_volume: number, _deadlineMs: number, done: (status: number) => void) => done(Status.SUCCESS)),
+    plant: () => replace(Flushes.prototype, 'flush', () => (_volume: number, _deadlineMs: number, done: (status: number) => boolean) => done(Status.SUCCESS)),
   },
   {
     name: 'flush-not-forwarded',
@@ -186,13 +186,13 @@ export const CANARIES: readonly Canary[] = [
     seedsMax: 80,
     plan: { focus: 'flushes' },
     plant: () => {
-      const underWay = new WeakMap<Flushes, Map<number, Array<(status: number) => void>>>()
-      return method<Flushes, [number, number, (status: number) => void], void>(
+      const underWay = new WeakMap<Flushes, Map<number, Array<(status: number) => boolean>>>()
+      return method<Flushes, [number, number, (status: number) => boolean], void>(
         Flushes.prototype,
         'flush',
         (original) =>
           function (volume, deadlineMs, done) {
-            const volumes = underWay.get(this) ?? new Map<number, Array<(status: number) => void>>()
+            const volumes = underWay.get(this) ?? new Map<number, Array<(status: number) => boolean>>()
             underWay.set(this, volumes)
             const first = volumes.get(volume)
             if (first !== undefined) {
@@ -203,7 +203,7 @@ export const CANARIES: readonly Canary[] = [
             volumes.set(volume, all)
             original.call(this, volume, deadlineMs, (status) => {
               volumes.delete(volume)
-              for (const each of all) each(status)
+              return all.filter((each) => each(status)).length > 0
             })
           },
       )
