@@ -473,7 +473,7 @@ export class DataPlane {
       const resync = this.#resync.stats()
       // those that a mount has found are looked for too
       if (resync.lostPages > 0) this.#badPages.heal()
-      for (const store of this.replicas.stores) if (store.lostPower && this.#hasServedAllOf(store)) void store.forgetPowerLoss()
+      for (const store of this.replicas.stores) if (store.lostPower) this.#noteServed(store)
       this.#port.send({ type: 'stats', counters: this.#allCounters(), disks: this.#diskStats(), resync })
     }
   }
@@ -485,12 +485,19 @@ export class DataPlane {
     this.#port.send({ type: 'unreachable', nodes })
   }
 
-  /** Every slot of which the disk is to have a replica has been served or resynced by this process. */
-  #hasServedAllOf({ disk, failed }: ReplicaStore): boolean {
+  /** Slots of which the disk is to have a replica, and that have been served or resynced since its host lost power, have lost nothing that is not known. */
+  #noteServed(store: ReplicaStore): void {
     const { table, replicas } = this
-    if (table.slotCount === 0 || failed) return false
-    for (let slot = 0; slot < table.slotCount; slot++) if (replicas.hasServed[slot] === 0 && table.stateOf(slot, disk) !== undefined) return false
-    return true
+    if (table.slotCount === 0 || store.failed) return
+    const served: number[] = []
+    let waiting = 0
+    for (let slot = 0; slot < table.slotCount; slot++) {
+      if (!store.hasLostPower(slot) || table.stateOf(slot, store.disk) === undefined) continue
+      if (replicas.hasServed[slot] === 1) served.push(slot)
+      else waiting++
+    }
+    if (waiting === 0) void store.forgetPowerLoss()
+    else if (served.length > 0) void store.forgetPowerLossOf(served)
   }
 
   /** Pages whose content is gone here and came from no other replica. */
@@ -626,7 +633,7 @@ export class DataPlane {
         // of each disk here: the chain may name two of them
         const state = table.stateOf(slot, store.disk)
         if (state !== ReplicaState.LASTSRV && state !== ReplicaState.WAITING) continue
-        const hasLostPower = store.lostPower && replicas.hasServed[slot] === 0
+        const hasLostPower = store.hasLostPower(slot) && replicas.hasServed[slot] === 0
         damaged ??= slotsWithUnknownPages(store)
         const flags =
           (hasLostPower ? LastIdFlag.LOST_POWER : 0) | (store.isIncomplete(slot) ? LastIdFlag.INCOMPLETE : 0) | (damaged.has(slot) ? LastIdFlag.DAMAGED : 0)

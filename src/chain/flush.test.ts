@@ -106,6 +106,33 @@ test('a loss that was told to a client that had gone meanwhile is told again', {
   assert.equal(await flush(), Status.SUCCESS)
 })
 
+test('a slot that has been served since its host lost power has lost nothing with the next process, while another slot is waited for', {
+  timeout: 60_000,
+}, async () => {
+  const cluster = new ChainCluster({ nodes: 3, slots: 2, chainOf: (slot) => (slot === 0 ? [1] : [1, 2]) })
+  await cluster.start()
+  for (const number of [1, 2]) {
+    cluster.node(number).losePower()
+    cluster.views[number - 1] = 0
+  }
+  cluster.step()
+  const isServed = () => cluster.chains[0]!.entries[0]!.state === 0
+  cluster.restart(1)
+  await cluster.until('the slot without another copy is served', isServed)
+  assert.equal(cluster.losses, 1)
+  await cluster.world.runFor(1500)
+  await cluster.kill(1)
+  assert.equal(isServed(), false)
+  cluster.restart(1)
+  await cluster.until('it is served again', isServed)
+  assert.equal(cluster.losses, 1)
+  assert.equal(cluster.node(1).store.lostPower, true, 'the premise: the other slot waits')
+  await cluster.kill(1, { power: true })
+  cluster.restart(1)
+  await cluster.until('it is served once more', isServed)
+  assert.equal(cluster.losses, 2)
+})
+
 /** All nodes hear that the volumes acknowledge from memory no more. */
 async function relaxedNoMore(cluster: ChainCluster): Promise<void> {
   cluster.volumes = cluster.volumes.map((volume) => ({ ...volume, syncWhenWrite: true }))

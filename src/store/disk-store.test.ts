@@ -347,6 +347,30 @@ test('a disk whose flush has failed, and is mounted again, may lack what was not
   }
 })
 
+test('slots that have been served since the host lost its power are known to the next process, until it is lost again', async () => {
+  const bench = new Bench(21)
+  await bench.format()
+  const lost = (store: DiskStore) => [0, 9, SLOTS - 1].map((slot) => store.hasLostPower(slot))
+  assert.deepEqual(lost(await bench.mount()), [false, false, false])
+  bench.powerLoss()
+  let store = await bench.mount()
+  assert.deepEqual(lost(store), [true, true, true])
+  await bench.settle(store.forgetPowerLossOf([9]))
+  for (let mounts = 0; mounts < 3; mounts++) {
+    assert.deepEqual(lost(store), [true, false, true])
+    assert.equal(store.lostPower, true)
+    bench.kill()
+    store = await bench.mount()
+  }
+  bench.powerLoss()
+  store = await bench.mount()
+  assert.deepEqual(lost(store), [true, true, true])
+  await bench.settle(store.forgetPowerLossOf([0]))
+  await bench.settle(store.forgetPowerLoss())
+  bench.kill()
+  assert.deepEqual(lost(await bench.mount()), [false, false, false])
+})
+
 test('a repair keeps its payload until it is in the journal, however many wait for that', async () => {
   const bench = new Bench(18)
   await bench.format()

@@ -37,7 +37,7 @@ import {
   type ReplicaStore,
   type StageRecord,
 } from './store.ts'
-import type { SuperblockState } from './superblock.ts'
+import { hasServedSince, losePower, noteServed, type SuperblockState } from './superblock.ts'
 import { checksumOf, pagesOf, sizeOf } from './tables.ts'
 
 /** Shares of the journal: a client's write needs this much free, a forwarded one this much; removals and empty records a few pages. */
@@ -825,7 +825,7 @@ export class DiskStore implements ReplicaStore {
    * the disk be mounted again, it is like one that was without power. As well as a disk can that has failed.
    */
   async #noteDropped(): Promise<void> {
-    this.#parts.superblock.lostPower = true
+    losePower(this.#parts.superblock)
     try {
       await this.#parts.writeSuperblock()
     } catch {
@@ -865,7 +865,17 @@ export class DiskStore implements ReplicaStore {
   async forgetPowerLoss(): Promise<void> {
     if (this.failed || this.#closing || !this.lostPower) return
     this.#parts.superblock.lostPower = false
+    this.#parts.superblock.servedSince.fill(0)
     await this.#writeSuperblock()
+  }
+
+  hasLostPower(slot: number): boolean {
+    return this.lostPower && !hasServedSince(this.#parts.superblock, slot)
+  }
+
+  async forgetPowerLossOf(slots: readonly number[]): Promise<void> {
+    if (this.failed || this.#closing || !this.lostPower) return
+    if (slots.filter((slot) => noteServed(this.#parts.superblock, slot)).length > 0) await this.#writeSuperblock()
   }
 
   async seal(): Promise<void> {

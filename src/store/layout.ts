@@ -56,7 +56,7 @@ export const Superblock = struct(
     clusterId: bytes(NAME_BYTES),
     nodeId: bytes(NAME_BYTES),
     bootId: note(bytes(NAME_BYTES), 'boot of the host at the last mount'),
-    lostPower: note(u32, '1: the host lost power, and not everything here has served since'),
+    lostPower: note(u32, '1: the host lost power, and not everything here has served since: the slots that have, a bit each, behind this struct'),
     clean: note(u32, '1 after a close'),
     mountGeneration: note(u32, 'raised at each mount'),
     sizeBytes: u53,

@@ -113,6 +113,7 @@ class State {
 export interface MemoryImage {
   readonly state: State
   readonly lostPower: boolean
+  readonly servedSince: ReadonlySet<number>
 }
 
 export interface MemoryStoreOptions {
@@ -147,6 +148,7 @@ export class MemoryStore implements ReplicaStore {
   readonly journalBytes = 0
   readonly journalUsedBytes = 0
   lostPower: boolean
+  readonly #servedSince: Set<number>
   sealed = false
   failed = false
   stagedSeq: number
@@ -184,6 +186,7 @@ export class MemoryStore implements ReplicaStore {
     this.#live = options.image?.state.clone() ?? new State(options.slotCount)
     this.#durable = this.#live.clone()
     this.lostPower = options.image?.lostPower ?? false
+    this.#servedSince = new Set(options.image?.servedSince)
     this.stagedSeq = this.durableSeq = this.#live.seq
     this.#session = new Uint8Array(options.slotCount)
     for (const block of this.#live.blocks.values()) this.#giveRow(block)
@@ -267,7 +270,8 @@ export class MemoryStore implements ReplicaStore {
     const state = this.#durable
     for (const entry of this.#entries) if (entry.seq <= upTo) this.#applyTo(state, entry)
     const isClosed = this.sealed && this.durableSeq === this.#live.seq
-    return { state, lostPower: (lostPower && !isClosed) || this.lostPower }
+    const isLost = lostPower && !isClosed
+    return { state, lostPower: isLost || this.lostPower, servedSince: isLost ? new Set() : this.#servedSince }
   }
 
   // ---- hot path --------------------------------------------------------------------------------------------------------
@@ -525,6 +529,15 @@ export class MemoryStore implements ReplicaStore {
 
   async forgetPowerLoss(): Promise<void> {
     this.lostPower = false
+    this.#servedSince.clear()
+  }
+
+  async forgetPowerLossOf(slots: readonly number[]): Promise<void> {
+    for (const slot of slots) this.#servedSince.add(slot)
+  }
+
+  hasLostPower(slot: number): boolean {
+    return this.lostPower && !this.#servedSince.has(slot)
   }
 
   async seal(): Promise<void> {
@@ -588,7 +601,7 @@ export class MemoryStore implements ReplicaStore {
 
   /** A store closed in peace, for the next mount. */
   image(): MemoryImage {
-    return { state: this.#durable, lostPower: this.lostPower }
+    return { state: this.#durable, lostPower: this.lostPower, servedSince: this.#servedSince }
   }
 
   // ---- below ---------------------------------------------------------------------------------------------------------------

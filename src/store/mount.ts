@@ -20,7 +20,18 @@ import { LEAVES_PER_BLOCK, leafOffset, planGeometry, secondSuperblockOffset, tab
 import type { FileSpace, FormatOptions, MountOptions } from './mount-options.ts'
 import { failureOf, REPLAY_BYTES, readFully, readReadable, replay, writeFully } from './replay.ts'
 import { Reservation, reserveFixed } from './reservation.ts'
-import { decodeSuperblock, encodeSuperblock, invalidSuperblock, nameBytes, type SuperblockState, superblockOffset, uuidBytes, uuidText } from './superblock.ts'
+import {
+  decodeSuperblock,
+  encodeSuperblock,
+  invalidSuperblock,
+  losePower,
+  nameBytes,
+  type SuperblockState,
+  servedNone,
+  superblockOffset,
+  uuidBytes,
+  uuidText,
+} from './superblock.ts'
 import { checkLeaf, checkTablePage, diskTagOf, isTablePage, loadLeaf, loadTablePage, loseLeaf, newer, tablePageDigest } from './tables.ts'
 
 const LOCK_RETRY_MS = 50
@@ -124,6 +135,7 @@ async function format(io: AsyncIo, options: FormatOptions): Promise<void> {
         geometry,
         tailSegment: 1,
         lostPower: false,
+        servedSince: servedNone(),
         tables: { mount: 0, round: 0 },
         tablesDigest: 0,
         durableSeq: 0,
@@ -290,7 +302,7 @@ async function mountOpened(options: MountOptions, file: OpenedFile): Promise<Dis
   if (superblock === null) throw new XsanError('NOT_FOUND', `${path} is blank`, 'Format it as a disk of this node.')
   refuseForeign(superblock, options)
   const { clean, mountGeneration: lastMount } = superblock
-  if (!clean && superblock.bootId !== options.bootId) superblock.lostPower = true
+  if (!clean && superblock.bootId !== options.bootId) losePower(superblock)
   const superblockPage = arena.alloc(PAGE_BYTES)
   if (superblockPage === -1) throw new XsanError('NO_BUFFER', `no memory to mount ${path}`, 'Give the node more memory.')
   let written: Promise<void> = Promise.resolve()
@@ -314,7 +326,7 @@ async function mountOpened(options: MountOptions, file: OpenedFile): Promise<Dis
   } catch (error) {
     if (!clean && error instanceof XsanError && error.status === 'WRITE_FAILED') {
       // what the kernel had kept of a process before it may be dropped now, and the flush of the next mount would say that it is durable
-      superblock.lostPower = true
+      losePower(superblock)
       await failureOf(writeSuperblock())
     }
     arena.free(superblockPage)
@@ -433,7 +445,7 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
       found: found.generation - 1,
     })
     superblock.mountGeneration = found.generation
-    superblock.lostPower = true
+    losePower(superblock)
   }
   if (loaded.isUnfinished || superblock.mountGeneration !== loaded.lastMount + 1) {
     // From here on the extent table counts as it was found: the next round writes over the copies that the last complete one left

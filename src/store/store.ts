@@ -215,6 +215,10 @@ export interface ReplicaStore {
   sweep(isGarbage: (volume: number, slot: number) => boolean): Promise<number>
   /** Every slot here has been served, or resynced, since the host lost power: what is on this disk is what there is. Kept over mounts. */
   forgetPowerLoss(): Promise<void>
+  /** The same of these slots, while others wait. Of many thousands of slots the last may not be kept over mounts. */
+  forgetPowerLossOf(slots: readonly number[]): Promise<void>
+  /** As `lostPower`, of one slot. */
+  hasLostPower(slot: number): boolean
   /**
    * Before the process ends: nothing is staged from now on (BUSY), everything that was is durable, and the disk says so. If the host goes down after
    * that, it has lost nothing; what is missing at the next mount is no torn write.

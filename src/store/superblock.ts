@@ -17,6 +17,9 @@ import {
 } from './layout.ts'
 import type { Generation } from './tables.ts'
 
+/** Behind the struct: a bit per slot. Of slots beyond nothing is known. */
+const SERVED_BYTES = PAGE_BYTES - Superblock.size
+
 export interface SuperblockState {
   generation: number
   readonly disk: number
@@ -26,6 +29,8 @@ export interface SuperblockState {
   readonly nodeId: string
   bootId: string
   lostPower: boolean
+  /** While `lostPower`: slots that have been served since all the same, a bit each. */
+  readonly servedSince: Uint8Array
   clean: boolean
   mountGeneration: number
   readonly slotCount: number
@@ -76,7 +81,30 @@ export function encodeSuperblock(arena: Arena, bufferPage: number, s: Superblock
     tablesDigest: s.tablesDigest,
     durableSeq: s.durableSeq,
   })
+  arena.bytes.set(s.servedSince, at + Superblock.size)
   Superblock.set.crc(arena.view, at, arena.crc32c(bufferPage, 0, PAGE_BYTES))
+}
+
+/** None of them. */
+export function servedNone(): Uint8Array {
+  return new Uint8Array(SERVED_BYTES)
+}
+
+/** What was not durable may be missing, of whatever slot. */
+export function losePower(s: SuperblockState): void {
+  s.lostPower = true
+  s.servedSince.fill(0)
+}
+
+export function hasServedSince({ servedSince }: SuperblockState, slot: number): boolean {
+  return slot < SERVED_BYTES * 8 && (servedSince[slot >>> 3]! & (1 << (slot & 7))) !== 0
+}
+
+/** False: it is noted already, or cannot be. */
+export function noteServed(s: SuperblockState, slot: number): boolean {
+  if (slot >= SERVED_BYTES * 8 || hasServedSince(s, slot)) return false
+  s.servedSince[slot >>> 3]! |= 1 << (slot & 7)
+  return true
 }
 
 /** 'blank': only zeros. 'foreign': something else is there. 'damaged': ours, but its checksum is wrong. */
@@ -118,6 +146,7 @@ export function decodeSuperblock(arena: Pick<Arena, 'bytes' | 'view' | 'crc32c'>
     nodeId: nameOf(s.nodeId),
     bootId: nameOf(s.bootId),
     lostPower: s.lostPower === 1,
+    servedSince: page.slice(Superblock.size),
     clean: s.clean === 1,
     mountGeneration: s.mountGeneration,
     slotCount: s.slotCount,
