@@ -87,6 +87,31 @@ test('a client that leaves is noticed while its connection waits for room: what 
   assert.equal(blocks.calls.filter((call) => call.startsWith('write')).length, 256)
 })
 
+for (const what of ['a request', 'a part of one']) {
+  test(`a client that leaves while the server stops is noticed, also after ${what} that is not begun any more`, async () => {
+    const { world, blocks, server, open } = make()
+    blocks.holding = true
+    const write = Buffer.concat([request(WRITE, 4096, 512), Buffer.alloc(512)])
+    let step = 0
+    void open().then(async (client) => {
+      await client.send(what === 'a request' ? write : Buffer.concat([write, write.subarray(0, 100)]))
+      step = 1
+      world.schedule(500, 'more', () => {
+        server.stop()
+        void client.send(what === 'a request' ? write : write.subarray(100)).then(() => {
+          step = 2
+        })
+        world.schedule(500, 'leave', () => client.process.kill())
+      })
+    })
+    assert.ok(await world.run(() => step === 2, 10_000))
+    assert.ok(await world.run(() => blocks.calls.some((call) => call.startsWith('orphan')), 2000))
+    blocks.holding = false
+    assert.ok(await world.run(() => server.connectionCount === 0 && server.requestCount === 0, 10_000))
+    assert.equal(blocks.calls.filter((call) => call.startsWith('write')).length, 1)
+  })
+}
+
 test('after a goodbye a write goes on for a second, then it has the life of one whose client has gone', async () => {
   const { world, blocks, server, open } = make()
   blocks.holding = true

@@ -455,7 +455,8 @@ export class NbdServer {
       }
       if (t.bulk[c] !== NONE) return
     }
-    this.#receive(c)
+    if (this.#stopping) this.#watch(c)
+    else this.#receive(c)
   }
 
   /**
@@ -464,23 +465,29 @@ export class NbdServer {
    */
   #block(c: number): void {
     const t = this.#connections
-    if (t.hangup[c] === Hangup.SEEN) {
-      this.#drop(c, '')
-      return
-    }
+    if (!this.#watch(c)) return
     t.blocked[c] = 1
     if (t.waitsSinceMs[c] === 0) t.waitsSinceMs[c] = this.#queue.nowMs
     this.#blocked.push(c)
-    if (t.hangup[c] === Hangup.WATCHED) return
-    t.hangup[c] = Hangup.WATCHED
-    this.#queue.hangup(this.#socket(c), this.#hangupTag, c)
+  }
+
+  /** Nothing is received from it for now, or any more. False: its client has left. */
+  #watch(c: number): boolean {
+    const t = this.#connections
+    if (t.hangup[c] === Hangup.SEEN) this.#drop(c, '')
+    if (t.state[c] !== State.RUNNING) return false
+    if (t.hangup[c] === Hangup.UNWATCHED) {
+      t.hangup[c] = Hangup.WATCHED
+      this.#queue.hangup(this.#socket(c), this.#hangupTag, c)
+    }
+    return true
   }
 
   /** A connection that receives comes to the end by itself, after what was sent before. */
   #onHangup(c: number, result: number): void {
     const t = this.#connections
     t.hangup[c] = result < 0 ? Hangup.UNWATCHED : Hangup.SEEN
-    if (t.state[c] === State.RUNNING && t.blocked[c] === 1 && result >= 0) this.#drop(c, '')
+    if (t.state[c] === State.RUNNING && (t.blocked[c] === 1 || this.#stopping) && result >= 0) this.#drop(c, '')
   }
 
   /** Starts the request whose header is at `at`; false when there is no row or no buffer for it now. */
@@ -631,6 +638,7 @@ export class NbdServer {
     if (this.#stopping) {
       t.bulk[c] = NONE
       this.#freeRequest(r)
+      this.#watch(c)
       return
     }
     q.gotBytes[r]! += result
