@@ -290,14 +290,21 @@ test('bit rot is told as the page, repaired from elsewhere, and stays repaired',
   assert.equal(Buffer.compare(bench.queue.arena.bytes.subarray(again * PAGE_BYTES, (again + 1) * PAGE_BYTES), good), 0)
 })
 
+/** A disk with one page that is staged, and durable for nobody. */
+async function withStaged(seed: number) {
+  const bench = new Bench(seed)
+  await bench.format()
+  const store = await bench.mount()
+  const w = write(bench, store, { index: 0, firstPage: 0, pageCount: 1, id: 1, durable: false })
+  await bench.until(() => bench.events.staged >= w.seq)
+  return { bench, store, w }
+}
+
 test('a host that goes down after its disk was sealed has lost nothing; nothing is staged from then on', async () => {
   for (const how of ['sealed', 'not sealed', 'hangs'] as const) {
-    const bench = new Bench(19)
-    await bench.format()
-    let store = await bench.mount()
-    const w = write(bench, store, { index: 0, firstPage: 0, pageCount: 1, id: 1, durable: false })
+    const { bench, w, ...staged } = await withStaged(19)
+    let { store } = staged
     const content = bench.queue.arena.bytes.slice(w.page * PAGE_BYTES, (w.page + 1) * PAGE_BYTES)
-    await bench.until(() => bench.events.staged >= w.seq)
     if (how === 'hangs') bench.disk.hang()
     const sealing = how === 'not sealed' ? undefined : store.seal()
     if (how === 'sealed') await bench.settle(sealing!)
@@ -322,11 +329,8 @@ test('a host that goes down after its disk was sealed has lost nothing; nothing 
 
 test('a disk whose flush has failed, and is mounted again, may lack what was not durable; one that only hung does not', async () => {
   for (const fault of ['flush', 'flush of a mount', 'hang'] as const) {
-    const bench = new Bench(20)
-    await bench.format()
-    let store = await bench.mount()
-    const w = write(bench, store, { index: 0, firstPage: 0, pageCount: 1, id: 1, durable: false })
-    await bench.until(() => bench.events.staged >= w.seq)
+    const { bench, ...staged } = await withStaged(20)
+    let { store } = staged
     if (fault === 'hang') bench.disk.hang()
     else if (fault === 'flush') bench.disk.faults.flushEio = 1
     if (fault !== 'flush of a mount') {
