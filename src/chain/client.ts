@@ -286,8 +286,9 @@ export class Client implements BlockClient {
       if (!ops.isUsed(op)) continue
       for (const { done, lostMs } of byRow.get(ops.callerRow[op]!) ?? []) {
         if (this.#done[op] !== done) continue
-        ops.orphaned[op] = this.#queue.nowMs - lostMs > this.settings.writeLifeMs - this.#wayMs ? 2 : 1
-        ops.deadlineMs[op] = Math.min(ops.deadlineMs[op]!, lostMs + this.settings.writeLifeMs - this.#wayMs)
+        const untilMs = lostMs + this.settings.writeLifeMs - this.#wayMs
+        ops.orphaned[op] = this.#queue.nowMs > untilMs ? 2 : 1
+        ops.deadlineMs[op] = Math.min(ops.deadlineMs[op]!, untilMs)
         this.#abandonedMs = Math.min(this.#abandonedMs, ops.deadlineMs[op]!)
         // that it has gone may have been noticed late
         if (ops.state[op] === OpState.ASKED && ops.peer[op] === NONE) this.#writes.shortenLife(op, ops.deadlineMs[op]! + this.#wayMs)
