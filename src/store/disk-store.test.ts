@@ -47,6 +47,16 @@ async function writeDurable(bench: Bench, store: DiskStore, o: Parameters<typeof
   bench.free(page)
 }
 
+/** A disk with what one write has brought; that is durable, if the write is. */
+async function withWrite(seed: number, o: Parameters<typeof write>[2]) {
+  const bench = new Bench(seed)
+  await bench.format()
+  const store = await bench.mount()
+  const w = write(bench, store, o)
+  await bench.until(() => bench.events[o.durable === false ? 'staged' : 'durable'] >= w.seq)
+  return { bench, store, w }
+}
+
 /** The tag of the background work's requests, once a store has been mounted on this queue. */
 function bulkTag(queue: Bench['queue']): () => number {
   const register = queue.register.bind(queue)
@@ -266,11 +276,8 @@ test('a full disk refuses new blocks of clients and takes overwrites, forwards a
 })
 
 test('bit rot is told as the page, repaired from elsewhere, and stays repaired', async () => {
-  const bench = new Bench(9)
-  await bench.format()
-  let store = await bench.mount()
-  const w = write(bench, store, { index: 0, firstPage: 20, pageCount: 4, id: 1 })
-  await bench.until(() => bench.events.durable >= w.seq)
+  const { bench, w, ...written } = await withWrite(9, { index: 0, firstPage: 20, pageCount: 4, id: 1 })
+  let { store } = written
   const { bytes } = bench.queue.arena
   const good = bytes.slice((w.page + 2) * PAGE_BYTES, (w.page + 3) * PAGE_BYTES)
   const where = [...bench.file.pages].filter(([, content]) => Buffer.compare(content, good) === 0).map(([page]) => page)
@@ -290,20 +297,10 @@ test('bit rot is told as the page, repaired from elsewhere, and stays repaired',
   assert.equal(Buffer.compare(bench.queue.arena.bytes.subarray(again * PAGE_BYTES, (again + 1) * PAGE_BYTES), good), 0)
 })
 
-/** A disk with one page that is staged, and durable for nobody. */
-async function withStaged(seed: number) {
-  const bench = new Bench(seed)
-  await bench.format()
-  const store = await bench.mount()
-  const w = write(bench, store, { index: 0, firstPage: 0, pageCount: 1, id: 1, durable: false })
-  await bench.until(() => bench.events.staged >= w.seq)
-  return { bench, store, w }
-}
-
 test('a host that goes down after its disk was sealed has lost nothing; nothing is staged from then on', async () => {
   for (const how of ['sealed', 'not sealed', 'hangs'] as const) {
-    const { bench, w, ...staged } = await withStaged(19)
-    let { store } = staged
+    const { bench, w, ...written } = await withWrite(19, { index: 0, firstPage: 0, pageCount: 1, id: 1, durable: false })
+    let { store } = written
     const content = bench.queue.arena.bytes.slice(w.page * PAGE_BYTES, (w.page + 1) * PAGE_BYTES)
     if (how === 'hangs') bench.disk.hang()
     const sealing = how === 'not sealed' ? undefined : store.seal()
@@ -329,8 +326,8 @@ test('a host that goes down after its disk was sealed has lost nothing; nothing 
 
 test('a disk whose flush has failed, and is mounted again, may lack what was not durable; one that only hung does not', async () => {
   for (const fault of ['flush', 'flush of a mount', 'hang'] as const) {
-    const { bench, ...staged } = await withStaged(20)
-    let { store } = staged
+    const { bench, ...written } = await withWrite(20, { index: 0, firstPage: 0, pageCount: 1, id: 1, durable: false })
+    let { store } = written
     if (fault === 'hang') bench.disk.hang()
     else if (fault === 'flush') bench.disk.faults.flushEio = 1
     if (fault !== 'flush of a mount') {
@@ -376,11 +373,7 @@ test('slots that have been served since the host lost its power are known to the
 })
 
 test('a repair keeps its payload until it is in the journal, however many wait for that', async () => {
-  const bench = new Bench(18)
-  await bench.format()
-  const store = await bench.mount()
-  const w = write(bench, store, { index: 0, firstPage: 0, pageCount: 1, id: 1 })
-  await bench.until(() => bench.events.durable >= w.seq)
+  const { bench, store, w } = await withWrite(18, { index: 0, firstPage: 0, pageCount: 1, id: 1 })
   bench.disk.hang()
   write(bench, store, { index: 0, firstPage: 1, pageCount: 1, id: 2 })
   let flushed = 0
