@@ -8,7 +8,8 @@
  * Lost writes. A write acknowledged from memory is lost when every replica of its slot loses its host's memory before a flush. Rule 20 alone
  * would let a later flush succeed: the members of that time hold nothing that is not durable. So, as a file system's fsync after a failed
  * write back (Linux, errseq), the next flush of the volume fails once with WRITE_FAILED (EIO), in every process that exported the volume
- * when the slot was recovered; whatever the client believed to be on the way to the disk has to be written again. The replicated state
+ * when the slot was recovered; whatever the client believed to be on the way to the disk has to be written again. (NBD tells each of its
+ * connections that was there then: whoever asks first may be a stranger to the writes.) The replicated state
  * counts such losses per volume (`mayHaveLostUnflushed`), for a slot's recovery is known there, survives the processes, and comes with the
  * same table as the members that a flush asks: a flush cannot succeed by members of which its exporter does not know how they came to serve.
  * Which writes were lost is not known: a client that had flushed everything is told too. A process that starts after the recovery tells nobody:

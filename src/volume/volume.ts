@@ -147,6 +147,11 @@ export class VolumeLayer {
     return true
   }
 
+  /** How often acknowledged writes of the volume that no flush covered may have been lost. */
+  lossCount(volume: VolumeNumber): number {
+    return this.#client.lossCount(volume)
+  }
+
   /** Every write of the volume acknowledged before this call, on any connection of any node, is durable. */
   flush(volume: VolumeNumber, done: Done, row: number): void {
     this.#client.flush(volume, done, row)

@@ -67,6 +67,7 @@ function request(type: number, offsetBytes: number, lengthBytes: number): Buffer
 const READ = 0
 const WRITE = 1
 const DISC = 2
+const FLUSH = 3
 const TRIM = 4
 
 test('a client that leaves is noticed while its connection waits for room: what it had under way is given up, what it had sent is not begun', async () => {
@@ -111,6 +112,42 @@ for (const what of ['a request', 'a part of one']) {
     assert.equal(blocks.calls.filter((call) => call.startsWith('write')).length, 1)
   })
 }
+
+test('every client that was there when unflushed writes were lost is told by its next flush, whoever else was; one that came later is not', async () => {
+  const { world, blocks, open } = make()
+  const told: string[] = []
+  const flush = async (name: string, client: Awaited<ReturnType<typeof open>>) => {
+    await client.send(request(FLUSH, 0, 0))
+    assert.equal(await client.receive(16), 16)
+    told.push(`${name} ${client.error()}`)
+  }
+  let step = 0
+  void Promise.all([open(), open()]).then(async ([one, two]) => {
+    await flush('one', one!)
+    blocks.losses++
+    // the layers below tell the first that asks
+    blocks.failing.set(-1, Status.WRITE_FAILED)
+    await flush('one', one!)
+    blocks.failing.clear()
+    const late = await open()
+    for (const [name, client] of Object.entries({ one: one!, two: two!, late })) await flush(name, client)
+    await flush('two', two!)
+    blocks.losses++
+    blocks.holding = true
+    await two!.send(Buffer.concat([request(FLUSH, 0, 0), request(FLUSH, 0, 0)]))
+    world.schedule(100, 'go on', () => {
+      blocks.holding = false
+    })
+    for (let i = 0; i < 2; i++) {
+      assert.equal(await two!.receive(16), 16)
+      told.push(`two ${two!.error()}`)
+    }
+    await flush('two', two!)
+    step = 1
+  })
+  assert.ok(await world.run(() => step === 1, 20_000))
+  assert.deepEqual(told, ['one 0', 'one 5', 'one 0', 'two 5', 'late 0', 'two 0', 'two 5', 'two 5', 'two 0'])
+})
 
 test('after a goodbye a write goes on for a second, then it has the life of one whose client has gone', async () => {
   const { world, blocks, server, open } = make()

@@ -196,6 +196,8 @@ export class NbdServer {
       requests: i32,
       /** Pages in the buffers of its requests. */
       bufferPages: i32,
+      /** Losses of unflushed writes that it has been told of, or that were before it came. */
+      losses: f64,
       /** The client has said goodbye: what is under way is still answered. Since when. */
       ending: i32,
       goodbyeMs: f64,
@@ -219,6 +221,8 @@ export class NbdServer {
       /** Payload bytes received so far (WRITE). */
       gotBytes: u32,
       status: i32,
+      /** FLUSH: as those of its connection, when it was asked for. */
+      losses: f64,
       next: i32,
       startedMs: f64,
     })
@@ -381,6 +385,7 @@ export class NbdServer {
         this.#volumes,
       )
       t.volume[c] = agreed.volume.volume
+      t.losses[c] = this.#volumes.lossCount(agreed.volume.volume)
       t.readOnly[c] = agreed.volume.readOnly ? 1 : 0
       t.structured[c] = agreed.structuredReplies ? 1 : 0
       t.state[c] = State.RUNNING
@@ -556,6 +561,7 @@ export class NbdServer {
         this.#takePayload(c, r)
         break
       case Command.FLUSH:
+        q.losses[r] = t.losses[c]!
         this.#volumes.flush(volume, this.#done, r)
         break
       case Command.TRIM:
@@ -661,14 +667,28 @@ export class NbdServer {
   #onDone(r: number, status: number): void {
     const q = this.#requests
     if (status === Status.BUFFER_LOST && this.#readAgain(r)) return
-    q.status[r] = status
     const type = q.type[r]!
+    if (type === Command.FLUSH) status = this.#withLosses(r, status)
+    q.status[r] = status
     if (status !== Status.SUCCESS) this.#volumes.stats.fail()
     else if (type === Command.READ) this.#volumes.stats.finishRead(q.lengthBytes[r]!, this.#queue.nowMs - q.startedMs[r]!)
     else if (type === Command.WRITE) this.#volumes.stats.finishWrite(q.lengthBytes[r]!, this.#queue.nowMs - q.startedMs[r]!)
     else if (type === Command.FLUSH) this.#volumes.stats.finishFlush()
     else this.#volumes.stats.finishZero()
     this.#reply(r)
+  }
+
+  /**
+   * The layers below tell one flush of a lost write: of whichever client. Each connection that was there is told, by every flush that it had asked for
+   * until then: the writes may have been its own.
+   */
+  #withLosses(r: number, status: number): number {
+    const t = this.#connections
+    const c = this.#requests.connection[r]!
+    if (status !== Status.SUCCESS && status !== Status.WRITE_FAILED) return status
+    const losses = this.#volumes.lossCount(t.volume[c] as VolumeNumber)
+    t.losses[c] = losses
+    return losses > this.#requests.losses[r]! ? Status.WRITE_FAILED : status
   }
 
   /** The request's buffer is left to the disk that hangs; it is read again as soon as there is another one. False: nobody waits for it. */
