@@ -472,6 +472,16 @@ test('who only guesses a token, or has a name that is none, writes nothing to th
   assert.equal((await admit({}))['nodeNumber'], 2)
 })
 
+test('a name that no volume can have is kept nowhere: neither in the log nor with the answers in the state', async () => {
+  const cluster = await TestCluster.up({ seed: 100, nodes: 1 })
+  const raft = cluster.node(1).plane.member!.raft!
+  await cluster.world.runFor(1000)
+  const { lastIndex } = raft.status()
+  for (const name of ['', '7', 'a/b', 'x'.repeat(500_000)])
+    await assert.rejects(cluster.node(1).call('Volume/Create', { name, sizeBytes: GiB }), { status: 'INVALID_PARAM' })
+  assert.equal(raft.status().lastIndex, lastIndex)
+})
+
 test('every call works on every node, and errors name what is wrong', async () => {
   const cluster = await TestCluster.up({ seed: 4, nodes: 3, volume: false })
   const created = await cluster.node(2).call('Volume/Create', { name: 'db1', sizeBytes: 100 * GiB })

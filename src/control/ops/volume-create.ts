@@ -43,7 +43,7 @@ export const volumeCreate: Operation<VolumeCreateArgs, VolumeRecord> = {
   },
 }
 
-function checkName(name: string): void {
+export function checkName(name: string): void {
   if (!/^[A-Za-z][A-Za-z0-9._-]{0,62}$/.test(name)) {
     throw new XsanError('INVALID_PARAM', `${JSON.stringify(name)} cannot name a volume`, 'Use letters, digits, ".", "_" and "-", a letter first, at most 63.')
   }

@@ -6,6 +6,7 @@ import { View } from '../../placement/view.ts'
 import { fullDisksOf, type Health, healthOf, lostPagesOf, withLostPages } from '../health.ts'
 import type { Coordinator } from '../leader.ts'
 import type { AgentStats } from '../node-agent.ts'
+import { checkName } from '../ops/volume-create.ts'
 import { booleanSetting, defaultReplicas, NO_OWN, replicaCount } from '../settings.ts'
 import type { VolumeRecord } from '../state.ts'
 import { page } from './pages.ts'
@@ -18,6 +19,8 @@ export const volumeService: AdminService = {
     const { state, env, config } = context
     const coordinator = await fresh(context)
     const syncWhenWrite = request['syncWhenWrite']
+    // here as well: what is refused by the operation is kept with its answer, in the log and the state of every node
+    checkName(text(request, 'name'))
     const args = {
       name: text(request, 'name'),
       sizeBytes: number(request, 'sizeBytes'),
