@@ -11,7 +11,7 @@ import { type ClientSeat, SimClient } from './workload.ts'
 
 const WRITE_LIFE_MS = 4500
 /** A server that stands still may take so much longer to see that its client has gone. */
-const NBD_WRITE_LIFE_MS = WRITE_LIFE_MS + 2500
+export const NBD_WRITE_LIFE_MS = WRITE_LIFE_MS + 2500
 const REAL_TIMEOUT_MS = 240_000
 
 export class Scenario extends SimCluster {
@@ -80,22 +80,29 @@ export class Scenario extends SimCluster {
   async readAll(volume: SimVolume): Promise<void> {
     for (const page of this.history.pagesOf(volume.volume)) {
       for (const node of this.nodes) {
-        const { seat } = node
-        if (!seat) continue
-        const buffer = seat.queue.arena.alloc(PAGE_BYTES)
-        const place = { volume: volume.volume, offsetBytes: page * PAGE_BYTES, lengthBytes: PAGE_BYTES }
-        const open = this.history.beginRead({ client: `reader on ${node.id}`, ...place, nowMs: this.world.nowMs })
-        let status = -1
-        const done = (_row: number, result: number) => {
-          status = result
-        }
-        const tag = seat.queue.register('reader', () => seat.volumes.read(volume.volume, place.offsetBytes, PAGE_BYTES, buffer, done, 0))
-        seat.queue.timeout(0, tag, 0)
-        await this.until('a read', () => status >= 0)
-        this.history.endRead(open, status === 0 ? seat.queue.arena.bytes : undefined, buffer * PAGE_BYTES, this.world.nowMs)
-        seat.queue.arena.free(buffer as never)
+        if (node.seat) await this.readOnce(volume, node.index + 1, page * PAGE_BYTES)
       }
     }
+  }
+
+  /** A page as read through that node; the history knows of it. */
+  async readOnce(volume: SimVolume, number: number, offsetBytes: number): Promise<Uint8Array> {
+    const { queue, volumes } = this.node(number).seat!
+    const { arena } = queue
+    const page = arena.alloc(PAGE_BYTES)
+    const place = { volume: volume.volume, offsetBytes, lengthBytes: PAGE_BYTES }
+    const open = this.history.beginRead({ client: `reader on node-${number}`, ...place, nowMs: this.world.nowMs })
+    let status = -1
+    const done = (_row: number, result: number) => {
+      status = result
+    }
+    const tag = queue.register('reader', () => volumes.read(volume.volume, offsetBytes, PAGE_BYTES, page, done, 0))
+    queue.timeout(0, tag, 0)
+    await this.until('a read', () => status >= 0)
+    this.history.endRead(open, status === 0 ? arena.bytes : undefined, page * PAGE_BYTES, this.world.nowMs)
+    const bytes = arena.bytes.slice(page * PAGE_BYTES, (page + 1) * PAGE_BYTES)
+    arena.free(page as never)
+    return bytes
   }
 
   /** Every chain is served by all nodes but this one. */

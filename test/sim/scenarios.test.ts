@@ -1,10 +1,16 @@
 /** The failure table of the design, row by row, on whole simulated clusters. */
 import assert from 'node:assert/strict'
 import { statusName } from '../../src/base/status.ts'
-import { BLOCK_BYTES, MiB } from '../../src/base/units.ts'
+import { BLOCK_BYTES, MiB, PAGE_BYTES } from '../../src/base/units.ts'
+import type { SimDisk } from '../../src/env/sim/disk.ts'
 import { ReplicaState } from '../../src/placement/chain.ts'
 import { usedBytes } from './cluster.ts'
-import { scenario } from './scenario.ts'
+import type { NbdInitiator } from './nbd-client.ts'
+import { NBD_WRITE_LIFE_MS, scenario } from './scenario.ts'
+
+const LEASE_MS = 2000
+/** Until the leader knows, and has told the others. */
+const STALL_OF_A_LEASE_MS = LEASE_MS + 1000
 
 scenario('a killed process costs the others a stall well under a second and no error; back again, it catches up', async (t, volume) => {
   t.load(volume, { on: [1, 2], ops: 200 })
@@ -44,36 +50,62 @@ scenario('a host without power costs one lease, and loses nothing that was ackno
   await t.allIsWell()
 })
 
-scenario('a node that is cut off serves nothing stale; the majority stalls for one lease', async (t, volume) => {
-  t.load(volume, { on: [1, 2], ops: 500 })
-  t.load(volume, { on: [3], ops: 300, readShare: 1 })
-  await t.seconds(1)
-  t.node(3).isolate()
-  await t.seconds(8)
-  t.node(3).rejoin()
-  await t.clientsDone()
-  await t.allIsWell()
-})
+scenario(
+  'a node that is cut off serves nothing stale: its volumes pause, then fail; the majority stalls for one lease, and fails nothing',
+  async (t, volume) => {
+    t.load(volume, { on: [1, 2], ops: 500 })
+    t.load(volume, { on: [3], ops: 1500, readShare: 1 })
+    const [one, two, apart] = t.clients
+    await t.seconds(1)
+    t.node(3).isolate()
+    await t.seconds(LEASE_MS / 1000)
+    const before = apart!.begun
+    await t.seconds(2)
+    assert.ok(!apart!.done && apart!.begun - before <= apart!.options.depth, 'it pauses')
+    assert.deepEqual(t.failures, {}, 'and nobody has given up yet')
+    const told = () => [...apart!.ends.keys()].find((end) => !end.endsWith(' SUCCESS'))
+    await t.until('it is told', () => told() !== undefined, 8000)
+    assert.equal(told(), 'read VOLUME_UNAVAILABLE')
+    t.node(3).rejoin()
+    await t.clientsDone()
+    for (const client of [one!, two!]) {
+      assert.ok(client.longestMs < STALL_OF_A_LEASE_MS, `the majority stalled for ${client.longestMs} ms`)
+      assert.ok(
+        [...client.ends.keys()].every((end) => end.endsWith(' SUCCESS')),
+        [...client.ends.keys()].join(),
+      )
+    }
+    await t.allIsWell()
+  },
+  { retryTotalMs: 5000 },
+)
 
-scenario('a frozen process is replaced, and says nothing stale when it goes on', async (t, volume) => {
+scenario('a frozen process is replaced after one lease, and says nothing stale when it goes on', async (t, volume) => {
   t.load(volume, { on: [1, 2, 3], ops: 400, readShare: 0.7 })
   await t.seconds(1)
   t.node(2).freeze()
   await t.seconds(5)
   t.node(2).thaw()
   await t.clientsDone()
+  t.assertNoErrors()
+  for (const client of [t.clients[0]!, t.clients[2]!]) assert.ok(client.longestMs < STALL_OF_A_LEASE_MS, `the others stalled for ${client.longestMs} ms`)
   await t.allIsWell()
 })
 
-scenario('without a quorum service pauses, and goes on when one node returns', async (t, volume) => {
+scenario('without a quorum reads go on until the lease ends, then service pauses, and goes on when one node returns', async (t, volume) => {
   t.load(volume, { on: [1], ops: 600 })
+  const reader = await t.createVolume('reads', { sizeBytes: BLOCK_BYTES })
+  t.load(reader, { on: [1], ops: 2000, readShare: 1, thinkMs: 5 })
   await t.seconds(1)
   t.node(2).crash({ losing: 'nothing' })
   t.node(3).crash({ losing: 'nothing' })
-  await t.seconds(5)
+  const atOnce = t.history.okCount
+  await t.seconds(1)
+  assert.ok(t.history.okCount > atOnce + 100, 'reads go on')
+  await t.seconds(4)
   const before = t.history.okCount
   await t.seconds(3)
-  assert.ok(t.history.okCount - before <= 1, 'nothing is served without a lease')
+  assert.equal(t.history.okCount, before, 'nothing is served without a lease')
   t.node(3).restart()
   await t.until('service again', () => t.history.okCount > before + 20, 10_000)
   t.node(2).restart()
@@ -120,7 +152,7 @@ scenario('each node is killed in turn while another comes back: no error, replic
   await t.allIsWell()
 })
 
-scenario('bits rot on one node: nobody notices', async (t, volume) => {
+scenario('bits rot on one node: nobody notices; each page that is read is fetched from a peer, repaired and counted', async (t, volume) => {
   t.load(volume, { on: [1, 2, 3], ops: 800, thinkMs: 5 })
   for (let i = 0; i < 20; i++) {
     await t.seconds(0.2)
@@ -128,19 +160,39 @@ scenario('bits rot on one node: nobody notices', async (t, volume) => {
   }
   await t.clientsDone()
   t.assertNoErrors()
-  await t.healthy()
+  await t.readAll(volume)
+  const { counters } = t.node(2).plane!
+  assert.ok(counters.pagesRepaired > 0, 'pages were repaired')
+  const repaired = counters.pagesRepaired
+  await t.readAll(volume)
+  assert.equal(counters.pagesRepaired, repaired, 'and are good from then on')
+  await t.allIsWell()
 })
 
-scenario('a disk that fails leaves its chains; nobody notices', async (t, volume) => {
-  t.load(volume, { on: [1, 2, 3], ops: 400 })
-  await t.seconds(1)
-  t.node(3).disk.gone = true
-  await t.clientsDone()
-  t.assertNoErrors()
-  const { state } = t
-  assert.ok(state?.chains.every((chain) => chain.entries.filter((entry) => entry.state === 0).length === 2))
-  assert.deepEqual(t.history.check().violations, [])
-})
+for (const [title, fail] of [
+  ['is gone', (disk) => void (disk.gone = true)],
+  ['returns EIO', ({ faults }) => void (faults.readEio = faults.writeEio = faults.flushEio = 1)],
+  ['hangs', (disk) => disk.hang()],
+] satisfies ReadonlyArray<readonly [string, (disk: SimDisk) => void]>) {
+  scenario(
+    `a disk that ${title} leaves its chains, and what it held is rebuilt on another node; nobody notices`,
+    async (t, volume) => {
+      t.load(volume, { on: [1, 2, 3, 4], ops: 400 })
+      await t.seconds(1)
+      const { disk } = t.node(3)
+      fail(disk)
+      await t.clientsDone()
+      t.assertNoErrors()
+      assert.ok(t.longestStallMs < 5000, `the longest operation took ${t.longestStallMs} ms`)
+      await t.healthy()
+      const { chains } = t.state!
+      assert.ok(chains.every(({ entries }) => entries.length === 3 && entries.every(({ node }) => t.state!.nodes.get(node)!.id !== 'node-3')))
+      disk.resume()
+      await t.allIsWell()
+    },
+    { nodes: 4 },
+  )
+}
 
 for (const nbd of [false, true]) {
   scenario(
@@ -227,6 +279,7 @@ scenario('all nodes are upgraded one after the other: no error, short stalls', a
   }
   await t.clientsDone()
   t.assertNoErrors({ but: ['STOPPING'] })
+  assert.ok(t.longestStallMs < 1000, `the longest operation took ${t.longestStallMs} ms`)
   assert.ok([...t.state!.nodes.values()].every((node) => node.version === '0.0.2-sim'))
   await t.allIsWell()
 })
@@ -478,29 +531,41 @@ scenario(
   'two exporters, one stuck and one that retries: a newer write is never covered by the older one',
   async (t, volume) => {
     // One initiator with two paths: what gets no answer by the first goes by the second, and is followed by a newer one
-    const seats = [t.node(1), t.node(2)].map((node) => () => node.seat!)
+    const first = t.initiatorOn(volume, 1)
+    const second = t.initiatorOn(volume, 2)
+    const seatOn = async (path: NbdInitiator) => {
+      await t.until('connected', () => path.seat() !== undefined, 20_000)
+      return path.seat()!
+    }
     for (let round = 0; round < 8; round++) {
       const offsetBytes = (round % 3) * BLOCK_BYTES + 8192
-      const write = (path: number) => t.writeOnce(volume, seats[path]!(), offsetBytes, 4096)
-      const stuck = write(0)
+      const write = async (path: NbdInitiator) => t.writeOnce(volume, await seatOn(path), offsetBytes, PAGE_BYTES)
+      const stuck = await write(first)
+      // it lies in a socket, or is on its way to a head
+      if (round % 4 >= 2) await t.seconds(0.0005)
       if (round % 2 === 0) t.node(1).freeze()
       else t.node(1).isolate()
       await t.seconds(0.05 + 0.45 * (round % 4))
-      // The same bytes by the other path, then newer ones
-      const again = write(1)
+      first.close()
+      // The same bytes by the other path, then newer ones, once the stuck one's life is over
+      const again = await write(second)
       await t.until('the other path answers', () => again.ended, 20_000)
-      const newer = write(1)
+      await t.seconds(NBD_WRITE_LIFE_MS / 1000)
+      const newer = await write(second)
       await t.until('the other path answers', () => newer.ended, 20_000)
+      const written = await t.readOnce(volume, 2, offsetBytes)
       if (round % 2 === 0) t.node(1).thaw()
       else t.node(1).rejoin()
-      await t.until('the first path answers', () => stuck.ended, 20_000)
+      assert.ok(stuck.ended)
       // Who goes and comes is held off for longer and longer
       await t.healthy(150_000)
+      await t.seconds(5)
+      assert.deepEqual(await t.readOnce(volume, 2, offsetBytes), written, `round ${round}: the newer write has stayed`)
     }
     await t.readAll(volume)
     await t.allIsWell()
   },
-  {},
+  { nbd: true },
 )
 
 // ---- what only people can decide ------------------------------------------------------------------------------------------
