@@ -357,11 +357,16 @@ export class Coordinator {
 
   // ---- commands -----------------------------------------------------------------------------------------------------------
 
-  /** Rejects with the operation's own error, or: NOT_LEADER, STOPPING (certainly not applied), CONSENSUS_FAILED (not known: repeat with the same id). */
+  /**
+   * Rejects with the operation's own error, or: NOT_LEADER, STOPPING (certainly not applied), CONSENSUS_FAILED (not known: repeat with the same id).
+   * An id that was answered BUSY is tried anew: that answer was for then, and changed nothing.
+   */
   async propose<N extends OperationName>(op: N, args: ArgsOf<N>, id?: string): Promise<ResultOf<N>> {
     let result: unknown
+    let named = id
+    while (named !== undefined && this.#state.recentResult(named)?.error?.status === 'BUSY') named += '+'
     try {
-      result = await this.#raft.propose(encodeCommand(op, args, id), { timeoutMs: PROPOSE_TIMEOUT_MS })
+      result = await this.#raft.propose(encodeCommand(op, args, named), { timeoutMs: PROPOSE_TIMEOUT_MS })
     } catch (error) {
       // the log is busy, or leadership is being handed over: not to be taken for a refusal of the operation
       if (error instanceof XsanError && error.status === 'BUSY') throw new XsanError('CONSENSUS_FAILED', error.message, error.nextStep, { cause: error })

@@ -1439,6 +1439,21 @@ test('what is asked for again after its answer was lost: a removal says that it 
   await assert.rejects(one.call('Volume/Create', { ...create, requestId: 'x'.repeat(129) }), { status: 'INVALID_PARAM' })
 })
 
+test('a named request that was refused for then is tried anew under its name, and made once', async () => {
+  const cluster = await TestCluster.up({ seed: 101, nodes: 3 })
+  const [one, two] = cluster.nodes as [TestNode, TestNode]
+  const remove = { nodeId: 'node-3', requestId: 'mine' }
+  for (const node of [one, two]) await assert.rejects(node.call('Cluster/RemoveNode', remove), { status: 'BUSY' })
+  const added = new TestNode(cluster, 4)
+  cluster.nodes.push(added)
+  await added.start()
+  await cluster.join(added)
+  await two.call('Cluster/RemoveNode', remove)
+  await one.call('Cluster/RemoveNode', { nodeId: 'node-3', cancel: true })
+  await two.call('Cluster/RemoveNode', remove)
+  assert.equal(one.plane.member!.state.nodeById('node-3')!.state, 'member', 'what came after it stays')
+})
+
 test('what a node has reported of itself counts no more once it is down, or removed', async () => {
   const cluster = await TestCluster.up({ seed: 92, nodes: 4 })
   const [one, , three, four] = cluster.nodes as [TestNode, TestNode, TestNode, TestNode]
