@@ -119,8 +119,10 @@ function voterReasons(state: ClusterState, voters: readonly NodeNumber[]): strin
   if (members.length === 0) return []
   const wanted = votersWanted(members.length)
   const voting = voters.filter((node) => members.some((of) => of.node === node))
-  if (voting.length >= wanted) return []
   const names = voting.map((node) => state.nodes.get(node)?.id).join(', ')
+  if (members.length === 2 && voters.length === 1)
+    return [`Of two nodes one alone votes (${names}): its loss stops changes and, a lease later, all I/O. A third node, which needs no disks, prevents that.`]
+  if (voting.length >= wanted) return []
   const losses = Math.ceil(voting.length / 2)
   return [
     `${voting.length} of ${wanted} nodes that should vote ${voting.length === 1 ? 'does' : 'do'} (${names}): the loss of ${losses === 1 ? 'one' : losses} of them stops changes and, a lease later, all I/O.`,

@@ -1074,6 +1074,23 @@ test('while nodes that have joined do not vote yet, health says so', async () =>
   assert.match(growing.reasons.join(), /^1 of 3 nodes that should vote does \(node-1\): the loss of one of them stops changes/)
 })
 
+test('two nodes are not called safe: the one that votes alone stops both when it is lost', async () => {
+  const cluster = await TestCluster.up({ seed: 102, nodes: 2, replicas: 2 })
+  const verdict = async () => {
+    const { health, reasons } = await cluster.node(2).call('Cluster/Status')
+    return [health, reasons]
+  }
+  const why = 'Of two nodes one alone votes (node-1): its loss stops changes and, a lease later, all I/O. A third node, which needs no disks, prevents that.'
+  assert.deepEqual(await verdict(), ['at-risk', [why]])
+  const witness = new TestNode(cluster, 3)
+  witness.hasDisk = false
+  cluster.nodes.push(witness)
+  await witness.start()
+  await cluster.join(witness)
+  await cluster.threeVoters()
+  assert.deepEqual(await verdict(), ['safe', []])
+})
+
 /** Every live node knows that these vote, and no others are asked. */
 async function votersAre(cluster: TestCluster, ...wanted: readonly number[]): Promise<void> {
   const known = ({ plane, process }: TestNode) => {
