@@ -862,6 +862,14 @@ export class DiskStore implements ReplicaStore {
     this.fail(reason)
   }
 
+  /** After a loss of power, once the journal goes on behind what that may have torn: what cannot be read at its end from now on is no torn write. */
+  async noteWhole(): Promise<void> {
+    await this.journal.settle()
+    if (this.failed) return
+    this.#parts.superblock.mayEndTorn = false
+    await this.#writeSuperblock()
+  }
+
   async forgetPowerLoss(): Promise<void> {
     if (this.failed || this.#closing || !this.lostPower) return
     this.#parts.superblock.lostPower = false

@@ -217,7 +217,8 @@ for (let seed = FIRST; seed < FIRST + COUNT; seed++) {
         bench.powerLoss('random')
         return
       }
-      if (lostAt !== Number.POSITIVE_INFINITY) bench.kill()
+      if (disk.store.failed) bench.powerLoss('random')
+      else if (lostAt !== Number.POSITIVE_INFINITY) bench.kill()
     }
     await mount(Number.POSITIVE_INFINITY)
     const inAll = syncs

@@ -223,6 +223,34 @@ test('a page of the journal that cannot be read refuses the disk where it may ha
   assert.deepEqual((await mounted(sealed)).found, [4, Status.SUCCESS], 'nobody has to read so far')
 })
 
+test('a page that cannot be read is no torn write where the disk has failed, nor where the power was lost before the last process wrote', async () => {
+  for (const how of ['an error of the disk', 'an earlier power loss'] as const) {
+    const bench = new Bench(9)
+    await bench.format(SIZES)
+    let store = await bench.mount()
+    await write(bench, store, 1, 1)
+    if (how === 'an error of the disk') {
+      await write(bench, store, 2, 2)
+      store.fail('an error')
+      await bench.world.runFor(100)
+    } else {
+      bench.powerLoss('keep')
+      store = await bench.mount()
+      await write(bench, store, 2, 2)
+    }
+    assert.equal(store.lostPower, true, how)
+    bench.kill()
+    bench.file.badPages.add(batches(bench).findLast(({ payloadPages }) => payloadPages === 2)!.page)
+    for (const time of ['first', 'second']) {
+      await isRefused(bench, 'READ_FAILED', `${how}, the ${time} time`)
+      bench.kill()
+    }
+    bench.file.badPages.clear()
+    store = await bench.mount()
+    assert.ok(store.lastLow[1]! >= 2, how)
+  }
+})
+
 test('a page of the journal that cannot be read when it is moved to its extent is lost as that page, in this mount or in the next; with many of them the disk fails', async () => {
   const sizes = { journalBytes: 16 * MiB, segmentBytes: 4 * MiB }
   /** Three pages in the first segment, then others until it has to be moved; those of the first batch at `bad` cannot be read by then. */

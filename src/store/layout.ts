@@ -75,7 +75,8 @@ export const Superblock = struct(
     tablesRound: u32,
     tablesDigest: note(u32, 'over the generations of all pages of the extent table as that round left them'),
     durableSeq: note(u53, 'journal position that was durable when this was written: a journal that ends before it has lost something'),
-    reserved: zero(136),
+    mayEndTorn: note(u32, '1: the host lost power, and no mount has ended since: the last write of the journal may be torn'),
+    reserved: zero(132),
   },
 )
 

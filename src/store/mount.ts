@@ -139,6 +139,7 @@ async function format(io: AsyncIo, options: FormatOptions): Promise<void> {
         tables: { mount: 0, round: 0 },
         tablesDigest: 0,
         durableSeq: 0,
+        mayEndTorn: false,
       }
       for (state.generation = 1; state.generation <= 2; state.generation++) {
         encodeSuperblock(io.queue.arena, page, state)
@@ -302,7 +303,10 @@ async function mountOpened(options: MountOptions, file: OpenedFile): Promise<Dis
   if (superblock === null) throw new XsanError('NOT_FOUND', `${path} is blank`, 'Format it as a disk of this node.')
   refuseForeign(superblock, options)
   const { clean, mountGeneration: lastMount } = superblock
-  if (!clean && superblock.bootId !== options.bootId) losePower(superblock)
+  if (!clean && superblock.bootId !== options.bootId) {
+    losePower(superblock)
+    superblock.mayEndTorn = true
+  }
   const superblockPage = arena.alloc(PAGE_BYTES)
   if (superblockPage === -1) throw new XsanError('NO_BUFFER', `no memory to mount ${path}`, 'Give the node more memory.')
   let written: Promise<void> = Promise.resolve()
@@ -425,7 +429,7 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
     tailSegment: superblock.tailSegment,
     durableSeq: superblock.durableSeq,
     clean: loaded.clean && loaded.newestMount <= loaded.lastMount,
-    lostPower: superblock.lostPower,
+    mayEndTorn: superblock.mayEndTorn,
     lastMount: Math.max(loaded.lastMount, loaded.newestMount),
     table,
     rows: store.rows,
@@ -503,6 +507,7 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
   await store.reservation.begin()
   journal.open()
   isMounted = true
+  if (superblock.mayEndTorn) await store.noteWhole()
   store.destage.kick()
   options.onNote?.('disk mounted', {
     path,

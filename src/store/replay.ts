@@ -62,8 +62,8 @@ export interface ReplayOptions {
   readonly durableSeq: number
   /** The store was closed: nothing was under way. */
   readonly clean: boolean
-  /** The host lost its power: what was under way may have left anything. */
-  readonly lostPower: boolean
+  /** The host lost its power since the last process wrote: what was under way may have left anything. */
+  readonly mayEndTorn: boolean
   /** Generation of the last mount, as far as superblock and tables tell. */
   readonly lastMount: number
   readonly table: BlockTable
@@ -566,7 +566,7 @@ class Replay {
 
   /** The journal seems to end where this was met. */
   #mayEndAt(unreadable: XsanError | undefined): void {
-    if (unreadable !== undefined && !this.#o.lostPower) throw unreadable
+    if (unreadable !== undefined && !this.#o.mayEndTorn) throw unreadable
   }
 
   #unreadableIn(page: number, count: number): XsanError | undefined {

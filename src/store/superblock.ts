@@ -42,6 +42,8 @@ export interface SuperblockState {
   tablesDigest: number
   /** Journal position known durable. */
   durableSeq: number
+  /** The host lost power, and nothing has been written to the journal since: its last write may be torn. */
+  mayEndTorn: boolean
 }
 
 export function encodeSuperblock(arena: Arena, bufferPage: number, s: SuperblockState): void {
@@ -80,6 +82,7 @@ export function encodeSuperblock(arena: Arena, bufferPage: number, s: Superblock
     tablesRound: s.tables.round,
     tablesDigest: s.tablesDigest,
     durableSeq: s.durableSeq,
+    mayEndTorn: s.mayEndTorn ? 1 : 0,
   })
   arena.bytes.set(s.servedSince, at + Superblock.size)
   Superblock.set.crc(arena.view, at, arena.crc32c(bufferPage, 0, PAGE_BYTES))
@@ -155,6 +158,7 @@ export function decodeSuperblock(arena: Pick<Arena, 'bytes' | 'view' | 'crc32c'>
     tables: { mount: s.tablesMount, round: s.tablesRound },
     tablesDigest: s.tablesDigest,
     durableSeq: s.durableSeq,
+    mayEndTorn: s.mayEndTorn === 1,
   }
 }
 
