@@ -1500,6 +1500,21 @@ test('what a node has reported of itself counts no more once it is down, or remo
   assert.deepEqual(await told(), [0, false, 0])
 })
 
+test('a listing of exports goes on where it was, whatever is created and deleted between two pages', async () => {
+  const cluster = await TestCluster.up({ seed: 103, nodes: 2, volume: false })
+  const one = cluster.node(1)
+  for (const name of ['a', 'b', 'c']) await one.call('Volume/Create', { name, sizeBytes: GiB })
+  const listed: string[] = []
+  let pageToken = ''
+  do {
+    const answer = await one.call('Export/List', { pageSize: 3, pageToken })
+    for (const { volume, nodeId } of answer['exports'] as Message[]) listed.push(`${volume} ${nodeId}`)
+    if (pageToken === '') await one.call('Volume/Delete', { volume: 'a' })
+    pageToken = String(answer['nextPageToken'])
+  } while (pageToken !== '')
+  assert.deepEqual(listed, ['a node-1', 'a node-2', 'b node-1', 'b node-2', 'c node-1', 'c node-2'])
+})
+
 test('a listing looks at the chains once, not for every volume: the leader grants leases on the same thread', async () => {
   const cluster = await TestCluster.up({ seed: 93, nodes: 3 })
   const { view } = cluster.leader!.plane.member!.coordinator!

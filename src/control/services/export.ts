@@ -4,6 +4,11 @@ import { page } from './pages.ts'
 import { type AdminService, atLeader, fresh, reportsOf, text } from './service.ts'
 import { nbdUris, theVolume } from './volume.ts'
 
+/** Far above any number of a node; with the numbers of volumes below 2^31 keys of pages are exact. */
+const NODE_NUMBERS = 2 ** 20
+/** At one node. */
+const WAYS_MAX = 2
+
 export const exportService: AdminService = {
   List: atLeader(async (context, request) => {
     const { state } = context
@@ -16,14 +21,14 @@ export const exportService: AdminService = {
     const all = volumes.flatMap((volume) =>
       nodes.flatMap((node) => {
         const connections = reports.get(node.node)?.stats.counters[`nbd_connections{volume=${volume.volume}}`] ?? 0
-        return nbdUris(node, volume.name).map((uri) => ({ volume: volume.name, nodeId: node.id, protocol: 'nbd', uri, connections }))
+        return nbdUris(node, volume.name).map((uri, way) => ({
+          // not its place in the list: that is another one's when a volume was deleted between two pages
+          key: (volume.volume * NODE_NUMBERS + node.node) * WAYS_MAX + way,
+          item: { volume: volume.name, nodeId: node.id, protocol: 'nbd', uri, connections },
+        }))
       }),
     )
-    const { items, nextPageToken } = page(
-      all.map((item, index) => ({ item, index })),
-      ({ index }) => index,
-      request,
-    )
+    const { items, nextPageToken } = page(all, ({ key }) => key, request)
     return { exports: items.map(({ item }) => item), nextPageToken }
   }),
 }
