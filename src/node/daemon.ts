@@ -27,7 +27,7 @@ import type { ReactorToControl } from '../placement/messages.ts'
 import { serveAdminHttp } from './admin-http.ts'
 import { ANY_ADDRESS, CONNECTIONS_MAX, type Config, describeKey, type LoadedConfig } from './config.ts'
 import { makeDirectory } from './directories.ts'
-import { type FoundDisk, findDisks, METADATA_DIR, overcommitted, rememberFormatted, replaced } from './disks.ts'
+import { type FoundDisk, findDisks, METADATA_DIR, overcommitted, rememberFailed, rememberFormatted, replaced } from './disks.ts'
 import { FlightRecorders } from './flight-file.ts'
 import { createHmacSha256 } from './hmac.ts'
 import { LateTurns } from './late-turns.ts'
@@ -93,15 +93,23 @@ export async function startNode({ loaded, onFatal }: StartOptions): Promise<Runn
     createCore: createRaftCore,
     hmac: createHmacSha256(),
     async openDataPlane(registration) {
-      const unusable = new Set<number>()
+      const unusable = new Set<FoundDisk>()
+      const failed = (disk: FoundDisk) => {
+        unusable.add(disk)
+        try {
+          rememberFailed(disk, dataDir)
+        } catch (error) {
+          log.log('WARN', 'that a disk has failed is not remembered', { disk: disk.path, error: messageOf(error) })
+        }
+      }
       reactor = await startReactor({
         flight,
         config: reactorConfig(config, registration, disks, bootId),
         nowMs: () => clock.nowMs(),
         onMessage(message) {
           if (message.type === 'stats') stats = message
-          else if (message.type === 'diskFailed') unusable.add(message.disk)
-          else if (message.type === 'ready') rememberFormatted(disks, dataDir, (disk) => unusable.has(registration.disks[disks.indexOf(disk)]!))
+          else if (message.type === 'diskFailed') failed(disks[registration.disks.indexOf(message.disk)]!)
+          else if (message.type === 'ready') rememberFormatted(disks, dataDir, (disk) => unusable.has(disk))
         },
         onFatal,
       })

@@ -8,7 +8,7 @@ import { crc32c } from '../base/crc32c.ts'
 import { MiB } from '../base/units.ts'
 import { FORMAT_VERSION, SUPERBLOCK_MAGIC, Superblock } from '../store/layout.ts'
 import type { DeviceConfig } from './config.ts'
-import { findDisks, overcommitted, rememberFormatted, replaced } from './disks.ts'
+import { findDisks, overcommitted, rememberFailed, rememberFormatted, replaced } from './disks.ts'
 
 function playground(t: TestContext) {
   const dir = mkdtempSync(join(tmpdir(), 'xsan-disks-'))
@@ -161,6 +161,31 @@ test('a device of this node that is gone keeps no node from starting, and is its
   renameSync(`${device.path}.away`, device.path)
   assert.deepEqual([(await find([gone])).disks[0]?.uuid, (await find([gone])).leftOut], [uuid, []])
   await assert.rejects(find([{ ...gone, path: join(dir, 'never') }]), { status: 'DISK_NOT_FOUND' })
+})
+
+test('a disk that has failed, or was not there, is known to have been away until it has been mounted again', async (t) => {
+  const { dir, device } = await formatted(t)
+  const gone = { path: device.path, type: device.type, role: device.role }
+  const find = async (given: DeviceConfig = gone) => (await findDisks([given], dir, () => 'new')).disks
+  const isAway = async () => (await find())[0]?.wasAway === true
+  const mounted = async () => rememberFormatted(await find(), dir)
+  assert.equal(await isAway(), false)
+  rememberFailed((await find())[0]!, dir)
+  assert.deepEqual([await isAway(), await isAway()], [true, true])
+  rememberFormatted(await find(), dir, () => true)
+  assert.equal(await isAway(), true, 'it could not be mounted')
+  await mounted()
+  assert.equal(await isAway(), false)
+  // pulled out, missed by one process, and back
+  renameSync(device.path, `${device.path}.away`)
+  rememberFormatted(await find(), dir)
+  renameSync(`${device.path}.away`, device.path)
+  assert.deepEqual([await isAway(), await isAway()], [true, true])
+  await mounted()
+  assert.equal(await isAway(), false)
+  rememberFailed((await find())[0]!, dir)
+  renameSync(device.path, `${device.path}.moved`)
+  assert.equal((await find({ ...gone, path: `${device.path}.moved` }))[0]?.wasAway, true)
 })
 
 test('a disk of this node that does not answer keeps no node from starting, unless there are so many that nothing else would get on; one never seen does', async (t) => {

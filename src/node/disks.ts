@@ -3,6 +3,7 @@
  *
  * A disk is named for good by the uuid in its superblock. A blank one gets a uuid now, remembered in data_dir/disks.json until the
  * disk is formatted with it (after the node became a member: only then there is a cluster to write into the superblock).
+ * What has failed, or was not there, is remembered in that file, too: such a disk may have been without power, and a failed one cannot be told so itself.
  *
  * Invariant: once a disk has been formatted, its uuid is never given to what is found blank at its path (`rememberFormatted`): a disk swapped for an
  * empty one would answer for the old one's data with zeros.
@@ -44,6 +45,8 @@ export interface FoundDisk {
   readonly createBytes?: number
   /** A new disk, where this node had another one. */
   readonly replaces?: string
+  /** It had failed, or was not there, since it was mounted last, or nobody knows: the drive may have been without power though its host was not. */
+  readonly wasAway?: true
   /** It is a disk of this node and cannot be used: it counts as failed, nothing on it is touched. */
   readonly broken?: Broken
 }
@@ -83,7 +86,8 @@ export async function findDisks(
   for (const [index, device] of devices.entries()) {
     const place = `storage.devices[${index}]`
     try {
-      found.push(await unlessHung(findDisk(device, place, names, newUuid, openFile), hungMs, `${place}: ${device.path}`))
+      const disk = await unlessHung(findDisk(device, place, names, newUuid, openFile), hungMs, `${place}: ${device.path}`)
+      found.push(disk.formatted && wasAway(disk.uuid, names) ? { ...disk, wasAway: true } : disk)
     } catch (error) {
       const wasOurs = Object.hasOwn(names, device.path) && names[device.path]!.formatted
       if (!(error instanceof XsanError) || !(isGone(error) ? wasOurs : error.status === 'DISK_CORRUPTED' && isInUse)) throw error
@@ -95,7 +99,10 @@ export async function findDisks(
   if (twice) throw new XsanError('INVALID_PARAM', `${twice.path} is the same disk as another one of storage.devices (${twice.uuid})`, 'Name each disk once.')
   // of those left out as well: they may be back
   const remembered = devices.filter(({ path }) => Object.hasOwn(names, path) && !found.some((disk) => disk.path === path))
-  writeNames(dataDir, [...found, ...remembered.map(({ path }) => ({ path, ...names[path]! }))])
+  writeNames(dataDir, [
+    ...found.map(({ wasAway: away = false, ...disk }) => ({ ...disk, away })),
+    ...remembered.map(({ path }) => ({ path, ...names[path]!, away: true })),
+  ])
   return { disks: found, leftOut }
 }
 
@@ -161,12 +168,30 @@ export function replaced(disks: readonly FoundDisk[]): string[] {
 export function rememberFormatted(disks: readonly FoundDisk[], dataDir: string, isUnusable: (disk: FoundDisk) => boolean = () => false): void {
   const used = disks.filter((disk) => disk.formatted || !isUnusable(disk))
   const others = Object.entries(readNames(dataDir)).filter(([path]) => !used.some((disk) => disk.path === path))
-  writeNames(dataDir, [...used.map(({ path, uuid }) => ({ path, uuid, formatted: true })), ...others.map(([path, name]) => ({ path, ...name }))])
+  writeNames(dataDir, [
+    ...used.map((disk) => ({ path: disk.path, uuid: disk.uuid, formatted: true, away: isUnusable(disk) })),
+    ...others.map(([path, name]) => ({ path, ...name })),
+  ])
+}
+
+/** The disk has failed: what it is when it is back, nobody knows. */
+export function rememberFailed({ uuid }: FoundDisk, dataDir: string): void {
+  const all = Object.entries(readNames(dataDir))
+  writeNames(
+    dataDir,
+    all.map(([path, name]) => ({ path, ...name, ...(name.uuid === uuid ? { away: true } : {}) })),
+  )
 }
 
 interface Remembered {
   readonly uuid: string
   readonly formatted: boolean
+  /** Has failed, or was not there, since it was mounted last. */
+  readonly away?: boolean
+}
+
+function wasAway(uuid: string, names: Names): boolean {
+  return Object.values(names).find((name) => name.uuid === uuid)?.away !== false
 }
 type Names = Readonly<Record<string, Remembered>>
 
@@ -189,7 +214,7 @@ function readNames(dataDir: string): Names {
 
 function writeNames(dataDir: string, disks: ReadonlyArray<Remembered & { readonly path: string }>): void {
   const path = join(dataDir, NAMES_FILE)
-  const next = JSON.stringify(Object.fromEntries(disks.map(({ path: of, uuid, formatted }) => [of, { uuid, formatted }])), null, 2)
+  const next = JSON.stringify(Object.fromEntries(disks.map(({ path: of, uuid, formatted, away }) => [of, { uuid, formatted, away }])), null, 2)
   if (existsSync(path) && readFileSync(path, 'utf8') === next) return
   const fd = openSync(`${path}.tmp`, 'w')
   try {

@@ -171,6 +171,7 @@ async function mount(disk: ReactorConfig['disks'][number]): Promise<MountedStore
     slotCount: config.slotCount,
     events: relay,
     bootId: config.bootId,
+    ...(disk.wasAway ? { wasAway: true } : {}),
     wallMs: () => Date.now(),
     disk: disk.number as DiskNumber,
     disks,

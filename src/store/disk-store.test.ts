@@ -348,6 +348,17 @@ test('a disk whose flush has failed, and is mounted again, may lack what was not
   }
 })
 
+test('a disk that was away from its host may lack what was not durable, unless it was closed before', async () => {
+  for (const closed of [false, true]) {
+    const { bench, store } = await withWrite(22, { index: 0, firstPage: 0, pageCount: 1, id: 1, durable: false })
+    if (closed) await bench.settle(store.close())
+    bench.kill()
+    assert.equal((await bench.mount({ wasAway: true })).lostPower, !closed)
+    bench.kill()
+    assert.equal((await bench.mount()).lostPower, !closed)
+  }
+})
+
 test('slots that have been served since the host lost its power are known to the next process, until it is lost again', async () => {
   const bench = new Bench(21)
   await bench.format()

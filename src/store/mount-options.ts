@@ -47,6 +47,8 @@ export interface MountOptions {
   readonly events: StoreEvents
   /** Of this boot of the host (/proc/sys/kernel/random/boot_id): tells a power loss from a mere kill. */
   readonly bootId: string
+  /** The drive may have been without power since the disk was mounted last, though its host was not. */
+  readonly wasAway?: boolean
   /** Wall clock, ms since 1970, for the timestamps in block headers: for people, never for decisions. */
   readonly wallMs: () => number
   /** When given, the disk must carry this number, or have none yet. */

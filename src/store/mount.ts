@@ -303,10 +303,9 @@ async function mountOpened(options: MountOptions, file: OpenedFile): Promise<Dis
   if (superblock === null) throw new XsanError('NOT_FOUND', `${path} is blank`, 'Format it as a disk of this node.')
   refuseForeign(superblock, options)
   const { clean, mountGeneration: lastMount } = superblock
-  if (!clean && superblock.bootId !== options.bootId) {
-    losePower(superblock)
-    superblock.mayEndTorn = true
-  }
+  const hasBooted = superblock.bootId !== options.bootId
+  if (!clean && (hasBooted || options.wasAway)) losePower(superblock)
+  if (!clean && hasBooted) superblock.mayEndTorn = true
   const superblockPage = arena.alloc(PAGE_BYTES)
   if (superblockPage === -1) throw new XsanError('NO_BUFFER', `no memory to mount ${path}`, 'Give the node more memory.')
   let written: Promise<void> = Promise.resolve()
