@@ -72,7 +72,7 @@ export function encodeCommand<N extends OperationName>(op: N, args: ArgsOf<N>, i
 export function applyCommand(state: ClusterState, index: number, command: Uint8Array): CommandResult {
   const envelope = JSON.parse(new TextDecoder().decode(command)) as Envelope
   const operation = (OPERATIONS as Readonly<Record<string, Operation<unknown, unknown> | undefined>>)[envelope.op]
-  if (envelope.v !== COMMAND_VERSION || operation === undefined || operation.feature !== envelope.feature) {
+  if (envelope.v !== COMMAND_VERSION || operation === undefined || operation.feature !== envelope.feature || operation.feature > state.featureMax) {
     throw new XsanError(
       'NOT_SUPPORTED',
       `the log holds a command this program does not know: ${envelope.op}, feature level ${envelope.feature}, version ${envelope.v}`,

@@ -25,7 +25,7 @@ import { type ChainsStepArgs, chainChanges, changesAny, type SlotFacts } from '.
 import type { NodeAway } from './ops/nodes-away.ts'
 import { Rebalancer } from './rebalance.ts'
 import { booleanSetting, numberSetting, type OwnSettings } from './settings.ts'
-import { type ClusterState, FEATURE_LEVEL } from './state.ts'
+import type { ClusterState } from './state.ts'
 
 const DRIFT_BOUND = 0.01
 const RETRY_MS = 50
@@ -616,7 +616,7 @@ export class Coordinator {
   /** Changes that nobody asks for; again at a later look when one fails. */
   async #keepHouse(): Promise<void> {
     try {
-      if (this.#isLevelToRaise()) await this.propose('feature.raise', { level: FEATURE_LEVEL })
+      if (this.#isLevelToRaise()) await this.propose('feature.raise', { level: this.#state.featureMax })
       else if (this.#areLeasesToSettle(this.#clock.nowMs())) await this.propose('leases.settle', {})
       else {
         const nodes = this.#awayToNote()
@@ -629,8 +629,9 @@ export class Coordinator {
 
   /** All nodes that have ever run here know more than the cluster uses. */
   #isLevelToRaise(): boolean {
-    if (this.#state.cluster === undefined || this.#state.featureLevel >= FEATURE_LEVEL) return false
-    for (const node of this.#state.nodes.values()) if (node.featureMax < FEATURE_LEVEL) return false
+    const { cluster, featureLevel, featureMax } = this.#state
+    if (cluster === undefined || featureLevel >= featureMax) return false
+    for (const node of this.#state.nodes.values()) if (node.featureMax < featureMax) return false
     return true
   }
 

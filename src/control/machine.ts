@@ -10,7 +10,11 @@ const decoder = new TextDecoder()
 
 export class ControlStateMachine implements StateMachine {
   readonly prefix = STATE_PREFIX
-  readonly state = new ClusterState()
+  readonly state: ClusterState
+
+  constructor(featureMax?: number) {
+    this.state = new ClusterState(featureMax)
+  }
 
   load(stored: ReadonlyArray<{ readonly key: string; readonly value: Uint8Array }>): void {
     this.state.load(stored)

@@ -81,7 +81,7 @@ export class Member {
   readonly #leaseMs: number
   readonly #own: OwnSettings
   readonly #authenticator: Authenticator
-  readonly #machine = new ControlStateMachine()
+  readonly #machine: ControlStateMachine
   readonly #transport: RpcRaftTransport
   readonly #leaderClient: LeaderClient
   readonly #context: ServiceContext
@@ -115,6 +115,7 @@ export class Member {
     this.#leaseMs = config.leaseMs ?? LEASE_MS
     this.#own = ownSettings(config.entries)
     this.#addresses = { grpc: grpcAddress, data: config.addresses.data, nbd: config.addresses.nbd }
+    this.#machine = new ControlStateMachine(config.featureMax)
     this.#authenticator = new Authenticator(hmac, fromHex(identity.clusterKey))
     this.#grpcOf = new Map(identity.members.map(({ node, grpc }) => [node, grpc]))
     this.#transport = new RpcRaftTransport({
@@ -373,7 +374,7 @@ export class Member {
       admin,
       disks: config.disks.map(({ uuid, path, type, role, capacityBytes }) => ({ uuid, path, type, role, capacityBytes })),
       version: config.version,
-      featureLevelMax: FEATURE_LEVEL,
+      featureLevelMax: this.state.featureMax,
       dataDir: config.dataDir,
       bootId: config.bootId,
       requestId,
@@ -734,7 +735,7 @@ export function admitRequest(options: ControlOptions, token: string, joinId: str
     zone: config.zone,
     rack: config.rack,
     disks: config.disks.map(({ uuid, path, type, role, capacityBytes }) => ({ uuid, path, type, role, capacityBytes })),
-    featureLevelMax: FEATURE_LEVEL,
+    featureLevelMax: config.featureMax ?? FEATURE_LEVEL,
     version: config.version,
     clusterId: config.clusterId,
     blockSize: BLOCK_BYTES,

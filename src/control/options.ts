@@ -29,6 +29,8 @@ export interface ControlConfig {
   readonly zone: string
   readonly rack: string
   readonly version: string
+  /** Highest feature level of commands that this program applies: FEATURE_LEVEL, but where a program of an earlier version is simulated. */
+  readonly featureMax?: number
   readonly dataDir: string
   /** Of the running kernel. */
   readonly bootId: string

@@ -162,6 +162,8 @@ const encoder = new TextEncoder()
 const decoder = new TextDecoder()
 
 export class ClusterState {
+  /** Commands up to this feature level can be applied. */
+  readonly featureMax: number
   #meta: Meta = { ...NEW_META }
   #nodes = new Map<NodeNumber, NodeRecord>()
   #disks = new Map<DiskNumber, DiskRecord>()
@@ -186,6 +188,10 @@ export class ClusterState {
   #index = 0
   /** Not stored: processes that lost replicas in commands applied since `takeDropped`, or may have in those that a snapshot stands for. */
   #dropped: Array<{ node: NodeNumber; incarnation: Incarnation }> = []
+
+  constructor(featureMax = FEATURE_LEVEL) {
+    this.featureMax = featureMax
+  }
 
   // ---- reading ----------------------------------------------------------------------------------------------------------
 
@@ -595,10 +601,10 @@ export class ClusterState {
           'Use the version that wrote it.',
         )
       }
-      if (this.#meta.feature > FEATURE_LEVEL) {
+      if (this.#meta.feature > this.featureMax) {
         throw new XsanError(
           'DISK_INCOMPATIBLE',
-          `the cluster is at feature level ${this.#meta.feature}, this program knows ${FEATURE_LEVEL}`,
+          `the cluster is at feature level ${this.#meta.feature}, this program knows ${this.featureMax}`,
           'Install a newer version.',
         )
       }

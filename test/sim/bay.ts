@@ -28,13 +28,14 @@ export class Bay {
   readonly #number: number
 
   /** `node` and `number` count from 0. */
-  constructor(host: SimHost, node: number, number: number) {
+  constructor(host: SimHost, options: { readonly node: number; readonly number: number; readonly unreadableTorn: number }) {
+    const { node, number, unreadableTorn } = options
     this.#host = host
     this.#node = node
     this.#number = number
     const mount = number === 0 ? '/disk/' : `/disk${number}/`
     this.path = `${mount}0`
-    this.disk = host.addDisk({ name: `d${number}`, mount, direct: true, alignmentBytes: 512 })
+    this.disk = host.addDisk({ name: `d${number}`, mount, direct: true, alignmentBytes: 512, unreadableTorn })
   }
 
   get uuid(): string {
@@ -71,8 +72,11 @@ export class Bay {
     this.suffered = false
   }
 
-  /** Its disk says that it is of a format with a feature this version does not know; returns what undoes it. */
-  formatOfTheFuture(): () => void {
+  /**
+   * Its disk, which must be idle, says that it is of a format with a feature this version does not know. Returns what undoes it, and says whether the disk is
+   * as it was left; bits that have rotted meanwhile are nobody's fault.
+   */
+  formatOfTheFuture(): () => boolean {
     const file = this.disk.files.find(({ path }) => path === this.path)
     assert(file !== undefined, 'a disk that was never mounted')
     const pages = [0, file.sizeBytes / PAGE_BYTES - 1]
@@ -85,8 +89,14 @@ export class Bay {
       Superblock.set.crc(view, 0, crc32c(bytes))
       file.pages.set(page, bytes)
     }
+    // All of it is on stable storage: what differs later was written later
+    file.flushed(file.beginFlush())
+    const left = new Map(file.pages)
+    const { rotten } = this.disk.shown
     return () => {
+      const isSame = file.pages.size === left.size && [...left].every(([page, bytes]) => file.pages.get(page) === bytes)
       for (const [i, page] of pages.entries()) file.pages.set(page, before[i]!)
+      return isSame || this.disk.shown.rotten > rotten
     }
   }
 }

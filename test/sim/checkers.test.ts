@@ -4,10 +4,12 @@ import test from 'node:test'
 import { BLOCK_BYTES, PAGE_BYTES } from '../../src/base/units.ts'
 import { DEFAULT_LIMITS } from '../../src/chain/data-plane.ts'
 import { ChainTable } from '../../src/chain/table.ts'
+import { kvStore } from '../../src/env/sim/control.ts'
 import { ChannelRows } from '../../src/store/channel-rows.ts'
 import { PAGE_LOST, PageFlag, type ReplicaStore } from '../../src/store/store.ts'
 import { canaryOf } from './canaries.ts'
 import { contentOf, differenceOf, differingBytes, leftovers, queueBounds, RESYNC_OVERHEAD, Watch, watchInstalls, watchQueues, watchRows } from './checkers.ts'
+import { type NewerForm, OlderBinary } from './older-binary.ts'
 import { Scenario, scenario } from './scenario.ts'
 
 async function healthy(): Promise<Scenario> {
@@ -43,6 +45,42 @@ test('a node that goes on after its lease is found, an honest one is not', async
       cheats ? ['nobody serves without a lease'] : [],
     )
     assert.ok(watch.samples > 50)
+  }
+})
+
+test('a node that serves above the feature level it knows is found', async () => {
+  const t = await healthy()
+  const { state } = t.node(2).control!.member!
+  await t.until('the level is raised', () => state.featureLevel === state.featureMax)
+  const watch = new Watch(t)
+  watch.sample()
+  assert.deepEqual(watch.violations, [])
+  Object.defineProperty(state, 'featureMax', { value: 1 })
+  watch.sample()
+  assert.deepEqual(
+    watch.violations.map(({ promise }) => promise),
+    ['nobody serves who does not know all commands'],
+  )
+})
+
+test('an older version that writes to what it does not know, or mounts it, is found', async () => {
+  const t = await healthy()
+  const node = t.node(3)
+  node.crash({ losing: 'nothing' })
+  await t.seconds(0.5)
+  const [bay] = node.bays
+  const kv = kvStore(node.host, 'kv')
+  const wrongs: ReadonlyArray<readonly [NewerForm, string, () => void]> = [
+    ['disks', 'written to the disk', () => node.host.files.get(bay!.path)!.writeFrom(0, new Uint8Array(PAGE_BYTES).fill(1), 0, PAGE_BYTES)],
+    ['disks', 'mounted the disk', () => (bay!.mounted = { ...bay!.mounted! })],
+    ['identity', 'written to the metadata', () => kv.entries.set('state/other', new Uint8Array(1))],
+    ['state', 'written to the metadata', () => kv.entries.delete('state/other')],
+  ]
+  for (const [form, what, act] of wrongs) {
+    assert.deepEqual(OlderBinary.install(node, form)!.end(), [])
+    const older = OlderBinary.install(node, form)!
+    act()
+    assert.match(older.end().join(), new RegExp(`node-3 .* its ${form}: it has ${what}$`))
   }
 })
 

@@ -28,6 +28,7 @@ export const RESYNC_OVERHEAD = 1.1
  *   replicated state; looked at now and then, and in the moment of each drop. (Nodes whose clock is beyond the bound are out of it: design 4.)
  * - Connections: a session with a node that was dropped from a chain as DOWN has ended on every peer that knows it, soon after (protocol 16).
  * - State machines: all replicas of the replicated state have the same content at the same index.
+ * - Feature levels: no node serves in a cluster whose commands may be of a level that it does not know.
  * - Queues of the control plane: nothing piles up in it (`controlQueueBounds`).
  */
 export class Watch {
@@ -66,6 +67,15 @@ export class Watch {
     this.#states()
     this.#connections()
     this.#controlQueues()
+    this.#featureLevels()
+  }
+
+  #featureLevels(): void {
+    for (const { id, running, control } of this.#cluster.nodes) {
+      const state = running && control?.isReady === true ? control.member?.state : undefined
+      if (state && state.featureLevel > state.featureMax)
+        this.#found('nobody serves who does not know all commands', `${id} knows feature level ${state.featureMax}, the cluster is at ${state.featureLevel}`)
+    }
   }
 
   #controlQueues(): void {

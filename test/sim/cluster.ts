@@ -26,6 +26,7 @@ import { isMember, ReplicaState } from '../../src/placement/chain.ts'
 import type { Bay } from './bay.ts'
 import { differenceOf, leftovers } from './checkers.ts'
 import { protoCodec } from './codec.ts'
+import type { Effect } from './faults.ts'
 import type { Ledger } from './ledger.ts'
 import { DATA_PORT, PATIENCE_MS, SimNode } from './node.ts'
 
@@ -48,6 +49,8 @@ export interface SimClusterOptions {
   /** 1 unless given. */
   readonly disksPerNode?: number
   readonly leaseMs?: number
+  /** Feature level of the binaries that the first nodes begin with; the newest unless given. */
+  readonly featureMax?: number
   readonly network?: Partial<NetworkOptions>
   readonly retryTotalMs?: number
   readonly writeLifeMs?: number
@@ -55,6 +58,8 @@ export interface SimClusterOptions {
   readonly replicas?: number
   /** Of the data planes: queues and credits. */
   readonly limits?: Partial<DataPlaneLimits>
+  /** Of the pages of a disk that a loss of power tears, at most so many cannot be read afterwards; none unless given. */
+  readonly unreadableTorn?: number
   /** Every node has its NBD export. */
   readonly nbd?: boolean
   /** Remember who allocated each range of the arenas. */
@@ -91,6 +96,10 @@ export class SimCluster {
   onBroken: ((promise: string, detail: string) => void) | undefined
   /** Told before a disk is mounted that never got all of its records: by slot, whether nobody else has them; and whether its host kept its power. */
   onUnstagedLost: ((isLost: readonly boolean[], keptPower: boolean) => void) | undefined
+  /** What faults have brought about. */
+  readonly effects = new Set<Effect>()
+  /** The faults are over. */
+  isHealed = false
   /** What operators have under way. */
   readonly operations = new Set<string>()
   /** By disk: what was written to its journal. */
@@ -105,7 +114,11 @@ export class SimCluster {
     this.network.flippedPorts.add(DATA_PORT)
     this.control = new SimControlNetwork(this.network, protoCodec())
     this.control.onLog = (line) => this.#onLog(line)
-    for (let i = 0; i < options.nodes; i++) this.nodes.push(new SimNode(this, i))
+    for (let i = 0; i < options.nodes; i++) {
+      const node = new SimNode(this, i)
+      if (options.featureMax !== undefined) node.featureMax = options.featureMax
+      this.nodes.push(node)
+    }
     const desk = new SimHost(this.network, { name: 'operator', address: '10.0.1.1' })
     this.#desk = desk.start('xsan')
     this.operator = this.control.env(this.#desk)
@@ -286,6 +299,7 @@ export class SimCluster {
 
   /** Heals everything: links, disks, clocks, processes; starts what does not run. */
   heal(): void {
+    this.isHealed = true
     this.network.healAll()
     Object.assign(this.control.datagramFaults, { loss: 0, duplicate: 0, late: 0 })
     for (const node of this.members()) {
@@ -294,6 +308,7 @@ export class SimCluster {
         Object.assign(disk.faults, { readEio: 0, writeEio: 0, flushEio: 0, slow: 0, readMs: 0, misdirect: 0 })
       }
       node.thaw()
+      node.installNewer()
       if (node.queue) node.queue.faults.pauses = 0
       if (node.env) node.env.clock.lateMs = TIMER_LATE_MS
       node.restart()
@@ -332,6 +347,15 @@ export class SimCluster {
       const there = last.map(({ disk }) => uuidOf(disk)).filter((of) => present.has(of))
       return there.length > 0 && there.every((of) => of === uuid)
     })
+  }
+
+  /** What faults have brought about that shows only now, or in counts of disks and links. */
+  countEffects(): void {
+    const disks = this.nodes.flatMap(({ bays }) => bays.map(({ disk }) => disk.shown))
+    if (disks.some(({ astray }) => astray > 0)) this.effects.add('misdirect')
+    if (disks.some(({ unreadable }) => unreadable > 0)) this.effects.add('torn-unreadable')
+    if (this.network.flips > 0) this.effects.add('bad-wire')
+    if (this.members().length < this.nodes.length) this.effects.add('node-remove')
   }
 
   /** Nothing is under way in any data plane. */

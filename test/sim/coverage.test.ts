@@ -7,7 +7,7 @@ import { BLOCK_BYTES, PAGE_BYTES } from '../../src/base/units.ts'
 import { NONE } from '../../src/chain/records.ts'
 import { slotOf } from '../../src/placement/ring.ts'
 import { RecordKind } from '../../src/store/store.ts'
-import { coverageGaps, coverageText, NOT_BY_SEEDS } from './coverage.ts'
+import { coverageGaps, coverageText, faultShares, NOT_BY_SEEDS } from './coverage.ts'
 import { Scenario } from './scenario.ts'
 
 const everything = () => new Map(coverageGaps(new Map()).map((gap) => [gap.replace(': never reached', ''), 1] as const))
@@ -22,6 +22,15 @@ test('a row or a refusal that is not reached is a gap, and so is one that is sai
   const [out = ''] = Object.keys(NOT_BY_SEEDS)
   reached.set(out, 1)
   assert.match(coverageGaps(reached).join(), new RegExp(`^${out}: reached, though`))
+})
+
+test('a kind of fault that few runs have is named, once there are enough of them to say so', () => {
+  const reached = new Map([['fault kill', 60]])
+  for (const effect of faultShares(new Map(), 100).rare) if (effect !== 'kill') reached.set(`fault ${effect}`, effect === 'misdirect' ? 4 : 10)
+  const { text, rare } = faultShares(reached, 100)
+  assert.deepEqual(rare, ['misdirect'])
+  assert.match(text, /kill 60, .* misdirect 4,/)
+  assert.deepEqual(faultShares(new Map(), 99).rare, [])
 })
 
 test('a head refuses an older request of a channel, a process that is fenced, volumes that are not there or read-only, and everything while it stops', {

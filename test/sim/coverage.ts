@@ -1,11 +1,12 @@
 /**
- * What a simulation reached: each row of the table by which chains change, and each reason for which a replica refuses. What is never reached
- * by many seeds is not tested by them.
+ * What a simulation reached: each row of the table by which chains change, each reason for which a replica refuses, and each fault that found
+ * something to break. What is never reached by many seeds is not tested by them.
  */
 import { type StatusName, statusName } from '../../src/base/status.ts'
 import { Client } from '../../src/chain/client.ts'
 import { Forwarding } from '../../src/chain/forward.ts'
 import { TRANSITIONS } from '../../src/placement/chain.ts'
+import { CONSEQUENCES, type Effect, FAULT_KINDS } from './faults.ts'
 
 /** Times reached, by kind and name. */
 export type Coverage = Readonly<Record<string, number>>
@@ -90,10 +91,27 @@ export function addCoverage(to: Map<string, number>, more: Coverage): void {
   for (const [what, times] of Object.entries(more)) to.set(what, (to.get(what) ?? 0) + times)
 }
 
+/** A kind of fault that a swarm's runs have less often is tested by few of them. */
+const RARE_SHARE = 0.05
+/** Below so many runs a share says little. */
+const RUNS_FOR_SHARES = 100
+const EFFECTS: readonly Effect[] = [...FAULT_KINDS, ...CONSEQUENCES]
+
+/** In how many of 100 runs each fault took effect, and which have become rare: one whose rate is too low, or that finds nothing to break any more. */
+export function faultShares(reached: ReadonlyMap<string, number>, runs: number): { readonly text: string; readonly rare: readonly Effect[] } {
+  const shareOf = (effect: Effect) => (reached.get(`fault ${effect}`) ?? 0) / runs
+  const text = EFFECTS.map((effect) => `${effect} ${Math.round(100 * shareOf(effect))}`).join(', ')
+  return {
+    text: `faults that took effect, in so many of 100 runs: ${text}`,
+    rare: runs < RUNS_FOR_SHARES ? [] : EFFECTS.filter((effect) => shareOf(effect) < RARE_SHARE),
+  }
+}
+
 const KINDS: ReadonlyArray<readonly [title: string, kind: string, names: readonly string[]]> = [
   ['rows of the chain table', 'row', TRANSITIONS.map(({ name }) => name)],
   ['answers', 'answer', ANSWERS],
   ['refusals of forwards', 'forward', FORWARD_REFUSALS],
+  ['faults', 'fault', EFFECTS],
 ]
 
 /** What seeds should have reached and did not, and what they did although it is said that they cannot. */

@@ -4,6 +4,7 @@
  */
 import type { Prng } from '../../src/base/prng.ts'
 import type { Seed } from '../../src/env/sim/world.ts'
+import { NEWER_FORMS } from './older-binary.ts'
 
 export const SCHEDULE_FORMAT = 1
 
@@ -35,6 +36,9 @@ export const FAULT_KINDS = [
   'volume-churn',
   'volume-grow',
   'setting',
+  'disk-again',
+  'older-binary',
+  'far-link',
 ] as const
 /** Kinds of aimed runs alone: they wait for the moment that matters. */
 export const AIMED_KINDS = [
@@ -49,6 +53,10 @@ export const AIMED_KINDS = [
   'straggler',
 ] as const
 export type FaultKind = (typeof FAULT_KINDS)[number] | (typeof AIMED_KINDS)[number]
+/** What comes of faults, beside themselves. */
+export const CONSEQUENCES = ['disk-replaced', 'disk-tried-again', 'torn-unreadable'] as const
+/** What a run counts as having had: a fault that found nothing to break is none of it. */
+export type Effect = FaultKind | (typeof CONSEQUENCES)[number]
 
 export interface Fault {
   readonly kind: FaultKind
@@ -127,7 +135,7 @@ const RATES: Readonly<Record<(typeof FAULT_KINDS)[number], readonly [calm: numbe
   'disk-hang': [0, 0.02, 0.05],
   'disk-eio': [0, 0.005, 0.02],
   'bit-rot': [0, 0.05, 0.1],
-  misdirect: [0, 0.03, 0.06],
+  misdirect: [0, 0.03, 0.1],
   drift: [0, 0.05, 0.1],
   pauses: [0, 0.05, 0.2],
   'datagram-loss': [0.05, 0.1, 0.2],
@@ -142,10 +150,14 @@ const RATES: Readonly<Record<(typeof FAULT_KINDS)[number], readonly [calm: numbe
   'volume-churn': [0.02, 0.03, 0.06],
   'volume-grow': [0.02, 0.03, 0.06],
   setting: [0.02, 0.05, 0.1],
+  'disk-again': [0, 0.01, 0.03],
+  'older-binary': [0.01, 0.01, 0.03],
+  'far-link': [0, 0.03, 0.1],
 }
 
-/** A run without any of these needs no rebuilding; a swarm has them in few of its runs, for they cost the most. */
-const DEAR: ReadonlySet<FaultKind> = new Set(['disk-eio', 'disk-gone', 'node-add', 'node-remove', 'upgrade'])
+/** A run without any of these needs no rebuilding: they cost the most. A swarm has each in so many of its runs, and then once or twice. */
+const DEAR: ReadonlySet<FaultKind> = new Set(['disk-eio', 'disk-gone', 'disk-again', 'node-add', 'node-remove', 'upgrade', 'older-binary'])
+const DEAR_SHARE = 0.25
 /** What destroys copies for good. */
 export const DESTRUCTIVE: ReadonlySet<FaultKind> = new Set(['bit-rot', 'misdirect', 'disk-eio', 'disk-gone'])
 
@@ -166,7 +178,10 @@ export function makeSchedule(random: Prng, options: ScheduleOptions): Schedule {
   for (const kind of FAULT_KINDS) {
     const [calm, rough, brutal] = RATES[kind]
     let rate = profile === 'calm' ? calm : profile === 'rough' ? rough : brutal
-    if (profile === 'swarm') rate = random.chance(DEAR.has(kind) ? 0.85 : 0.5) ? 0 : brutal * (0.3 + 2 * random.unit())
+    if (profile === 'swarm') {
+      const rates = DEAR.has(kind) ? (1000 / durationMs) * (1 + random.unit()) : brutal * (0.3 + 2 * random.unit())
+      rate = random.chance(DEAR.has(kind) ? DEAR_SHARE : 0.5) ? rates : 0
+    }
     if (options.without?.includes(kind)) continue
     // So that what is rarer than one in a run begins anywhere, or not at all
     let atMs = -random.unit() * (rate > 0 ? Math.min(1000 / rate, 1e6) : 0)
@@ -213,11 +228,14 @@ function durationOf(random: Prng, kind: FaultKind): number {
     case 'disk-hang':
       return random.between(100, 6000)
     case 'disk-eio':
-      return random.between(1, 500)
+      return random.between(100, 2000)
+    case 'misdirect':
+      return random.between(2000, 10_000)
     case 'stop':
       return random.between(1, 3000)
     case 'disk-gone':
     case 'disk-full':
+    case 'older-binary':
       return random.between(500, 5000)
     default:
       return random.between(100, 5000)
@@ -228,19 +246,23 @@ export function amountOf(random: Prng, kind: FaultKind): number {
   switch (kind) {
     case 'slow-link':
       return random.between(1, 100)
+    case 'far-link':
+      return random.between(100, 600)
     case 'bad-wire':
       return 0.001 + random.unit() * 0.05
     case 'misdirect':
-      return 0.02 + random.unit() * 0.2
+      return 0.1 + random.unit() * 0.9
     case 'disk-slow':
       return random.between(5, 300)
     case 'disk-eio':
       return random.unit() * 0.2
+    case 'disk-again':
+      return 0.05 + random.unit() * 0.6
     case 'bit-rot':
       return random.between(1, 4)
     case 'drift':
-      // Within the bound of 1 %, either way, for both ends together
-      return (random.unit() - 0.5) * 0.01
+      // Within the bound of 1 %, either way, for both ends together; every other one at it
+      return Math.max(-0.005, Math.min(0.005, (random.unit() - 0.5) * 0.02))
     case 'pauses':
       return random.between(1, 300)
     case 'datagram-loss':
@@ -256,6 +278,8 @@ export function amountOf(random: Prng, kind: FaultKind): number {
     case 'late-stream':
     case 'remove-draining':
       return random.between(50, 600)
+    case 'older-binary':
+      return random.below(NEWER_FORMS.length)
     case 'slow-reads':
       return random.between(100, 400)
     case 'remove-late':
@@ -289,6 +313,8 @@ export function describeFault(fault: Fault): string {
       return `nothing gets from ${node} to node ${fault.other + 1} ${span}`
     case 'slow-link':
       return `${fault.amount} ms more from ${node} to node ${fault.other + 1} ${span}`
+    case 'far-link':
+      return `${fault.amount} ms more between ${node} and node ${fault.other + 1}, either way, ${span}`
     case 'bad-wire':
       return `bits flip in ${(fault.amount * 100).toFixed(1)} % of what gets from ${node} to node ${fault.other + 1} ${span}`
     case 'misdirect':
@@ -299,6 +325,8 @@ export function describeFault(fault: Fault): string {
       return `the disk of ${node} hangs ${span}`
     case 'disk-eio':
       return `the disk of ${node} fails ${Math.round(fault.amount * 100)} % of its requests ${span}, and is replaced if that was too much`
+    case 'disk-again':
+      return `the disk of ${fault.unflushed === 'random' ? node : 'every node'} fails ${Math.round(fault.amount * 100)} % of its writes and flushes ${span}, and is tried again`
     case 'bit-rot':
       return `${fault.amount} pages rot on the disk of ${node}`
     case 'drift':
@@ -322,13 +350,15 @@ export function describeFault(fault: Fault): string {
     case 'node-add':
       return 'a node is added'
     case 'node-remove':
-      return `${node} is removed`
+      return `${node} is removed, after another one was added if it would be missed`
     case 'volume-churn':
       return `a volume is made, used ${span}, and deleted`
     case 'volume-grow':
       return 'a volume grows by a block'
     case 'setting':
       return `a setting of the cluster is changed ${span}`
+    case 'older-binary':
+      return `${node} is started with an older version, which does not know the form of its ${NEWER_FORMS[fault.amount]}, ${span}`
     case 'slow-reads':
       return `reads take about ${Math.round(fault.amount)} ms more on the disk of ${node} ${span}`
     case 'straggler':
@@ -359,9 +389,11 @@ const DELAY_MS_MAX = 60_000
  */
 const AMOUNTS: Partial<Readonly<Record<FaultKind, { readonly least: number; readonly most: number; readonly whole?: true }>>> = {
   'slow-link': { least: 0, most: DELAY_MS_MAX },
+  'far-link': { least: 0, most: DELAY_MS_MAX },
   'bad-wire': { least: 0, most: 1 },
   'disk-slow': { least: 0, most: DELAY_MS_MAX },
   'disk-eio': { least: 0, most: 1 },
+  'disk-again': { least: 0, most: 1 },
   'bit-rot': { least: 0, most: 10_000, whole: true },
   misdirect: { least: 0, most: 1 },
   drift: { least: -0.005, most: 0.005 },
@@ -371,6 +403,7 @@ const AMOUNTS: Partial<Readonly<Record<FaultKind, { readonly least: number; read
   'drift-beyond': { least: -0.95, most: 0 },
   'clock-fast': { least: 0, most: 9 },
   setting: { least: 0, most: 1_000_000, whole: true },
+  'older-binary': { least: 0, most: NEWER_FORMS.length - 1, whole: true },
   'slow-reads': { least: 0, most: DELAY_MS_MAX },
   straggler: { least: 0, most: DELAY_MS_MAX },
   'last-copy': { least: 0, most: DELAY_MS_MAX },

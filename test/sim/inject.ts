@@ -1,13 +1,16 @@
 /** What each kind of fault does to a simulated cluster, and how it ends. */
 import { XsanError } from '../../src/base/errors.ts'
 import { BLOCK_BYTES, PAGES_PER_BLOCK } from '../../src/base/units.ts'
+import { FEATURE_LEVEL } from '../../src/control/state.ts'
 import { ReplicaState } from '../../src/placement/chain.ts'
 import { slotOf } from '../../src/placement/ring.ts'
 import { Lane } from '../../src/wire/peer.ts'
+import type { Bay } from './bay.ts'
 import type { SimCluster, SimVolume } from './cluster.ts'
 import { describeFault, type Fault } from './faults.ts'
 import type { History } from './history.ts'
 import type { SimNode } from './node.ts'
+import { NEWER_FORMS, OlderBinary } from './older-binary.ts'
 import { SimClient } from './workload.ts'
 
 /** Longer ones may be a dead disk by design, which stays out until it is replaced: only where others serve all that is on it. */
@@ -29,6 +32,8 @@ const STALL_MS = 500
 const SLOW_RESYNC_MS = 1200
 /** Until there is a session. */
 const STALL_TRIES = 100
+/** How often it is looked for whether others serve what a fault would take. */
+const SERVED_LOOK_MS = 50
 
 /** Settings that may change at any time without breaking a promise: a value of the first list for a while, then the second. */
 const SETTINGS: ReadonlyArray<readonly [key: string, during: string, after: string]> = [
@@ -77,6 +82,18 @@ function allServedElsewhere(cluster: SimCluster, node: SimNode): boolean {
   return servedElsewhere(cluster, [node])?.every((served) => served) === true
 }
 
+/** Acts once, when others serve all that the node has; not at all when that does not come in time. */
+function onceServedElsewhere(cluster: SimCluster, node: SimNode, act: () => void): void {
+  const { world } = cluster
+  const untilMs = world.nowMs + AIMED_WAIT_MS
+  const look = () => {
+    if (cluster.isHealed) return
+    if (allServedElsewhere(cluster, node)) act()
+    else if (world.nowMs < untilMs) world.schedule(SERVED_LOOK_MS, 'is it served elsewhere?', look)
+  }
+  look()
+}
+
 export function inject(stage: Stage, fault: Fault): void {
   const { cluster, history } = stage
   const { world, network } = cluster
@@ -84,12 +101,15 @@ export function inject(stage: Stage, fault: Fault): void {
   const other = cluster.nodes[fault.other]!
   const bay = node.bays[fault.other % node.bays.length]!
   const { disk } = bay
+  const areRunning = node.running && other.running
   world.note('fault', () => describeFault(fault))
   const later = (fn: () => void) => world.schedule(fault.durationMs, 'fault ends', fn)
+  const took = () => cluster.effects.add(fault.kind)
   const losePower = (lost: readonly SimNode[], straggler?: SimNode) => {
     const served = servedElsewhere(cluster, lost) ?? []
     const isLost = (volume: number, page: number) => served[slotOf(volume, Math.floor(page / PAGES_PER_BLOCK), served.length)] !== true
     history.allPowerLost(world.nowMs, served.length === 0 ? undefined : isLost)
+    if (lost.some(({ host }) => host.up)) took()
     for (const each of lost) each.host.losePower(fault.unflushed)
     later(() => {
       for (const each of lost) if (each !== straggler) each.restart()
@@ -99,6 +119,7 @@ export function inject(stage: Stage, fault: Fault): void {
   switch (fault.kind) {
     case 'last-copy':
     case 'late-stream':
+      took()
       lastCopy(stage, fault, losePower)
       return
     case 'remove-syncing': {
@@ -108,7 +129,10 @@ export function inject(stage: Stage, fault: Fault): void {
       slowTo(added, SLOW_RESYNC_MS)
       world.schedule(4 * AIMED_WAIT_MS, 'fault ends', () => slowTo(added, 0))
       cluster.operate(`add ${added.id}`, () => cluster.join(added))
-      when(cluster, { node: added, state: ReplicaState.SYNCING, withinMs: 4 * AIMED_WAIT_MS }, () => removeNode(cluster, added))
+      when(cluster, { node: added, state: ReplicaState.SYNCING, withinMs: 4 * AIMED_WAIT_MS }, () => {
+        took()
+        removeNode(cluster, added)
+      })
       return
     }
     case 'remove-returning':
@@ -116,15 +140,22 @@ export function inject(stage: Stage, fault: Fault): void {
       later(() => node.restart())
       slowTo(node, SLOW_RESYNC_MS)
       world.schedule(fault.durationMs + 2 * AIMED_WAIT_MS, 'fault ends', () => slowTo(node, 0))
-      when(cluster, { node, state: ReplicaState.SYNCING, withinMs: fault.durationMs + AIMED_WAIT_MS }, () => removeNode(cluster, node))
+      when(cluster, { node, state: ReplicaState.SYNCING, withinMs: fault.durationMs + AIMED_WAIT_MS }, () => {
+        took()
+        removeNode(cluster, node)
+      })
       return
     case 'remove-draining':
       removeNode(cluster, node)
-      when(cluster, { node, state: ReplicaState.DRAINING, withinMs: fault.durationMs + AIMED_WAIT_MS }, (others) => killFor(others, fault.amount))
+      when(cluster, { node, state: ReplicaState.DRAINING, withinMs: fault.durationMs + AIMED_WAIT_MS }, (others) => {
+        took()
+        killFor(others, fault.amount)
+      })
       return
     case 'remove-late': {
       const leader = cluster.nodes.find((of) => of.running && of.control?.member?.raft?.isLeader === true)
       if (leader && leader !== node) {
+        took()
         const link = network.link(node.host, leader.host)
         link.extraDelayMs = fault.amount
         later(() => {
@@ -135,11 +166,13 @@ export function inject(stage: Stage, fault: Fault): void {
       return
     }
     case 'kill':
+      if (node.running) took()
       node.process?.kill()
       later(() => node.restart())
       return
     case 'freeze': {
       const { process } = node
+      if (node.running) took()
       process?.freeze()
       later(() => process?.thaw())
       return
@@ -154,15 +187,27 @@ export function inject(stage: Stage, fault: Fault): void {
       losePower(cluster.nodes, node)
       return
     case 'isolate':
+      if (node.running) took()
       node.isolate()
       later(() => node.rejoin())
       return
     case 'cut':
+      if (areRunning) took()
       network.cut(node.host, other.host)
       later(() => network.heal(node.host, other.host))
       return
+    case 'far-link': {
+      const links = [network.link(node.host, other.host), network.link(other.host, node.host)]
+      if (areRunning) took()
+      for (const link of links) link.extraDelayMs = fault.amount
+      later(() => {
+        for (const link of links) link.extraDelayMs = 0
+      })
+      return
+    }
     case 'slow-link': {
       const link = network.link(node.host, other.host)
+      if (areRunning) took()
       link.extraDelayMs = fault.amount
       later(() => {
         link.extraDelayMs = 0
@@ -179,6 +224,7 @@ export function inject(stage: Stage, fault: Fault): void {
     }
     case 'slow-reads': {
       const { faults } = disk
+      if (node.running) took()
       faults.readMs = fault.amount
       later(() => {
         faults.readMs = 0
@@ -187,6 +233,7 @@ export function inject(stage: Stage, fault: Fault): void {
     }
     case 'disk-slow': {
       const { faults } = disk
+      if (node.running) took()
       faults.slow = 0.3
       faults.slowMs = fault.amount
       later(() => {
@@ -197,6 +244,7 @@ export function inject(stage: Stage, fault: Fault): void {
     case 'disk-hang': {
       const isDead = fault.durationMs > DISK_HANG_MAX_MS && allServedElsewhere(cluster, node)
       if (isDead) bay.suffered = true
+      if (node.running) took()
       disk.hang()
       world.schedule(isDead ? fault.durationMs : Math.min(fault.durationMs, DISK_HANG_MAX_MS), 'fault ends', () => {
         disk.resume()
@@ -206,31 +254,39 @@ export function inject(stage: Stage, fault: Fault): void {
       })
       return
     }
-    case 'disk-eio': {
-      if (!allServedElsewhere(cluster, node)) return
-      const { faults } = disk
-      bay.suffered = true
-      faults.readEio = faults.writeEio = faults.flushEio = fault.amount
-      later(() => {
-        faults.readEio = faults.writeEio = faults.flushEio = 0
-        if (!node.diskFailed(bay)) return
-        node.serviceDisk(bay)
-        node.restart()
+    case 'disk-eio':
+      onceServedElsewhere(cluster, node, () => {
+        const { faults, shown } = disk
+        const { failures } = shown
+        bay.suffered = true
+        faults.readEio = faults.writeEio = faults.flushEio = fault.amount
+        later(() => {
+          faults.readEio = faults.writeEio = faults.flushEio = 0
+          if (shown.failures > failures) took()
+          if (!node.diskFailed(bay)) return
+          node.serviceDisk(bay)
+          node.restart()
+        })
       })
       return
-    }
+    case 'disk-again':
+      for (const each of fault.unflushed === 'random' ? [node] : cluster.members()) failWrites(each, each.bays[fault.other % each.bays.length]!, fault)
+      return
     case 'disk-gone':
       // Not the last copy's: that is a matter for people (xsan cluster recover)
-      if (!allServedElsewhere(cluster, node)) return
-      disk.gone = bay.suffered = true
-      later(() => {
-        if (!disk.gone) return
-        node.serviceDisk(bay)
-        node.restart()
+      onceServedElsewhere(cluster, node, () => {
+        took()
+        disk.gone = bay.suffered = true
+        later(() => {
+          if (!disk.gone) return
+          node.serviceDisk(bay)
+          node.restart()
+        })
       })
       return
     case 'disk-full': {
       const { stores } = node
+      if (node.running && stores.length > 0) took()
       for (const store of stores) Object.defineProperty(store, 'rejectCreate', { value: true, configurable: true })
       later(() => {
         for (const store of stores) Reflect.deleteProperty(store, 'rejectCreate')
@@ -239,7 +295,10 @@ export function inject(stage: Stage, fault: Fault): void {
     }
     case 'bit-rot':
       // A page whose only copy rots is lost
-      if (allServedElsewhere(cluster, node)) node.rot(fault.amount, bay)
+      onceServedElsewhere(cluster, node, () => {
+        took()
+        node.rot(fault.amount, bay)
+      })
       return
     case 'misdirect':
       disk.faults.misdirect = fault.amount
@@ -250,11 +309,13 @@ export function inject(stage: Stage, fault: Fault): void {
       })
       return
     case 'drift':
+      took()
       node.host.setDrift(fault.amount)
       return
     case 'pauses': {
       const { queue } = node
       if (!queue) return
+      took()
       queue.faults.pauses = 0.01
       queue.faults.pauseMs = fault.amount
       later(() => {
@@ -264,6 +325,7 @@ export function inject(stage: Stage, fault: Fault): void {
     }
     case 'datagram-loss': {
       const { datagramFaults } = cluster.control
+      took()
       datagramFaults.loss = fault.amount
       datagramFaults.duplicate = datagramFaults.late = fault.amount / 2
       later(() => {
@@ -274,6 +336,7 @@ export function inject(stage: Stage, fault: Fault): void {
     case 'late-timers': {
       const { clock } = node.env ?? {}
       if (!clock) return
+      took()
       clock.lateMs = fault.amount
       later(() => {
         clock.lateMs = 1
@@ -281,11 +344,13 @@ export function inject(stage: Stage, fault: Fault): void {
       return
     }
     case 'drift-beyond':
+      took()
       node.host.setDrift(fault.amount)
       node.untrustedUntilMs = Math.max(node.untrustedUntilMs, world.nowMs + fault.durationMs + UNTRUSTED_MS)
       later(() => node.host.setDrift(0))
       return
     case 'clock-fast':
+      took()
       node.host.setDrift(fault.amount)
       // Led by it, any node may still hold a lease that is counted as over: what they answer meanwhile is no promise. All else is.
       for (const each of cluster.nodes) each.untrustedUntilMs = Math.max(each.untrustedUntilMs, world.nowMs + fault.durationMs + UNTRUSTED_MS)
@@ -294,33 +359,40 @@ export function inject(stage: Stage, fault: Fault): void {
     case 'stop': {
       const { process } = node
       if (!process?.alive) return
+      took()
       process.onEnd(() => later(() => node.restart()))
       node.stop()
       return
     }
     case 'upgrade':
-      cluster.operate('upgrade', () => upgradeAll(cluster))
+      cluster.operate('upgrade', () => upgradeAll(cluster).then(took))
+      return
+    case 'older-binary':
+      cluster.operate(`an older version on ${node.id}`, () => startOlder(cluster, node, fault))
       return
     case 'node-add': {
       if (cluster.members().length >= NODES_MAX) return
       const added = cluster.addNode()
-      cluster.operate(`add ${added.id}`, () => cluster.join(added))
+      cluster.operate(`add ${added.id}`, () => cluster.join(added).then(took))
       return
     }
     case 'node-remove':
-      removeNode(cluster, node)
+      cluster.operate(`remove ${node.id}`, () => retire(cluster, node))
       return
     case 'volume-churn':
-      cluster.operate('volume comes and goes', () => churn(stage, fault))
+      cluster.operate('volume comes and goes', () => churn(stage, fault).then(took))
       return
     case 'volume-grow':
-      cluster.operate('volume grows', () => grow(stage, stage.volumes[fault.node % stage.volumes.length]!))
+      cluster.operate('volume grows', async () => {
+        if (await grow(stage, stage.volumes[fault.node % stage.volumes.length]!)) took()
+      })
       return
     case 'setting': {
       const [key, during, after] = SETTINGS[fault.amount % SETTINGS.length]!
       const set = (valueJson: string) => cluster.insist('xsan.v1.Config/Set', { key, valueJson })
       cluster.operate(`${key} is changed`, async () => {
         await set(during)
+        took()
         await cluster.pause(fault.durationMs)
         await set(after)
       })
@@ -407,11 +479,35 @@ function removeNode(cluster: SimCluster, { id }: SimNode): void {
   cluster.operate(`remove ${id}`, () => cluster.insist('xsan.v1.Cluster/RemoveNode', { nodeId: id }))
 }
 
+/** Nobody looks at what is on the disk then: its node takes it up again if nobody else has that, and else leaves it out until it is replaced. */
+function failWrites(node: SimNode, bay: Bay, fault: Fault): void {
+  const { cluster } = node
+  const { faults, shown } = bay.disk
+  const { failures } = shown
+  bay.suffered = true
+  faults.writeEio = faults.flushEio = fault.amount
+  cluster.world.schedule(fault.durationMs, 'fault ends', () => {
+    faults.writeEio = faults.flushEio = 0
+    if (shown.failures > failures) cluster.effects.add(fault.kind)
+    if (!node.diskFailed(bay)) return
+    if (cluster.hasLastCopy(bay)) cluster.effects.add('disk-tried-again')
+    node.process?.kill()
+    node.restart()
+  })
+}
+
+/** The node goes for good; another one comes first where the copies would have no other place. */
+async function retire(cluster: SimCluster, node: SimNode): Promise<void> {
+  if (cluster.members().length <= (cluster.options.replicas ?? 3)) await cluster.join(cluster.addNode())
+  await cluster.insist('xsan.v1.Cluster/RemoveNode', { nodeId: node.id })
+}
+
 /** Every node in turn: stopped, started with the next version, and given some time to catch up. */
 async function upgradeAll(cluster: SimCluster): Promise<void> {
   for (const node of [...cluster.nodes]) {
     if (node.removed) continue
     node.version++
+    node.featureMax = FEATURE_LEVEL
     if (node.running) {
       const { process } = node
       node.stop()
@@ -420,6 +516,22 @@ async function upgradeAll(cluster: SimCluster): Promise<void> {
     node.restart()
     for (let waitedMs = 0; waitedMs < UPGRADE_STEP_MS && cluster.unhealthy() !== ''; waitedMs += 250) await cluster.pause(250)
   }
+}
+
+/** The node goes down, comes back with the older binary, and after a while with its own again. */
+async function startOlder(cluster: SimCluster, node: SimNode, fault: Fault): Promise<void> {
+  if (node.removed || node.older !== undefined) return
+  // what its last process had begun is in the kernel, which goes on with it
+  while (node.running || node.bays.some(({ disk }) => disk.underWay > 0)) {
+    if (cluster.isHealed) return
+    node.process?.kill()
+    await cluster.pause(10)
+  }
+  node.older = OlderBinary.install(node, NEWER_FORMS[fault.amount]!)
+  node.restart()
+  await cluster.pause(fault.durationMs)
+  node.installNewer()
+  node.restart()
 }
 
 async function churn({ cluster, history, guests }: Stage, fault: Fault): Promise<void> {
@@ -457,11 +569,13 @@ async function churn({ cluster, history, guests }: Stage, fault: Fault): Promise
   })
 }
 
-async function grow({ cluster, clients }: Stage, volume: SimVolume): Promise<void> {
+/** Returns whether it has grown: it does so up to a few blocks. */
+async function grow({ cluster, clients }: Stage, volume: SimVolume): Promise<boolean> {
   const sizeBytes = volume.sizeBytes + BLOCK_BYTES
-  if (sizeBytes > VOLUME_BLOCKS_MAX * BLOCK_BYTES) return
+  if (sizeBytes > VOLUME_BLOCKS_MAX * BLOCK_BYTES) return false
   await cluster.insist('xsan.v1.Volume/Resize', { volume: volume.name, sizeBytes })
-  if (volume.sizeBytes >= sizeBytes) return
+  if (volume.sizeBytes >= sizeBytes) return true
   volume.sizeBytes = sizeBytes
   for (const client of clients) if (client.options.volume === volume.volume) client.grow(sizeBytes)
+  return true
 }

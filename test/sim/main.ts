@@ -10,7 +10,7 @@ import { parseArgs } from 'node:util'
 import { formatError, messageOf, XsanError } from '../../src/base/errors.ts'
 import type { Seed } from '../../src/env/sim/world.ts'
 import { CANARIES, canaryOf } from './canaries.ts'
-import { addCoverage, coverageText } from './coverage.ts'
+import { addCoverage, coverageText, faultShares } from './coverage.ts'
 import { describeFault, FOCUS_NAMES, type FocusName, PROFILES, type Profile, parseSchedule, type Schedule, shrink } from './faults.ts'
 import { shownOf } from './history.ts'
 import { Picture } from './picture.ts'
@@ -289,6 +289,9 @@ async function runRange(range: string, jobsText: string, options: Options): Prom
   } else {
     const first = firstFailure === undefined ? '' : `, the first is ${firstFailure}`
     process.stdout.write(`${seeds} seeds, ${failed} failed${first}; ${speedText(virtualSeconds, events, seconds)}\n${coverageText(reached).join('\n')}\n`)
+    const { text, rare } = faultShares(reached, seeds)
+    if (seeds > 0) process.stdout.write(`${text}\n`)
+    if (rare.length > 0 && 'profile' in plan && plan.profile === 'swarm') process.stdout.write(`RARE: ${rare.join(', ')}\n`)
     // scripts take the last line, whatever else is for people
     print({ seeds, failed, first_failure: firstFailure ?? null })
   }

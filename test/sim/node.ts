@@ -8,6 +8,7 @@ import { DataPlane, DEFAULT_LIMITS } from '../../src/chain/data-plane.ts'
 import { type MountedStore, mountAll, StoreRelay } from '../../src/chain/store-relay.ts'
 import type { ControlConfig, Registration } from '../../src/control/options.ts'
 import { ControlPlane } from '../../src/control/plane.ts'
+import { FEATURE_LEVEL } from '../../src/control/state.ts'
 import { AsyncIo } from '../../src/env/async-io.ts'
 import type { Message } from '../../src/env/control.ts'
 import { IoError } from '../../src/env/ioqueue.ts'
@@ -32,6 +33,7 @@ import { Ledger } from './ledger.ts'
 import { simulatedMac } from './mac.ts'
 import { narrate } from './narrate.ts'
 import { NBD_PORT } from './nbd-client.ts'
+import type { OlderBinary } from './older-binary.ts'
 import type { ClientSeat } from './workload.ts'
 
 const GRPC_PORT = 8080
@@ -74,6 +76,9 @@ export class SimNode {
   removed = false
   /** Of the binary it starts with. */
   version = 1
+  featureMax = FEATURE_LEVEL
+  /** In place of that binary, for a while. */
+  older: OlderBinary | undefined
   /** Until then (true time) its clock is, or was a moment ago, off by more than the bound: what it says is no promise. */
   untrustedUntilMs = 0
   #starts = 0
@@ -87,7 +92,8 @@ export class SimNode {
       address: `10.0.0.${index + 1}`,
       bootOffsetMs: 1000 + cluster.world.random('boot').unit() * 1e6,
     })
-    this.bays = Array.from({ length: cluster.options.disksPerNode ?? 1 }, (_, i) => new Bay(this.host, index, i))
+    const { disksPerNode = 1, unreadableTorn = 0 } = cluster.options
+    this.bays = Array.from({ length: disksPerNode }, (_, number) => new Bay(this.host, { node: index, number, unreadableTorn }))
   }
 
   /** The first one. */
@@ -167,6 +173,7 @@ export class SimNode {
     this.process?.kill()
     if (isLast) bay.repair()
     else bay.replace()
+    this.cluster.effects.add(isLast ? 'disk-tried-again' : 'disk-replaced')
   }
 
   /** What its processes took for a failure of the disk: only another disk heals it. */
@@ -181,6 +188,16 @@ export class SimNode {
 
   thaw(): void {
     this.process?.thaw()
+  }
+
+  /** Its newer binary is there again, if an older one was started for a while. */
+  installNewer(): void {
+    const { older } = this
+    if (older === undefined) return
+    this.older = undefined
+    this.process?.kill()
+    for (const detail of older.end()) this.cluster.onBroken?.('an older version changes nothing that it does not know', detail)
+    if (older.refused) this.cluster.effects.add('older-binary')
   }
 
   /** Nothing gets to it or from it. */
@@ -264,6 +281,7 @@ export class SimNode {
       zone: '',
       rack: '',
       version: `0.0.${this.version}-sim`,
+      featureMax: this.featureMax,
       dataDir: '/metadata',
       bootId: `${this.id} boot ${this.host.boots}`,
       pid: this.#starts,
@@ -395,6 +413,7 @@ export class SimNode {
       return
     }
     this.fatal = error
+    this.older?.onFatal(error)
     this.cluster.world.note('process ends', () => `${this.id}: ${error.status} ${error.message}`)
     process.kill()
     // As a supervisor does; the host may have gone meanwhile, or another process run

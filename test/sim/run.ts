@@ -12,7 +12,7 @@ import { ReplicaState } from '../../src/placement/chain.ts'
 import { slotOf } from '../../src/placement/ring.ts'
 import { leftovers, Watch } from './checkers.ts'
 import { SimCluster, type SimClusterOptions, type SimVolume, usedBytes } from './cluster.ts'
-import { type FocusName, makeSchedule, type Profile, type Schedule } from './faults.ts'
+import { type Effect, type FocusName, makeSchedule, type Profile, type Schedule } from './faults.ts'
 import { focusedSchedule, focusOf, type Mix } from './focus.ts'
 import { History, type Violation } from './history.ts'
 import { inject } from './inject.ts'
@@ -34,6 +34,8 @@ export interface RunResult {
   readonly longestMs: number
   readonly ends: Readonly<Record<string, number>>
   readonly violations: readonly Violation[]
+  /** Faults that took effect, and what came of them. */
+  readonly effects: readonly Effect[]
   /** The last lines the nodes logged. */
   readonly log: readonly string[]
 }
@@ -197,6 +199,7 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
   violations.push(...checked.violations)
   const ends: Record<string, number> = {}
   for (const client of clients) for (const [name, count] of client.ends) ends[name] = (ends[name] ?? 0) + count
+  cluster.countEffects()
   cluster.retire()
   return {
     seed: schedule.seed,
@@ -210,6 +213,7 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
     longestMs: Math.round(Math.max(0, ...clients.map((client) => client.longestMs))),
     ends,
     violations,
+    effects: [...cluster.effects],
     log: cluster.logLines,
   }
 }

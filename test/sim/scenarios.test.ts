@@ -357,7 +357,7 @@ scenario('a binary refuses a disk of a newer format by name; the newer binary go
   const undo = t.node(3).bays[0]!.formatOfTheFuture()
   t.node(3).restart()
   await t.until('it has refused', () => /another version of XSAN.*features/.test(t.node(3).fatal?.message ?? ''))
-  undo()
+  assert.ok(undo(), 'and left the disk as it was')
   t.node(3).restart()
   await t.clientsDone()
   t.assertNoErrors()

@@ -2,16 +2,22 @@
  * What a cluster looks like that a profile's faults are let loose on: drawn from the seed alone, each trait from a stream of its own, so that a
  * new one leaves the others as they were. Aimed runs have the plain shape.
  */
-import { MiB } from '../../src/base/units.ts'
+import { KiB, MiB } from '../../src/base/units.ts'
+import { FEATURE_LEVEL } from '../../src/control/state.ts'
 import { type Seed, seededPrng } from '../../src/env/sim/world.ts'
 import type { SimClusterOptions } from './cluster.ts'
 
-export type Shape = Required<Pick<SimClusterOptions, 'nbd' | 'disksPerNode' | 'slotCount' | 'limits'>> & Pick<SimClusterOptions, 'diskBytes' | 'replicas'>
+export type Shape = Required<Pick<SimClusterOptions, 'nbd' | 'disksPerNode' | 'slotCount' | 'limits'>> &
+  Pick<SimClusterOptions, 'diskBytes' | 'replicas' | 'network' | 'unreadableTorn' | 'featureMax'>
 
 export const PLAIN_SHAPE: Shape = { nbd: false, disksPerNode: 1, slotCount: 16, limits: {} }
 
 /** So few that everybody waits for everybody. */
 const SMALL_LIMITS = { creditRows: 8, creditBytes: 2 * MiB, recordsMax: 256, updatesMax: 32, readsMax: 32, clientOpsMax: 64 }
+/** What is larger than a window takes several ways to and fro, and where a link is slow, long. */
+const SMALL_WINDOWS = { windowMinBytes: 16 * KiB, windowMaxBytes: 64 * KiB }
+/** Pages that a loss of power tears on a disk, and that cannot be read afterwards. */
+const UNREADABLE_TORN = 4
 /** Room for nine blocks beside the journal: clients that fill all volumes do not find it. */
 const SMALL_DISK_BYTES = 56 * MiB
 
@@ -26,6 +32,9 @@ export function shapeOf(seed: Seed): Shape {
     slotCount: random('slots').pick([16, 16, 16, 4, 64]),
     limits: random('limits').chance(0.2) ? SMALL_LIMITS : {},
     ...(isSmallDisk ? { diskBytes: SMALL_DISK_BYTES } : {}),
+    ...(random('windows').chance(0.3) ? { network: SMALL_WINDOWS } : {}),
+    featureMax: random('feature level').pick([FEATURE_LEVEL, FEATURE_LEVEL, FEATURE_LEVEL - 1, 1]),
+    ...(random('torn pages').chance(0.7) ? { unreadableTorn: UNREADABLE_TORN } : {}),
     ...(isTwoCopies ? { replicas: 2 } : {}),
   }
 }

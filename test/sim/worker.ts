@@ -4,7 +4,7 @@
  */
 import { createInterface } from 'node:readline'
 import { canaryOf } from './canaries.ts'
-import { startCoverage, takeCoverage } from './coverage.ts'
+import { type Coverage, startCoverage, takeCoverage } from './coverage.ts'
 import type { Task, TaskResult } from './pool.ts'
 import { type RunResult, runSchedule, scheduleFor } from './run.ts'
 
@@ -13,6 +13,11 @@ async function run(task: Task, seed: Task['seed']): Promise<RunResult> {
   const schedule = scheduleFor(seed, task.plan)
   const result = await runSchedule(schedule, { stacks: false })
   return result.violations.length > 0 && task.untilFound === undefined ? await runSchedule(schedule) : result
+}
+
+/** Counted once per task, however often it runs. */
+function effectsOf({ effects }: RunResult): Coverage {
+  return Object.fromEntries(effects.map((effect) => [`fault ${effect}`, 1]))
 }
 
 async function perform(task: Task): Promise<TaskResult> {
@@ -38,7 +43,7 @@ async function perform(task: Task): Promise<TaskResult> {
       violations.push(...result.violations)
     }
     const { seed, hash, undecided } = result
-    return { seed, hash, undecided, runs, events, virtualSeconds, violations, coverage: takeCoverage() }
+    return { seed, hash, undecided, runs, events, virtualSeconds, violations, coverage: { ...takeCoverage(), ...effectsOf(result) } }
   } finally {
     undo?.()
   }

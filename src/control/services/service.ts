@@ -68,7 +68,7 @@ export function reportsOf(
 
 /** Says what a command would do, or throws what it would be refused with: applied to a copy of the state, and nothing is kept. */
 export function tryOut<N extends OperationName>(state: ClusterState, op: N, args: ArgsOf<N>): ResultOf<N> {
-  const copy = new ClusterState()
+  const copy = new ClusterState(state.featureMax)
   copy.load(state.pairs())
   copy.begin(Number.MAX_SAFE_INTEGER)
   return (OPERATIONS[op] as Operation<ArgsOf<N>, ResultOf<N>>).apply(copy, args)

@@ -80,6 +80,8 @@ export class SimDisk {
   usedPages = 0
   /** Something on it is not what was written: it has rotted, or lies in another place. */
   spoiled = false
+  /** How often its faults have shown: requests that failed, writes that went astray, torn pages that cannot be read, pages that have rotted. */
+  readonly shown = { failures: 0, astray: 0, unreadable: 0, rotten: 0 }
   /** Writes there go astray, and stay there; everywhere unless given. Asked for each such write. */
   misdirectWithin: (() => { readonly fromBytes: number; readonly toBytes: number } | undefined) | undefined
   /** Writes to pages never written, whose space was not allocated before, fail with ENOSPC. */
@@ -147,6 +149,7 @@ export class SimDisk {
       if (candidates.length === 0) return
       const { file, page } = random.pick(candidates)
       this.spoiled = true
+      this.shown.rotten++
       file.flipBit(page, random.below(PAGE_BYTES * 8))
     }
   }
@@ -372,6 +375,7 @@ export class SimFile {
         if (unreadableLeft > 0 && unreadable.chance(0.5)) {
           unreadableLeft--
           this.badPages.add(page)
+          this.disk.shown.unreadable++
         }
       }
     }

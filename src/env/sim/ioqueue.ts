@@ -31,7 +31,7 @@ import {
 } from '../ioqueue.ts'
 import { checksum, SimArena } from './arena.ts'
 import { removeFrom } from './bytes.ts'
-import { SimFile } from './disk.ts'
+import { type SimDisk, SimFile } from './disk.ts'
 import type { SimProcess } from './host.ts'
 import type { SimEnd, SimListener } from './network.ts'
 import type { SimEvent, World } from './world.ts'
@@ -714,7 +714,7 @@ export class SimIoQueue implements IoQueue {
     const op = this.#op('read', tag, row, entry, ranges)
     this.#scribble(range)
     disk.request(this.process, 'read', lengthBytes, () => {
-      if (disk.gone || this.#random.chance(disk.faults.readEio)) {
+      if (this.#fails(disk, disk.faults.readEio)) {
         this.#complete(op, -Errno.EIO)
         return
       }
@@ -738,6 +738,12 @@ export class SimIoQueue implements IoQueue {
     this.#write(handle, offsetBytes, this.#takeSegments(), sync, tag, row)
   }
 
+  #fails({ gone, shown }: SimDisk, chance: number): boolean {
+    const isFailure = gone || this.#random.chance(chance)
+    if (isFailure) shown.failures++
+    return isFailure
+  }
+
   /** Where a write goes that its disk misdirects. */
   #astray(file: SimFile, offsetBytes: number, lengthBytes: number): number {
     const { misdirectWithin } = file.disk
@@ -747,6 +753,7 @@ export class SimIoQueue implements IoQueue {
     const page = this.#random.below(Math.ceil((toBytes - fromBytes) / PAGE_BYTES))
     const at = Math.max(0, Math.min(toBytes - lengthBytes, fromBytes + page * PAGE_BYTES))
     file.disk.spoiled = true
+    file.disk.shown.astray++
     this.#world.note('misdirected write', () => `${file.path} ${offsetBytes} -> ${at}`)
     return at
   }
@@ -782,7 +789,7 @@ export class SimIoQueue implements IoQueue {
       total + (sync ? FLUSH_COST_BYTES : 0),
       () => {
         if (this.process.alive) this.#assertUnchanged(op)
-        if (disk.gone || this.#random.chance(disk.faults.writeEio)) {
+        if (this.#fails(disk, disk.faults.writeEio)) {
           // Whatever part of it reached the medium
           if (!disk.gone && this.#random.chance(0.5)) apply(this.#aligned(file, this.#random.below(total + 1)))
           this.#complete(op, -Errno.EIO)
@@ -790,7 +797,7 @@ export class SimIoQueue implements IoQueue {
         }
         const result = apply(this.#partial(file, total))
         if (sync && result > 0) {
-          if (this.#random.chance(disk.faults.flushEio)) {
+          if (this.#fails(disk, disk.faults.flushEio)) {
             this.#complete(op, -Errno.EIO)
             return
           }
@@ -815,7 +822,7 @@ export class SimIoQueue implements IoQueue {
     }
     const serial = file.beginFlush()
     disk.request(this.process, 'flush', FLUSH_COST_BYTES, () => {
-      if (disk.gone || this.#random.chance(disk.faults.flushEio)) {
+      if (this.#fails(disk, disk.faults.flushEio)) {
         this.#complete(op, -Errno.EIO)
         return
       }

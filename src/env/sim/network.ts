@@ -62,6 +62,8 @@ export class SimNetwork {
   readonly ends = new Set<SimEnd>()
   /** Those whose protocol has checksums of its own. */
   readonly flippedPorts = new Set<number>()
+  /** Bits that have flipped. */
+  flips = 0
   readonly #holding = new Set<SimEnd>()
   /** Where bytes are on their way. */
   readonly buffers = new Slabs()
@@ -454,6 +456,7 @@ export class SimEnd implements EventOwner {
     const { network } = this
     const chance = network.flipChance(this.host, this.other.host)
     if (chance === 0 || !network.flippedPorts.has(this.port) || !network.random.chance(chance)) return
+    network.flips++
     const bit = network.random.below(length * 8)
     slab.bytes[start + (bit >> 3)]! ^= 1 << (bit & 7)
     network.world.note('flipped bit', () => `${this.host.name} -> ${this.other.host.name}, ${bit >> 3} of ${length}`)
