@@ -15,7 +15,7 @@
 import { messageOf, XsanError } from '../base/errors.ts'
 import type { ChainVersion, DiskNumber, Incarnation, NodeNumber, SlotIndex } from '../base/ids.ts'
 import type { Clock, Log, TimerId } from '../env/control.ts'
-import { type Chain, DiskUse, entryOf, LastIdFlag, ReplicaState } from '../placement/chain.ts'
+import { type Chain, type ChainEntry, DiskUse, entryOf, LastIdFlag, ReplicaState } from '../placement/chain.ts'
 import { CoordinatorView, View, type ViewRow } from '../placement/view.ts'
 import type { Raft } from '../raft/driver.ts'
 import { type ArgsOf, encodeCommand, type OperationName, type ResultOf, resultValue } from './command.ts'
@@ -139,8 +139,8 @@ export class Coordinator {
   #lookedMs = 0
   /** Slots that nobody serves, since when. */
   readonly #unserved = new Map<SlotIndex, number>()
-  /** Those of them whose missing last servers the operator has given up; true: with the acknowledged writes that only they hold. */
-  readonly #givenUp = new Map<SlotIndex, boolean>()
+  /** Those of them whose missing last servers the operator has given up (`without`: who was missing then); `loss`: with the acknowledged writes that only they hold. */
+  readonly #givenUp = new Map<SlotIndex, { readonly loss: boolean; readonly without: ReadonlySet<DiskNumber> }>()
   /** The renewals that are being gathered: resolves when their round may start. */
   #gathering: Promise<void> | undefined
 
@@ -309,8 +309,24 @@ export class Coordinator {
    */
   recover(options: { readonly loss: boolean }): void {
     this.#lookForUnserved(this.#clock.nowMs())
-    for (const slot of this.#unserved.keys()) this.#givenUp.set(slot, options.loss || this.#givenUp.get(slot) === true)
+    for (const slot of this.#unserved.keys()) {
+      const before = this.#givenUp.get(slot)
+      const missing = this.#state.chains[slot]!.entries.filter((entry) => !this.isThere(entry)).map(({ disk }) => disk)
+      this.#givenUp.set(slot, { loss: options.loss || before?.loss === true, without: new Set([...(before?.without ?? []), ...missing]) })
+    }
     this.wake()
+  }
+
+  /** What the replica holds may be had, as far as is known. */
+  isThere({ node, disk }: ChainEntry): boolean {
+    return this.view.view(node) === View.UP && this.#state.diskUse(disk) !== DiskUse.FAILED
+  }
+
+  /** The operator gives up what those alone hold that were last to serve; not what somebody held who was there when he said so. */
+  #isLossAccepted(slot: SlotIndex): boolean {
+    const given = this.#givenUp.get(slot)
+    if (given?.loss !== true) return false
+    return this.#state.chains[slot]!.entries.every((entry) => entry.state !== ReplicaState.LASTSRV || this.isThere(entry) || given.without.has(entry.disk))
   }
 
   /** Nodes whose copies would serve now if the loss were accepted, although their resync never ended: old and new content is mixed in them. */
@@ -779,7 +795,7 @@ export class Coordinator {
     for (const acceptDataLoss of [true, false]) {
       const facts: SlotFacts[] = []
       for (const [slot, sinceMs] of this.#unserved) {
-        const isMeant = acceptDataLoss ? this.#givenUp.get(slot) === true : this.#givenUp.has(slot) || (waitMs > 0 && nowMs - sinceMs >= waitMs)
+        const isMeant = acceptDataLoss ? this.#isLossAccepted(slot) : this.#givenUp.has(slot) || (waitMs > 0 && nowMs - sinceMs >= waitMs)
         if (!isMeant) continue
         const known = factsOf.get(slot) ?? { slot }
         const anew = acceptDataLoss && !this.#mayRecover(slot) ? this.#rebalancer.substitute(slot) : undefined

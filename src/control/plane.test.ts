@@ -71,6 +71,8 @@ class FakeDataPlane {
   unfinished = false
   /** Its host lost power since they served. */
   lostPower = false
+  /** It does not say what its replicas hold. */
+  silent = false
 
   constructor(
     process: SimProcess,
@@ -140,7 +142,7 @@ class FakeDataPlane {
       }
       this.tell({ type: 'tableApplied', revision: message.revision })
       if (reports.length > 0) this.tell({ type: 'upToDate', reports: Int32Array.from(reports) }, this.syncMs)
-      if (ids.length > 0) this.tell({ type: 'lastIds', disk: this.registration.disks[0]!, ids: Int32Array.from(ids) }, 1)
+      if (ids.length > 0 && !this.silent) this.tell({ type: 'lastIds', disk: this.registration.disks[0]!, ids: Int32Array.from(ids) }, 1)
     } else if (message.type === 'lease') {
       this.leaseUntilMs = message.untilMs
       this.leaseRevision = message.revision
@@ -184,6 +186,7 @@ class TestNode {
   syncMs = 5
   unfinished = false
   lostPower = false
+  silent = false
   #id: string
 
   constructor(cluster: TestCluster, number: number) {
@@ -232,6 +235,7 @@ class TestNode {
         this.data.syncMs = this.syncMs
         this.data.unfinished = this.unfinished
         this.data.lostPower = this.lostPower
+        this.data.silent = this.silent
         return this.data.port
       },
       onFatal: (error) => {
@@ -808,6 +812,43 @@ test('what the operator has agreed to give up is what he was shown: of a node th
   await cluster.until(() => five.data?.serves === true && lost() === Number(shown['slots']), 20_000, 'it serves what it had')
   assert.equal((await one.call('Cluster/Recover', agreed))['slots'], shown['slots'])
   await cluster.until(() => lost() === 0, 20_000, 'the rest is given up')
+})
+
+test('nor of a disk that has failed meanwhile, its node being there, nor of a node that goes after he has agreed', async () => {
+  const cluster = await TestCluster.up({ seed: 100, nodes: 5, replicas: 1 })
+  await cluster.threeVoters()
+  const [one, , , four, five] = cluster.nodes as [TestNode, TestNode, TestNode, TestNode, TestNode]
+  const lose = async (node: TestNode) => {
+    node.kill()
+    cluster.refused(node)
+    await cluster.world.runFor(500)
+  }
+  const chains = one.data!.chains
+  const slots = [...chains].filter(([, chain]) => nodesOf(chain).includes(five.number)).map(([slot]) => slot)
+  const isEach = (state: ReplicaState) => slots.every((slot) => chains.get(slot)!.entries[0]!.state === state && nodesOf(chains.get(slot)!)[0] === five.number)
+  const { LASTSRV, SERVING } = ReplicaState
+  await lose(four)
+  const shown = await one.call('Cluster/Recover', { dryRun: true })
+  assert.deepEqual(shown['waitsFor'], ['node-4'])
+  five.data!.tell({ type: 'diskFailed', disk: five.data!.registration.disks[0]!, reason: 'EIO' })
+  await cluster.until(() => isEach(LASTSRV), 5000, 'its disk was the last')
+  assert.deepEqual((await one.call('Cluster/Recover', { dryRun: true }))['waitsFor'], ['node-4', 'node-5 (disk /disk)'])
+  const agreed = { acceptDataLoss: true, asShown: true, waitsFor: shown['waitsFor'] }
+  await assert.rejects(one.call('Cluster/Recover', agreed), { status: 'BUSY', message: 'by now node-5 (disk /disk) is waited for, too: nothing was done' })
+
+  // started anew, which tries the disk again, it is there, and has not said what it holds
+  five.silent = true
+  await lose(five)
+  await five.restart()
+  await cluster.until(() => five.data?.serves === true, 10_000, 'it is there')
+  assert.deepEqual((await one.call('Cluster/Recover', { dryRun: true }))['waitsFor'], ['node-4'])
+  await one.call('Cluster/Recover', agreed)
+  await lose(five)
+  await cluster.world.runFor(3000)
+  assert.equal(isEach(LASTSRV), true, 'nobody has agreed to go on without it')
+  five.silent = false
+  await five.restart()
+  await cluster.until(() => isEach(SERVING), 20_000, 'it serves what it had')
 })
 
 test('what is left of the data is a copy that was being made: the operator is told whose, before and after', async () => {

@@ -1,6 +1,6 @@
 /** xsan.v1.Cluster, of a member (Init and Join of a node that is none are in plane.ts). */
 import { XsanError } from '../../base/errors.ts'
-import type { NodeNumber } from '../../base/ids.ts'
+import type { DiskNumber, NodeNumber } from '../../base/ids.ts'
 import { BLOCK_BYTES } from '../../base/units.ts'
 import type { Message } from '../../env/control.ts'
 import { ReplicaState } from '../../placement/chain.ts'
@@ -111,16 +111,21 @@ interface Missing {
   readonly waitsFor: string[]
 }
 
-/** Slots without a serving replica, and the nodes whose last copies are waited for. */
+/** Slots without a serving replica, and whose last copies are waited for: nodes, and disks of nodes that are there. */
 function missing({ state }: ServiceContext, coordinator: Coordinator): Missing {
-  const nodes = new Set<NodeNumber>()
+  const disks = new Set<DiskNumber>()
   let slots = 0
   for (const { entries } of state.chains) {
     if (isServed(entries, coordinator)) continue
     slots++
-    for (const entry of entries) if (entry.state <= ReplicaState.LASTSRV && coordinator.view.view(entry.node) !== View.UP) nodes.add(entry.node)
+    for (const entry of entries) if (entry.state <= ReplicaState.LASTSRV && !coordinator.isThere(entry)) disks.add(entry.disk)
   }
-  return { slots, waitsFor: [...nodes].sort((a, b) => a - b).map((node) => state.nodes.get(node)?.id ?? String(node)) }
+  const of = (disk: DiskNumber) => state.disks.get(disk)?.node ?? (0 as NodeNumber)
+  const nameOf = (disk: DiskNumber) => {
+    const node = state.nodes.get(of(disk))?.id ?? String(of(disk))
+    return coordinator.view.view(of(disk)) === View.UP ? `${node} (disk ${state.disks.get(disk)!.path})` : node
+  }
+  return { slots, waitsFor: [...new Set([...disks].sort((a, b) => of(a) - of(b) || a - b).map(nameOf))] }
 }
 
 function isServed(entries: ClusterState['chains'][number]['entries'], coordinator: Coordinator): boolean {
