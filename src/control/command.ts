@@ -68,6 +68,12 @@ export function encodeCommand<N extends OperationName>(op: N, args: ArgsOf<N>, i
   return new TextEncoder().encode(JSON.stringify(envelope))
 }
 
+/** Throws NOT_SUPPORTED for a command that some node may not know: one that meets it in the log halts. */
+export function refuseAboveLevel(state: ClusterState, op: string, feature: number): void {
+  if (feature <= state.featureLevel) return
+  throw new XsanError('NOT_SUPPORTED', `${op} takes feature level ${feature}, the cluster is at ${state.featureLevel}`, 'Upgrade every node first.')
+}
+
 /** Throws only what must halt the node. */
 export function applyCommand(state: ClusterState, index: number, command: Uint8Array): CommandResult {
   const envelope = JSON.parse(new TextDecoder().decode(command)) as Envelope
@@ -86,13 +92,7 @@ export function applyCommand(state: ClusterState, index: number, command: Uint8A
   }
   let result: CommandResult
   try {
-    if (operation.feature > state.featureLevel) {
-      throw new XsanError(
-        'NOT_SUPPORTED',
-        `${envelope.op} takes feature level ${operation.feature}, the cluster is at ${state.featureLevel}`,
-        'Upgrade every node first.',
-      )
-    }
+    refuseAboveLevel(state, envelope.op, operation.feature)
     result = { value: operation.apply(state, envelope.args) ?? null }
   } catch (error) {
     if (!(error instanceof XsanError)) throw error

@@ -18,7 +18,7 @@ import type { Clock, Log, TimerId } from '../env/control.ts'
 import { type Chain, type ChainEntry, DiskUse, entryOf, LastIdFlag, ReplicaState } from '../placement/chain.ts'
 import { CoordinatorView, View, type ViewRow } from '../placement/view.ts'
 import type { Raft } from '../raft/driver.ts'
-import { type ArgsOf, encodeCommand, type OperationName, type ResultOf, resultValue } from './command.ts'
+import { type ArgsOf, encodeCommand, OPERATIONS, type OperationName, type ResultOf, refuseAboveLevel, resultValue } from './command.ts'
 import { Members } from './members.ts'
 import { OneAtATime } from './one-at-a-time.ts'
 import { type ChainsStepArgs, chainChanges, changesAny, type SlotFacts } from './ops/chains-step.ts'
@@ -378,6 +378,7 @@ export class Coordinator {
    * An id that was answered BUSY is tried anew: that answer was for then, and changed nothing.
    */
   async propose<N extends OperationName>(op: N, args: ArgsOf<N>, id?: string): Promise<ResultOf<N>> {
+    refuseAboveLevel(this.#state, op, OPERATIONS[op].feature)
     let result: unknown
     let named = id
     while (named !== undefined && this.#state.recentResult(named)?.error?.status === 'BUSY') named += '+'
