@@ -164,6 +164,39 @@ test('with unflushed writes, a loss of all power goes back to some content since
   assert.ok(!back.s.valid, 'it comes back after having been gone')
 })
 
+test('a flush after a loss says that nothing is lost to who is on the same seat, has been there, and has not been told', () => {
+  const make = (flushedOn: 'same seat' | 'another' | undefined, told = false) => {
+    const s = new Script()
+    const seat = {}
+    s.history.seated('c1', seat)
+    s.write('c1', 0, 10, { durable: false })
+    s.history.allPowerLost(20)
+    if (told) s.history.toldOfLoss(1, seat)
+    if (flushedOn) s.history.flushed(1, 30, flushedOn === 'same seat' ? seat : {})
+    s.read('c2', 40, 41, undefined)
+    return s.valid
+  }
+  assert.ok(!make('same seat'))
+  assert.ok(make('another') && make(undefined) && make('same seat', true))
+})
+
+test('nobody is told of a loss of a volume that has lost nothing', () => {
+  const s = new Script()
+  s.write('c1', 0, 10, { durable: false })
+  s.history.allPowerLost(20, (volume) => volume === 2)
+  assert.ok(s.valid)
+  s.history.assertLoss(1, 30)
+  assert.deepEqual(
+    s.history.check().violations.map(({ promise }) => promise),
+    ['who is told of a loss has lost something'],
+  )
+  const lost = new Script()
+  lost.write('c1', 0, 10, { durable: false })
+  lost.history.allPowerLost(20)
+  lost.history.assertLoss(1, 30)
+  assert.ok(lost.valid)
+})
+
 test('a write that was under way when all power was lost may be gone, whenever it is acknowledged; one that is durable then may not', () => {
   const make = (durable: boolean) => {
     const s = new Script()

@@ -42,7 +42,7 @@ interface PageOp {
   readonly stamps: Int32Array
   /** write: nothing can undo it (acknowledged as durable, or flushed; not acknowledged: its volume is durable before anybody sees it). */
   durable: boolean
-  /** write: called before a loss of power that may have taken it; a flush after that says nothing of it. */
+  /** write: called before a loss of power that may have taken it. */
   maybeLost?: boolean
   /** write of a client that died, and may have waited for its chain: the end of its life. It goes before every write that was called later. */
   readonly deadlineMs?: number
@@ -88,6 +88,14 @@ export class History {
   readonly #blockZeros = new Map<string, PageOp[]>()
   readonly #open = new Set<OpenOp>()
   readonly #unflushed = new Map<number, PageOp[]>()
+  /** The same, acknowledged before a loss of power that may have taken them; whose client has not been told of it. */
+  readonly #untold = new Map<number, PageOp[]>()
+  /** By client: what its flushes and those of others on it are told together. */
+  readonly #seats = new Map<string, object>()
+  /** Volumes of which a loss of power may have taken something. */
+  readonly #losers = new Set<number>()
+  /** Flushes that failed, of volumes that had lost nothing. */
+  readonly #groundless: string[] = []
   #nextId = 1
   garbage: string[] = []
   /** Volumes with `sync_when_write: false`. */
@@ -181,8 +189,16 @@ export class History {
     for (const { key, op: page } of this.tell ? op.pages : []) this.tell!(`page ${key}: ${textOf(page)}`)
   }
 
-  /** A flush that was called at `callMs` succeeded: writes acknowledged before are durable. */
-  flushed(volume: number, callMs: number): void {
+  /** From now on flushes on the seat tell the client of what is lost. */
+  seated(client: string, seat: object): void {
+    this.#seats.set(client, seat)
+  }
+
+  /**
+   * A flush that was called at `callMs` succeeded: writes acknowledged before are durable. Of those that a loss of power may have taken in between: the ones of
+   * clients on the same seat, which would have been told otherwise.
+   */
+  flushed(volume: number, callMs: number, seat?: object): void {
     this.tell?.(`volume ${volume} is flushed, as asked for at ${callMs.toFixed(3)} ms`)
     const list = this.#unflushed.get(volume) ?? []
     for (const op of list) if (op.returnMs <= callMs) op.durable = true
@@ -190,6 +206,22 @@ export class History {
       volume,
       list.filter((op) => !op.durable),
     )
+    for (const op of this.#untold.get(volume) ?? []) if (op.returnMs <= callMs && seat !== undefined && this.#seats.get(op.client) === seat) op.durable = true
+  }
+
+  /** Clients on the seat were told that something acknowledged from memory is lost. */
+  toldOfLoss(volume: number, seat: object): void {
+    const list = this.#untold.get(volume) ?? []
+    this.#untold.set(
+      volume,
+      list.filter((op) => this.#seats.get(op.client) !== seat),
+    )
+  }
+
+  /** Somebody was told that something of the volume is lost: it must have been. */
+  assertLoss(volume: number, nowMs: number): void {
+    this.tell?.(`volume ${volume} is said to have lost what was not flushed`)
+    if (!this.#losers.has(volume)) this.#groundless.push(`volume ${volume}, at ${nowMs.toFixed(0)} ms`)
   }
 
   /** Nobody knows the outcome of a write: it may take effect until `deadlineMs`, later only before any write begun after that, or never. */
@@ -217,13 +249,23 @@ export class History {
   /** Every replica lost its power at once: of all pages, or of those in slots that nobody else serves. */
   allPowerLost(nowMs: number, isLost: (volume: number, page: number) => boolean = () => true): void {
     const lost = this.#listsOf(isLost)
+    for (const key of this.#pages.keys()) {
+      const [volume, page] = placeOf(key)
+      if (isLost(volume, page)) this.#losers.add(volume)
+    }
+    for (const key of this.#blockZeros.keys()) {
+      const [volume, block] = placeOf(key)
+      if (isLost(volume, block * PAGES_PER_BLOCK)) this.#losers.add(volume)
+    }
     // Also of writes under way: a piece may be acknowledged within the cluster, and lost, before the whole of it is
     for (const op of lost.flat()) op.maybeLost = true
-    for (const [volume, list] of this.#unflushed)
+    for (const [volume, list] of this.#unflushed) {
+      this.#untold.set(volume, [...(this.#untold.get(volume) ?? []), ...list.filter((op) => op.maybeLost)])
       this.#unflushed.set(
         volume,
         list.filter((op) => !op.maybeLost),
       )
+    }
     for (const list of lost) list.push(this.#loss(nowMs, false))
   }
 
@@ -250,7 +292,7 @@ export class History {
   }
 
   #listsOf(isWanted: (volume: number, page: number) => boolean): PageOp[][] {
-    return [...this.#pages].filter(([key]) => isWanted(...(key.split(':').map(Number) as [number, number]))).map(([, list]) => list)
+    return [...this.#pages].filter(([key]) => isWanted(...placeOf(key))).map(([, list]) => list)
   }
 
   #loss(nowMs: number, keepsAcknowledged: boolean): PageOp {
@@ -272,6 +314,7 @@ export class History {
   forget(volume: number): void {
     for (const map of [this.#pages, this.#blockZeros]) for (const key of [...map.keys()]) if (key.startsWith(`${volume}:`)) map.delete(key)
     this.#unflushed.delete(volume)
+    this.#untold.delete(volume)
   }
 
   /** Page numbers of a volume that any operation touched, ascending. */
@@ -332,6 +375,7 @@ export class History {
   /** Every violation, and how many pages were too much work to decide. */
   check(): { violations: Violation[]; undecided: number; pages: number } {
     const violations: Violation[] = this.garbage.slice(0, 3).map((detail) => ({ promise: 'a read gives what was written', detail }))
+    for (const detail of this.#groundless) violations.push({ promise: 'who is told of a loss has lost something', detail })
     let undecided = 0
     for (const [key, ops] of this.#pages) {
       let result = checkPage(ops)
@@ -380,6 +424,11 @@ export class History {
     this.tell?.(`${client} begins ${kind} ${id}: ${lengthBytes} bytes at ${offsetBytes} of volume ${volume}, pages ${op.pages.map(({ key }) => key).join(' ')}`)
     return op
   }
+}
+
+/** Volume, and page or block of it. */
+function placeOf(key: string): [volume: number, index: number] {
+  return key.split(':').map(Number) as [number, number]
 }
 
 // ---- contents ----------------------------------------------------------------------------------------------------------

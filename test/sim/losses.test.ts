@@ -1,11 +1,14 @@
 /** What is lost with the memory of all replicas, on whole simulated clusters: a later flush says so. */
 import assert from 'node:assert/strict'
+import test from 'node:test'
 import type { VolumeNumber } from '../../src/base/ids.ts'
 import { Status } from '../../src/base/status.ts'
-import { PAGE_BYTES } from '../../src/base/units.ts'
+import { BLOCK_BYTES, PAGE_BYTES } from '../../src/base/units.ts'
+import { ChainTable } from '../../src/chain/table.ts'
 import { slotOf } from '../../src/placement/ring.ts'
+import { method } from './canaries.ts'
 import type { SimNode } from './node.ts'
-import { type Scenario, scenario } from './scenario.ts'
+import { Scenario, scenario } from './scenario.ts'
 
 type Start = (seat: NonNullable<SimNode['seat']>, done: (row: number, status: number) => void) => void
 
@@ -69,3 +72,43 @@ for (const losing of ['everything unflushed', 'nothing'] as const) {
     { nodes: 5, syncWhenWrite: false },
   )
 }
+
+/** What the history says of clients whose exporter stays while all copies of a slot lose their power, and of what it tells them. */
+async function judged(lossesTold: (losses: number, revision: number) => number, losing: 'everything unflushed' | 'nothing'): Promise<string[]> {
+  const undo = method<ChainTable, Parameters<ChainTable['apply']>, void>(
+    ChainTable.prototype,
+    'apply',
+    (original) =>
+      function (message, changed) {
+        original.call(this, message, changed)
+        for (const volume of this.volumes.values()) Object.assign(volume, { losses: lossesTold(volume.losses ?? 0, this.revision) })
+      },
+  )
+  try {
+    const t = new Scenario({ seed: 4, nodes: 4, replicas: 2 })
+    await t.form()
+    await t.healthy()
+    const volume = await t.createVolume('db', { sizeBytes: BLOCK_BYTES, syncWhenWrite: false })
+    const { entries } = t.state!.chains[slotOf(volume.volume, 0, t.state!.chains.length)]!
+    const hit = t.nodes.filter(({ control }) => entries.some(({ node }) => node === control!.member!.node))
+    const others = t.nodes.filter((node) => !hit.includes(node)).map(({ index }) => index + 1)
+    t.load(volume, { on: others, ops: 400, readShare: 0.5, thinkMs: 4 })
+    await t.seconds(0.5)
+    if (losing !== 'nothing') t.history.allPowerLost(t.world.nowMs)
+    for (const node of hit) node.crash({ losing })
+    await t.seconds(1)
+    for (const node of hit) node.restart()
+    await t.clientsDone()
+    await t.readAll(volume)
+    return [...new Set(t.history.check().violations.map(({ promise }) => promise))]
+  } finally {
+    undo()
+  }
+}
+
+test('a loss that a flush does not tell of is found, and a flush that tells of none', { timeout: 120_000 }, async () => {
+  assert.deepEqual(await judged((losses) => losses, 'everything unflushed'), [])
+  assert.deepEqual(await judged(() => 0, 'everything unflushed'), ['reads and writes of a page are linearizable'])
+  assert.deepEqual(await judged((losses) => losses, 'nothing'), [])
+  assert.deepEqual(await judged((_losses, revision) => revision, 'nothing'), ['who is told of a loss has lost something'])
+})

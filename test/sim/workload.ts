@@ -160,6 +160,7 @@ export class SimClient {
       this.#seat = seat
       const sitting = ++this.#seats
       const name = `${this.options.name}.${sitting}`
+      history.seated(name, seat.process)
       const sitsHere = () => this.#seat === seat && this.#seats === sitting
       const tag: Tag = seat.queue.register(`client ${name}`, () => {
         if (sitsHere()) this.#step(seat, name, tag)
@@ -257,10 +258,19 @@ export class SimClient {
     }
     if (!running || this.#seat !== seat) return undefined
     this.#running.delete(row)
+    this.#heedLoss(seat, running, status)
     const kind = `${running.kind} ${statusName(status)}`
     this.ends.set(kind, (this.ends.get(kind) ?? 0) + 1)
     this.longestMs = Math.max(this.longestMs, seat.process.localNowMs - running.calledMs)
     return running
+  }
+
+  /** EIO of NBD may stand for a loss as well. */
+  #heedLoss(seat: ClientSeat, { kind }: Running, status: number): void {
+    const { history, volume } = this.options
+    if (kind === 'read' || (status !== Status.WRITE_FAILED && status !== Status.READ_FAILED)) return
+    history.toldOfLoss(volume, seat.process)
+    if (status === Status.WRITE_FAILED) history.assertLoss(volume, seat.process.world.nowMs)
   }
 
   #read(seat: ClientSeat, name: string, next: () => void): void {
@@ -385,7 +395,7 @@ export class SimClient {
     const calledMs = seat.process.localNowMs
     const done: Done = (row, status) => {
       if (!this.#end(seat, row, status)) return
-      if (status === Status.SUCCESS && this.#counts(seat)) history.flushed(volume, calledMs)
+      if (status === Status.SUCCESS && this.#counts(seat)) history.flushed(volume, calledMs, seat.process)
       next()
     }
     const row = this.#begin({ kind: 'flush', open: undefined, page: -1, calledMs, durable: false, done })
