@@ -179,7 +179,7 @@ export class Members {
     const { raft, state, isUp } = this.#options
     const { voters, learners } = raft.members
     const eligible = new Set([...state.nodes.values()].filter((node) => node.incarnation > 0 && node.state === 'member').map(({ node }) => node))
-    const emptying = [...state.nodes.values()].filter(({ node, state: of }) => of === 'leaving' && this.#isHeard(node) && this.#holdsCopies(node))
+    const emptying = [...state.nodes.values()].filter(({ node, state: of }) => of === 'leaving' && !this.#isAway(node) && this.#holdsCopies(node))
     const wanted = votersWanted(eligible.size + emptying.length)
     const staying = voters.filter((node) => eligible.has(node))
     if (staying.length < wanted) {
@@ -212,12 +212,17 @@ export class Members {
   }
 
   #replaceAway(voters: readonly NodeNumber[], ready: readonly NodeNumber[]): (() => Promise<unknown>) | undefined {
-    const { raft, replaceAfterMs } = this.#options
-    const afterMs = replaceAfterMs()
-    const away = afterMs === 0 ? [] : voters.filter((node) => node !== raft.id && this.silentMs(node) >= afterMs)
+    const away = voters.filter((node) => this.#isAway(node))
     const { addVoters, addLearners } = replacement(voters, away, ready)
     if (addLearners.length === 0) return undefined
-    return this.#change({ addVoters, addLearners }, 'WARN', 'voters that stay away do not vote any more', { afterMs })
+    return this.#change({ addVoters, addLearners }, 'WARN', 'voters that stay away do not vote any more', { afterMs: this.#options.replaceAfterMs() })
+  }
+
+  /** For so long that it is not waited for. */
+  #isAway(node: NodeNumber): boolean {
+    const { raft, replaceAfterMs } = this.#options
+    const afterMs = replaceAfterMs()
+    return afterMs !== 0 && node !== raft.id && this.silentMs(node) >= afterMs
   }
 
   #handOver(): (() => Promise<unknown>) | undefined {

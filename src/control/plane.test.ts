@@ -1644,6 +1644,26 @@ test('while a node is being emptied it votes as before, so that the others survi
   await cluster.until(() => (two.leads || three.leads) && two.data!.serves && three.data!.serves, 10_000, 'the others go on')
 })
 
+test('nor do the others give up their votes when it is restarted meanwhile', async () => {
+  const cluster = await TestCluster.up({ seed: 101, nodes: 3, replicas: 2 })
+  await cluster.threeVoters()
+  const three = cluster.node(3)
+  for (const node of cluster.nodes) node.data!.syncMs = node.syncMs = 1e9
+  await cluster.node(1).call('Cluster/RemoveNode', { nodeId: 'node-3' })
+  await cluster.world.runFor(2000)
+  three.kill()
+  cluster.refused(three)
+  await cluster.world.runFor(8000)
+  await three.restart()
+  await cluster.until(() => three.data?.serves === true, 10_000, 'it is back')
+  await cluster.world.runFor(3000)
+  const leader = cluster.leader!
+  leader.kill()
+  cluster.refused(leader)
+  const others = cluster.nodes.filter((node) => node !== leader)
+  await cluster.until(() => others.some((node) => node.leads) && others.every((node) => node.data!.serves), 10_000, 'the others go on')
+})
+
 test('a removal can be called off until it has ended; the last node, and the last with disks, are not removed at all', async () => {
   const cluster = await TestCluster.up({ seed: 86, nodes: 3, replicas: 2 })
   const [one, two, three] = cluster.nodes as [TestNode, TestNode, TestNode]
