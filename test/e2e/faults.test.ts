@@ -3,6 +3,9 @@
  * seen, nothing acknowledged is missing through any node, no read went back in time, and the copies are equal.
  */
 import assert from 'node:assert/strict'
+import { randomBytes } from 'node:crypto'
+import { closeSync, openSync, readSync, writeSync } from 'node:fs'
+import { join } from 'node:path'
 import test, { after, before, beforeEach } from 'node:test'
 import { bin, run, sleep, until } from '../support/commands.ts'
 import { DevCluster, type DevNode } from '../support/dev-cluster.ts'
@@ -14,6 +17,9 @@ const LEASE_MS = 2000
 /** Longest wait for one answer after the kill of one process. A busy test machine gets ten times what the benchmark asks for. */
 const STALL_MS_MAX = 5000
 const TEST_MS = 120_000
+const PAGE_BYTES = 4096
+/** What a test has written lies within the first part of a disk. */
+const SEARCHED_BYTES = 512 * 1024 * 1024
 
 let cluster: DevCluster
 /** Every test has a volume of its own. */
@@ -168,6 +174,55 @@ test('a write left in a frozen node does not land over a newer one when the node
     stuck.destroy()
     moving.destroy()
   }
+})
+
+/** Flips a bit of each of these pages wherever the node's disk holds it, underneath its process; returns how many it found. */
+function rot(id: string, pages: readonly Buffer[]): number {
+  const wanted = new Set(pages.map((page) => page.toString('latin1', 0, 16)))
+  const fd = openSync(join(cluster.dir, id, 'disk-0'), 'r+')
+  let found = 0
+  try {
+    const chunk = Buffer.alloc(1024 * 1024)
+    for (let at = 0; at < SEARCHED_BYTES && readSync(fd, chunk, 0, chunk.length, at) === chunk.length; at += chunk.length) {
+      for (let page = 0; page < chunk.length; page += PAGE_BYTES) {
+        if (!wanted.has(chunk.toString('latin1', page, page + 16))) continue
+        writeSync(fd, Buffer.from([chunk[page + 100]! ^ 4]), 0, 1, at + page + 100)
+        found++
+      }
+    }
+  } finally {
+    closeSync(fd)
+  }
+  return found
+}
+
+async function pagesRepaired(id: string): Promise<number> {
+  const metrics = await (await fetch(`${cluster.node(id).admin}/metrics`)).text()
+  return Number(/^xsan_replica_pages_repaired_total(?:\{.*\})? (\d+)$/m.exec(metrics)?.[1])
+}
+
+test('pages that rot on one disk: nobody notices, each that is read comes from a peer, is repaired and counted', { timeout: TEST_MS }, async () => {
+  const [{ id }] = cluster.nodes as [DevNode]
+  const pages = Array.from({ length: 32 }, () => randomBytes(PAGE_BYTES))
+  const client = await cluster.nbd(id, volume)
+  try {
+    for (const [i, page] of pages.entries()) await client.write(i * PAGE_BYTES, page)
+    const before = await pagesRepaired(id)
+    assert.equal(rot(id, pages), pages.length)
+    const readAll = async () => {
+      for (const [i, page] of pages.entries()) assert.ok((await client.read(i * PAGE_BYTES, PAGE_BYTES)).equals(page), `page ${i}`)
+    }
+    const repaired = async () => (await pagesRepaired(id)) - before
+    await readAll()
+    await until('each is counted', 10_000, async () => (await repaired()) === pages.length)
+    await readAll()
+    // counters are told now and then
+    await sleep(2000)
+    assert.equal(await repaired(), pages.length, 'they are good from then on')
+  } finally {
+    client.destroy()
+  }
+  await cluster.assertReplicasEqual(volume)
 })
 
 test('with two of three killed the volume pauses, and goes on when one returns', { timeout: TEST_MS }, async () => {
