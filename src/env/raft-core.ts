@@ -212,3 +212,8 @@ export type RaftCoreFactory = (options: RaftCoreOptions) => RaftCore
 export class RaftRefused extends Error {
   override name = 'RaftRefused'
 }
+
+/** The leader has this node's word for more than is stored here: what was stored has gone back. The core is broken. */
+export class RaftWentBack extends Error {
+  override name = 'RaftWentBack'
+}

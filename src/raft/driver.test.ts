@@ -696,6 +696,32 @@ test('a store that fails ends the node, and says so once', async () => {
   await assert.rejects(cluster.propose(1, 'y'), statusOf('CONSENSUS_FAILED'))
 })
 
+test('a log that was put back as it was earlier is found out by the leader that knows more of it, and is not used under the next one either', async () => {
+  const cluster = await Cluster.of(3)
+  const voters = { voters: [n(1), n(2), n(3)] }
+  const leader = await cluster.elect()
+  const restored = cluster.up.find((member) => member !== leader)!
+  await cluster.propose(leader.id, 'before')
+  await cluster.allEqual()
+  const backup = new Map(restored.disk.stored)
+  await cluster.propose(leader.id, 'after')
+  await cluster.allEqual()
+  restored.crash()
+  restored.disk.stored.clear()
+  for (const [key, value] of backup) restored.disk.stored.set(key, value)
+  await restored.start(voters)
+  await cluster.world.run(5000, () => restored.fatal !== undefined)
+  const refused = { status: 'DISK_CORRUPTED', message: /put back as it was earlier: the log ends at entry \d+, and up to \d+ this node has acknowledged/ }
+  assert.throws(() => {
+    throw restored.fatal
+  }, refused)
+  restored.crash()
+  leader.crash()
+  await leader.start(voters)
+  await cluster.elect()
+  await assert.rejects(restored.start(voters), refused)
+})
+
 test('a damaged, gapped or foreign log is refused with the reason', async () => {
   const voters = { voters: [n(1)] }
   const damage = async (spoil: (stored: Map<string, Uint8Array>) => void) => {

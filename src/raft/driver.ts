@@ -31,8 +31,9 @@ import {
   RaftRefused,
   RaftRole,
   type RaftSnapshot,
+  RaftWentBack,
 } from '../env/raft-core.ts'
-import { LogStore, type StoredState } from './log-store.ts'
+import { LogStore, type StoredState, wentBack } from './log-store.ts'
 
 export interface StateMachine {
   /** Its keys in Kv start with this; not "raft/". */
@@ -645,7 +646,15 @@ export class RaftNode implements Raft {
     this.#stopTimers()
     this.#log.log('FATAL', 'Raft cannot go on', { error: messageOf(error) })
     this.#rejectAll(() => new XsanError('CONSENSUS_FAILED', `Raft failed on this node: ${messageOf(error)}`, 'See the log of this node.'))
-    this.#events.onFatal(error)
+    if (error instanceof RaftWentBack) void this.#condemn(error)
+    else this.#events.onFatal(error)
+  }
+
+  async #condemn({ message }: RaftWentBack): Promise<void> {
+    await this.#store.condemn(message).catch((error: unknown) => {
+      this.#log.log('ERROR', 'that the metadata went back could not be noted', { error: messageOf(error) })
+    })
+    this.#events.onFatal(wentBack(message))
   }
 
   #hasInputs(): boolean {

@@ -3,6 +3,7 @@
  *
  *   raft/state        JSON {@link StoredState}: written with every batch, so that a batch always leaves a whole picture
  *   raft/log/<hex>    one record per entry (checksummed by the core); <hex> = index, 16 digits, so that key order is log order
+ *   raft/went-back    UTF-8: how a leader found out that this log is an older one; it is not opened any more
  *
  * Ops are gathered with `add` and stored by `flush` in one synced batch. What need not be durable before a message leaves (the state
  * machine's ops, the commit index) may stay gathered until the next flush: a crash then applies those entries again.
@@ -15,6 +16,7 @@ import type { HardState, LogPosition, LogRecord, Members } from '../env/raft-cor
 
 const STATE_KEY = 'raft/state'
 const LOG_PREFIX = 'raft/log/'
+const WENT_BACK_KEY = 'raft/went-back'
 const STORED_FORMAT = 1
 
 export interface StoredState {
@@ -31,6 +33,11 @@ const REJOIN = 'Remove this node from the cluster and let it join again with an 
 
 function damaged(what: string): XsanError {
   return new XsanError('DISK_CORRUPTED', `the stored Raft log is damaged: ${what}`, REJOIN)
+}
+
+/** To go on would be to forget promises: a vote given, an entry acknowledged. */
+export function wentBack(how: string): XsanError {
+  return new XsanError('DISK_CORRUPTED', `the metadata of this node was put back as it was earlier: ${how}`, REJOIN)
 }
 
 function logKey(index: number): string {
@@ -120,6 +127,8 @@ export class LogStore {
       await store.flush()
       return { store, records: [], isNew: true }
     }
+    const mark = stored.find(({ key }) => key === WENT_BACK_KEY)
+    if (mark !== undefined) throw wentBack(new TextDecoder().decode(mark.value))
     const state = decodeState(stateEntry.value)
     if (state.node !== initial.node) {
       throw new XsanError(
@@ -138,6 +147,11 @@ export class LogStore {
     const lastIndex = state.truncated.index + records.length
     if (state.hardState.commit > lastIndex) throw damaged(`it ends at entry ${lastIndex}, and ${state.hardState.commit} were committed`)
     return { store: new LogStore(kv, state, lastIndex), records, isNew: false }
+  }
+
+  /** Only the leader that has its acknowledgements can tell that a log has gone back: the next one would take its votes again. */
+  condemn(how: string): Promise<void> {
+    return this.#kv.batch([{ type: 'put', key: WENT_BACK_KEY, value: new TextEncoder().encode(how) }])
   }
 
   get isDirty(): boolean {

@@ -1,8 +1,9 @@
 /** Loads the Raft core of the addon (native/raft) as a {@link RaftCoreFactory}. Shared by the real and the simulated environment: it does no I/O. */
 
+import { messageOf } from '../../base/errors.ts'
 import type { NodeNumber } from '../../base/ids.ts'
 import type { LogPosition, MemberChange, Members, RaftCore, RaftCoreFactory, RaftCoreOptions, RaftLightReady, RaftReady, RaftStatus } from '../raft-core.ts'
-import { RaftRefused } from '../raft-core.ts'
+import { RaftRefused, RaftWentBack } from '../raft-core.ts'
 import { loadAddon } from './addon.ts'
 
 /** The class as napi gives it: an absent value is null, refused messages are a returned reason. */
@@ -12,6 +13,9 @@ interface NativeRaftCore extends Omit<RaftCore, 'step' | 'propose' | 'proposeMem
   proposeMembers(changes: readonly MemberChange[]): LogPosition | null
 }
 type NativeRaft = { readonly RaftCore: new (options: RaftCoreOptions) => NativeRaftCore }
+
+/** The crate's panic at a heartbeat: a leader names no commit index beyond what the follower has acknowledged to it. */
+const WENT_BACK = /to_commit (\d+) is out of range \[last_index (\d+)\]/
 
 class LoadedRaftCore implements RaftCore {
   readonly #native: NativeRaftCore
@@ -25,8 +29,18 @@ class LoadedRaftCore implements RaftCore {
   }
 
   step(from: NodeNumber, message: Uint8Array, random: number): void {
-    const refused = this.#native.step(from, message, random)
+    const refused = this.#step(from, message, random)
     if (refused !== null) throw new RaftRefused(refused)
+  }
+
+  #step(from: NodeNumber, message: Uint8Array, random: number): string | null {
+    try {
+      return this.#native.step(from, message, random)
+    } catch (error) {
+      const [, acknowledged, last] = WENT_BACK.exec(messageOf(error)) ?? []
+      if (last === undefined) throw error
+      throw new RaftWentBack(`the log ends at entry ${last}, and up to ${acknowledged} this node has acknowledged`, { cause: error })
+    }
   }
 
   propose(data: Uint8Array): LogPosition | undefined {
