@@ -288,7 +288,10 @@ async function runRange(range: string, jobsText: string, options: Options): Prom
     })
   } else {
     const first = firstFailure === undefined ? '' : `, the first is ${firstFailure}`
-    process.stdout.write(`${seeds} seeds, ${failed} failed${first}; ${speedText(virtualSeconds, events, seconds)}\n${coverageText(reached).join('\n')}\n`)
+    const unsure = undecided === 0 ? '' : `, ${undecided} pages were too much work to decide`
+    process.stdout.write(
+      `${seeds} seeds, ${failed} failed${first}${unsure}; ${speedText(virtualSeconds, events, seconds)}\n${coverageText(reached).join('\n')}\n`,
+    )
     const { text, rare } = faultShares(reached, seeds)
     if (seeds > 0) process.stdout.write(`${text}\n`)
     if (rare.length > 0 && 'profile' in plan && plan.profile === 'swarm') process.stdout.write(`RARE: ${rare.join(', ')}\n`)

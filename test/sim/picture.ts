@@ -1,5 +1,5 @@
 /** A run as a picture over virtual time, for people who would rather look than read: faults per node, messages, operations per client. */
-import { describeFault, type Schedule } from './faults.ts'
+import { describeFault, type Fault, type FaultKind, type Schedule } from './faults.ts'
 import { type History, shownOf } from './history.ts'
 import type { RunResult } from './run.ts'
 
@@ -16,6 +16,9 @@ const MESSAGES: ReadonlyArray<readonly [name: string, labels: RegExp]> = [
   ['heartbeats', /^datagram\b/],
   ['disk', /^(read|write|synced|flush)\b/],
 ]
+/** Faults of all nodes, and those of the cluster, which have a lane of their own. */
+const OF_ALL: ReadonlySet<FaultKind> = new Set(['power-all', 'straggler', 'datagram-loss'])
+const OF_CLUSTER: ReadonlySet<FaultKind> = new Set(['upgrade', 'node-add', 'remove-syncing', 'volume-churn', 'volume-grow', 'setting'])
 const COLOURS: Readonly<Record<string, string>> = { read: '#4878a8', write: '#3a8a4d', failed: '#c0392b', unknown: '#c77b0a' }
 
 export class Picture {
@@ -36,7 +39,7 @@ export class Picture {
     const what = text.slice(space + 1)
     const kind = MESSAGES.findIndex(([, labels]) => labels.test(what))
     if (kind >= 0) this.#times[kind]!.push(atMs)
-    else if (/^(process|power|disk|misdirected)/.test(what)) this.#notes.push({ atMs, text: what })
+    else if (/^(process|power|disk|misdirected|operator .*:)/.test(what)) this.#notes.push({ atMs, text: what })
     if (this.#firstFaultMs === undefined && what.startsWith('fault ')) this.#firstFaultMs = atMs
   }
 
@@ -58,9 +61,7 @@ export class Picture {
     }
     const tip = (text: string) => `<title>${escaped(text)}</title>`
     const startMs = (this.#firstFaultMs ?? 0) - (faults[0]?.atMs ?? 0)
-    const isForAll = (kind: string) => kind === 'power-all' || kind === 'datagram-loss'
-    for (let node = 0; node < nodes; node++) {
-      const own = faults.filter((fault) => fault.node === node || isForAll(fault.kind))
+    const laneOfFaults = (name: string, own: readonly Fault[]) => {
       const ends: number[] = []
       const placed = own.map((fault) => {
         let row = ends.findIndex((end) => end <= fault.atMs)
@@ -70,7 +71,7 @@ export class Picture {
         ends[row] = fault.atMs + Math.max(fault.durationMs, labelMs)
         return { fault, row }
       })
-      const top = lane(`node ${node + 1}`, Math.max(1, ends.length) * 16 + 6)
+      const top = lane(name, Math.max(1, ends.length) * 16 + 6)
       for (const { fault, row } of placed) {
         const from = startMs + fault.atMs
         const at = top + 2 + row * 16
@@ -79,6 +80,12 @@ export class Picture {
         )
       }
     }
+    for (let node = 0; node < nodes; node++) {
+      const isOwn = ({ kind, node: of }: Fault) => OF_ALL.has(kind) || (of === node && !OF_CLUSTER.has(kind))
+      laneOfFaults(`node ${node + 1}`, faults.filter(isOwn))
+    }
+    const ofCluster = faults.filter(({ kind }) => OF_CLUSTER.has(kind))
+    if (ofCluster.length > 0) laneOfFaults('cluster', ofCluster)
     const noteLane = lane('events')
     for (const { atMs, text } of this.#notes) parts.push(`<g>${tip(`${atMs.toFixed(1)} ms: ${text}`)}<circle cx="${x(atMs)}" cy="${noteLane + 11}" r="4"/></g>`)
     for (const [kind, [name]] of MESSAGES.entries()) {
