@@ -19,6 +19,8 @@ export const PAGES_PER_BLOCK = BLOCK_BYTES / PAGE_BYTES
 /** Largest single chain operation (a write to one block is cut into pieces of at most this). */
 export const CHAIN_OP_BYTES_MAX = 1 * MiB
 export const CHAIN_OP_PAGES_MAX = CHAIN_OP_BYTES_MAX / PAGE_BYTES
+/** The clocks of two nodes differ in their rate by at most this part (leases, lives of writes). */
+export const CLOCK_DRIFT_MAX = 0.01
 /** Largest request an export accepts. */
 export const REQUEST_BYTES_MAX = 32 * MiB
 

@@ -27,7 +27,6 @@ import { CHANNELS_PER_CLIENT } from '../store/channel-rows.ts'
 import { RecordKind } from '../store/store.ts'
 import type { BlockClient } from './block-client.ts'
 import type { Counters } from './counters.ts'
-import { PEERS_MAX, STANDSTILL_MS_MAX } from './peers.ts'
 import type { Reads } from './read.ts'
 import { NONE } from './records.ts'
 import { RowQueues } from './row-queues.ts'
@@ -46,12 +45,6 @@ const OpState = {
   ENDING: 5,
 } as const
 
-/**
- * Part of a write's life that is for the way: its own to the head (who hears nothing for as long ends the session), or that of the end of a session. When
- * nobody waits any more for a write that may still be on its way, the session with its head ends, so early that the head hears of that, by whichever lane,
- * within the life: what waits on a slow link is not ordered after it.
- */
-export const WAY_SHARE = 1 / 2
 /** How often operations that got no answer are looked for. */
 const UNKNOWN_EVERY_MS = 500
 
@@ -60,7 +53,7 @@ export interface ClientSettings {
   retryTotalMs: number
   retryFirstMs: number
   retryMaxMs: number
-  /** Life an update carries, and time for a write whose client has gone. */
+  /** For so long after its client has gone a write may be ordered. */
   writeLifeMs: number
 }
 
@@ -69,7 +62,7 @@ export interface RemoteReplicas {
   /** Index of the peer with that node number when it can be asked now, else NONE. */
   peerOf(node: number): number
   session(peer: number): number
-  /** Sends the operation as an update; the buffer is pinned until it is sent. NO_CREDIT, NO_BUFFER: try again later. */
+  /** Sends the operation as an update; the buffer is pinned until it is sent. NO_CREDIT, NO_BUFFER, BUSY (its clock is not known yet): try again later. */
   sendUpdate(peer: number, op: number): number
   /** Whether there is credit for so many more updates of so many bytes together. */
   hasCreditFor(peer: number, updates: number, bytes: number): boolean
@@ -149,9 +142,6 @@ export class Client implements BlockClient {
   /** Credit that the updates of a group hold at the peer that heads its slots, as far as is known here. */
   readonly #creditRows = new Int32Array(DISK_GROUPS)
   readonly #creditBytes = new Float64Array(DISK_GROUPS)
-  /** Updates asked of peers so far, and, per peer, the newest of them that is known to have arrived: with it, all before it have. */
-  #asked = 0
-  readonly #arrived = new Float64Array(PEERS_MAX)
   /** The group's node heads slots on other disks, too. */
   readonly #sharesNode = new Uint8Array(DISK_GROUPS)
   /** Credit has come back to a group that may not have all of it. */
@@ -161,15 +151,11 @@ export class Client implements BlockClient {
   #ended: number[] = []
   /** Not marked yet. Empty whenever an operation starts or is tried. */
   #orphans: Orphan[] = []
-  /** When to look for updates that are asked, and whose client has gone so long ago that their heads must not order them any more. */
-  #abandonedMs = Number.POSITIVE_INFINITY
-  /** Of the last turn's clock. */
+  /** Of the last turn's clock: clients were there then, as far as exports know. Who has gone since is not noticed yet, and this process may have stood still. */
   #turnMs: number
   #lookAgainMs = 0
   /** Cancels that nobody waits for any more. */
   #unawaited = 0
-  /** After a standstill: ends of turns until what waits is asked for again. */
-  #turnsToWait = 0
 
   constructor(options: {
     queue: IoQueue
@@ -197,7 +183,7 @@ export class Client implements BlockClient {
       kind: u8,
       state: u8,
       durable: u8,
-      /** Whoever waited for it has gone; 2: that was noticed so late that a head which has it may order it after its life. */
+      /** Whoever waited for it has gone. */
       orphaned: u8,
       volume: f64,
       index: i32,
@@ -220,6 +206,8 @@ export class Client implements BlockClient {
       failures: i32,
       startedMs: f64,
       deadlineMs: f64,
+      /** Asked for an update: the head orders it before that, by this node's clock, or never. */
+      untilMs: f64,
       /** When whoever waits (or keeps row and buffer for who has gone) is told that the outcome is unknown, if it still is. */
       answerByMs: f64,
       retryAtMs: f64,
@@ -227,8 +215,6 @@ export class Client implements BlockClient {
       /** Asked: the peer and its session; NONE: here. */
       peer: i32,
       session: i32,
-      /** Asked a peer for an update: of `#asked`. */
-      askedAs: f64,
       pins: i32,
       status: i32,
       /** CANCEL: what the write will have failed with. */
@@ -286,14 +272,18 @@ export class Client implements BlockClient {
       if (!ops.isUsed(op)) continue
       for (const { done, lostMs } of byRow.get(ops.callerRow[op]!) ?? []) {
         if (this.#done[op] !== done) continue
-        const untilMs = lostMs + this.settings.writeLifeMs - this.#wayMs
-        ops.orphaned[op] = this.#queue.nowMs > untilMs ? 2 : 1
-        ops.deadlineMs[op] = Math.min(ops.deadlineMs[op]!, untilMs)
-        this.#abandonedMs = Math.min(this.#abandonedMs, ops.deadlineMs[op]!)
-        // that it has gone may have been noticed late
-        if (ops.state[op] === OpState.ASKED && ops.peer[op] === NONE) this.#writes.shortenLife(op, ops.deadlineMs[op]! + this.#wayMs)
+        ops.orphaned[op] = 1
+        ops.deadlineMs[op] = Math.min(ops.deadlineMs[op]!, lostMs + this.settings.writeLifeMs)
+        if (ops.state[op] === OpState.ASKED && ops.untilMs[op]! > ops.deadlineMs[op]!) this.#recall(op)
       }
     }
+  }
+
+  /** It was asked again after its client had gone, which was noticed late: its head may order it after its life. */
+  #recall(op: number): void {
+    const peer = this.ops.peer[op]!
+    if (peer === NONE) this.#writes.shortenLife(op, this.ops.deadlineMs[op]!)
+    else this.#remote.abort(peer, 'it may order a write after its life: that its client had gone was noticed late')
   }
 
   isHeld(bufferPage: number, pageCount: number): boolean {
@@ -348,7 +338,7 @@ export class Client implements BlockClient {
     ops.channel[op] = NONE
     ops.peer[op] = NONE
     ops.creditBytes[op] = NONE
-    ops.attempts[op] = ops.failures[op] = ops.unknown[op] = ops.orphaned[op] = ops.pins[op] = 0
+    ops.attempts[op] = ops.failures[op] = ops.unknown[op] = ops.orphaned[op] = ops.pins[op] = ops.untilMs[op] = 0
     ops.startedMs[op] = nowMs
     ops.deadlineMs[op] = nowMs + this.settings.retryTotalMs
     ops.answerByMs[op] = ops.deadlineMs[op]! + this.settings.writeLifeMs
@@ -418,7 +408,7 @@ export class Client implements BlockClient {
    */
   #openWaiting(): void {
     // what is begun here may end at once: this very loop goes on then, not one inside it
-    if (this.#waiting.count === 0 || this.#isOpening || this.#standsStill) return
+    if (this.#waiting.count === 0 || this.#isOpening) return
     this.#isOpening = true
     if (this.#orphans.length > 0) this.#markOrphans()
     for (let looked = 0; looked < DISK_GROUPS && this.#waiting.count > 0; ) {
@@ -498,6 +488,8 @@ export class Client implements BlockClient {
       this.#awaitChannel(op, group)
       return
     }
+    // its client may go at any time from the last turn on, or went so long ago as its deadline tells. A cancel is tried for as long as it takes
+    ops.untilMs[op] = Math.min(this.#turnMs + this.settings.writeLifeMs, ops.deadlineMs[op]!)
     if (head === table.identity.node) {
       ops.peer[op] = NONE
       this.#submitUpdate(op)
@@ -521,7 +513,6 @@ export class Client implements BlockClient {
     ops.creditGroup[op] = group
     ops.peer[op] = peer
     ops.session[op] = this.#remote.session(peer)
-    ops.askedAs[op] = ++this.#asked
   }
 
   /** Whether the group, with that update, has no more of the peer's credit than would be left. Who has none may take what there is. */
@@ -569,7 +560,7 @@ export class Client implements BlockClient {
     updates.clientLow[u] = identity.incarnation
     updates.channel[u] = ops.channel[op]!
     updates.seq[u] = ops.seq[op]!
-    updates.deadlineMs[u] = nowMs + this.lifeMs(op, 0)
+    updates.deadlineMs[u] = ops.untilMs[op]!
     updates.receivedMs[u] = nowMs
     const isEmpty = ops.kind[op] === OpKind.CANCEL
     updates.volume[u] = isEmpty ? 0 : ops.volume[op]!
@@ -649,17 +640,6 @@ export class Client implements BlockClient {
     }
   }
 
-  /**
-   * Remaining life the next try carries, when it may be `wayMs` on its way: ordered by the end of that, the write is within its life, counted from
-   * the loss of its client, which may be at any time from now on, or was so long ago as its deadline tells. A cancel is tried for as long as it takes.
-   */
-  lifeMs(op: number, wayMs: number): number {
-    const { ops, settings } = this
-    const longestMs = settings.writeLifeMs - wayMs
-    if (ops.kind[op] === OpKind.CANCEL) return longestMs
-    return Math.max(0, Math.min(longestMs, ops.deadlineMs[op]! - this.#queue.nowMs))
-  }
-
   /** CRCs of the operation's bytes in each touched page, into `crcs` from `at` on; returns how many. */
   checksums(op: number, crcs: Uint32Array, at: number): number {
     const { ops } = this
@@ -686,9 +666,6 @@ export class Client implements BlockClient {
     if (op < 0 || op >= ops.rowsMax || !ops.isUsed(op) || ops.generation[op] !== generation || ops.state[op] !== OpState.ASKED) return
     ops.status[op] = status
     this.#returnCredit(op)
-    const peer = ops.peer[op]!
-    // reads go another way. At the end of a session: nothing of it is on its way any more
-    if (peer !== NONE && ops.kind[op] !== OpKind.READ && ops.askedAs[op]! > this.#arrived[peer]!) this.#arrived[peer] = ops.askedAs[op]!
     if (status === Status.SUCCESS) {
       this.#end(op, ops.kind[op] === OpKind.CANCEL ? ops.failure[op]! : Status.SUCCESS)
       return
@@ -777,7 +754,7 @@ export class Client implements BlockClient {
   /** There is new credit, or room on the way to a peer. What waits for something else has nothing of it. */
   feed(): void {
     const starved = this.#starvedFirst
-    if (starved === NONE || this.#standsStill) return
+    if (starved === NONE) return
     this.#starvedFirst = NONE
     this.#retryAll(starved, Number.POSITIVE_INFINITY)
   }
@@ -788,30 +765,6 @@ export class Client implements BlockClient {
     this.#retry(this.#queue.nowMs)
     this.#expireWaiting()
     this.#answerUnknown()
-    if (this.#queue.nowMs >= this.#abandonedMs) this.#endAbandoned()
-  }
-
-  /** Protocol 16, for tries that are under way: a slow link may hold them for longer than anybody counts with. */
-  #endAbandoned(): void {
-    const { ops } = this
-    this.#abandonedMs = Number.POSITIVE_INFINITY
-    for (let op = 0; op < ops.rowsMax; op++) {
-      if (!ops.isUsed(op) || ops.orphaned[op] === 0 || ops.kind[op] === OpKind.READ || ops.kind[op] === OpKind.CANCEL) continue
-      if (this.#queue.nowMs < ops.deadlineMs[op]!) this.#abandonedMs = Math.min(this.#abandonedMs, ops.deadlineMs[op]!)
-      else if (this.#mayBeOnItsWay(op)) this.#remote.abort(ops.peer[op]!, 'it has not answered a write whose client has gone')
-    }
-  }
-
-  get #wayMs(): number {
-    return this.settings.writeLifeMs * WAY_SHARE
-  }
-
-  /** A write that a peer was asked for, and nothing that was asked later has been answered. Or the head may have it, and take its time. */
-  #mayBeOnItsWay(op: number): boolean {
-    const { ops } = this
-    const peer = ops.peer[op]!
-    if (ops.state[op] !== OpState.ASKED || ops.kind[op] === OpKind.CANCEL || peer === NONE) return false
-    return ops.askedAs[op]! > this.#arrived[peer]! || ops.orphaned[op] === 2
   }
 
   /** Those whose outcome nobody will know in time. Their buffers go back to whoever waits: what a record may still have to send, it has to copy first. */
@@ -821,9 +774,7 @@ export class Client implements BlockClient {
     if (ops.inUse === 0 || nowMs < this.#lookAgainMs) return
     this.#lookAgainMs = nowMs + UNKNOWN_EVERY_MS
     for (let op = 0; op < ops.rowsMax; op++) {
-      if (!ops.isUsed(op) || nowMs < ops.answerByMs[op]! - this.#wayMs || ops.channel[op] === NONE) continue
-      if (this.#mayBeOnItsWay(op)) this.#remote.abort(ops.peer[op]!, 'it has not answered a write whose time is over')
-      if (nowMs < ops.answerByMs[op]!) continue
+      if (!ops.isUsed(op) || nowMs < ops.answerByMs[op]! || ops.channel[op] === NONE) continue
       if (ops.pins[op]! > 0) this.#writes.takeOverPayload(op)
       if (ops.pins[op]! > 0) continue
       const done = this.#done[op]
@@ -837,13 +788,7 @@ export class Client implements BlockClient {
     }
   }
 
-  /** Exports have not yet noticed that this process stood still, and that their clients may be gone. */
-  get #standsStill(): boolean {
-    return this.#turnsToWait > 0 || this.#queue.nowMs - this.#turnMs > STANDSTILL_MS_MAX
-  }
-
   #retry(dueMs: number): void {
-    if (this.#standsStill) return
     const parked = this.#parkedFirst
     this.#parkedFirst = NONE
     this.#retryAll(parked, dueMs)
@@ -935,7 +880,6 @@ export class Client implements BlockClient {
 
   /** At the end of a turn. */
   settle(): void {
-    this.#lookAtClock()
     if (this.#orphans.length > 0) this.#markOrphans()
     if (this.#hasCredit) {
       this.#hasCredit = false
@@ -943,17 +887,7 @@ export class Client implements BlockClient {
     }
     // outcomes that were known before their call had returned
     while (this.#ended.length > 0) for (const op of this.#ended.splice(0)) this.#finish(op)
-  }
-
-  /**
-   * After a standstill the first turn asks no replica for what waited before it, not even one of this node, whose lease may have been renewed:
-   * clients may have gone on by another node meanwhile (protocol 16). Exports drop their connections in that turn; then it goes on.
-   */
-  #lookAtClock(): void {
-    const { nowMs } = this.#queue
-    if (nowMs - this.#turnMs > STANDSTILL_MS_MAX) this.#turnsToWait = 2
-    else if (this.#turnsToWait > 0 && --this.#turnsToWait === 0) this.wake()
-    this.#turnMs = nowMs
+    this.#turnMs = this.#queue.nowMs
   }
 
   /** Operations of this node that somebody waits for. */

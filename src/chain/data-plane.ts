@@ -16,7 +16,7 @@ import { Allocation } from './allocation.ts'
 import { BadPages } from './bad-pages.ts'
 import type { BlockClient } from './block-client.ts'
 import { Calls } from './calls.ts'
-import { Client, type ClientSettings, WAY_SHARE } from './client.ts'
+import { Client, type ClientSettings } from './client.ts'
 import { Counters } from './counters.ts'
 import { Credits, SMALLEST_PEER_BYTES } from './credits.ts'
 import { Flushes, flushStore } from './flush.ts'
@@ -244,7 +244,6 @@ export class DataPlane {
       authenticate: options.authenticate,
       counters,
       handlers: this.#peerHandlers(log),
-      silenceMs: settings.writeLifeMs * WAY_SHARE,
     })
     const { peers, replicas, writes, reads } = this
     this.#space = new Space({ arena: queue.arena, table, stores: replicas.stores, peers })
@@ -272,6 +271,7 @@ export class DataPlane {
       counters,
       client: () => this.#client,
       creditFreed: (peer, hop, bytes) => this.forwarding.creditFreed(peer, hop, bytes),
+      writeLifeMs: settings.writeLifeMs,
     })
     this.#allocation = new Allocation({ queue, io: options.asyncIo, table, replicas })
     this.#sweep = new Sweep({ queue, table, replicas, log, keepMovedMs: limits.keepMovedMs })
@@ -436,6 +436,7 @@ export class DataPlane {
           this.calls.laneRoom(peer)
         }
       },
+      clockKnown: () => this.#client.feed(),
       refused: (node, incarnation) => this.#port.send({ type: 'peerRefused', node, incarnation }),
       log,
     }

@@ -12,6 +12,7 @@ import type { NodeNumber } from '../base/ids.ts'
 import { PAGE_BYTES } from '../base/units.ts'
 import { type Handle, type IoQueue, SEGMENTS_MAX, type Tag } from '../env/ioqueue.ts'
 import { FrameHeader, type Lane } from '../wire/peer.ts'
+import { PeerClock } from './peer-clock.ts'
 import { NONE } from './records.ts'
 
 export const IN_BYTES = 64 * 1024
@@ -71,7 +72,7 @@ export class Connection {
   payloadLeft = 0
   payloadDone = 0
   discardLeft = 0
-  /** When something came last; when something was last sent. */
+  /** When something came last; when ALIVE was last said. */
   heardMs = 0
   saidMs = 0
   // sending: frames [first, first + count) of the ring of frames, the first `inFlight` of them under way
@@ -177,7 +178,6 @@ export class Connection {
     }
     if (segmentBytes > 0) queue.segment(this.outPage, segmentAt, segmentBytes)
     this.inFlight = n
-    this.saidMs = queue.nowMs
     queue.sendSegments(this.handle, tag, this.id)
     return total
   }
@@ -217,6 +217,8 @@ export class Peer {
   /** Number of the session that is up, or was; counts this process' sessions with any peer. */
   session = 0
   incarnation = 0
+  /** As told in the present session. */
+  readonly clock = new PeerClock()
   /** Connections of the present session. */
   readonly lanes: Array<Connection | undefined> = [undefined, undefined, undefined]
   /** Connections of the session that waits for the present one to end (acceptor). */

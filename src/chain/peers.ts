@@ -8,9 +8,9 @@
  * per lane at the end of the turn; never two sends under way on a socket.
  * Receiving: into the lane's stream buffer; a payload's rest straight into its own place.
  *
- * On the lane of forwards each side says something every now and then; who hears nothing for `silenceMs` ends the session, and so does who has no
- * memory for what came first for as long. So an update waits no longer than that on its way, also between two nodes that live, hold their leases, and
- * cannot reach each other (protocol 16). On any lane, a frame that has begun and of which nothing more comes for as long ends the session too.
+ * On the lane of forwards each side says every now and then how far its clock has come (peer-clock.ts), so that updates can name the moment on their
+ * receiver's clock until which they may be ordered (protocol 16). Who hears nothing for SILENCE_MS ends the session: also two nodes that live, hold their
+ * leases, and cannot reach each other. On any lane, a frame that has begun and of which nothing more comes for as long ends the session too.
  *
  * Invariants: a session's end is told (`down`) only when none of its operations can touch memory any more, and before a new one is
  * told (`up`); every length was checked before it is believed; a peer that sends nonsense loses its connection, with one line in the log.
@@ -22,11 +22,12 @@ import { PAGE_BYTES } from '../base/units.ts'
 import type { Arena, PageNumber } from '../env/arena.ts'
 import { Errno, errnoName, type Handle, type IoQueue, type Tag } from '../env/ioqueue.ts'
 import type { ReactorLog } from '../placement/messages.ts'
-import { FRAME_BYTES, FrameHeader, frameInvalid, frameName, HEAD_BYTES_MAX, LANES, Lane, PeerFrame, putFrame } from '../wire/peer.ts'
+import { Alive, FRAME_BYTES, FrameHeader, frameInvalid, frameName, HEAD_BYTES_MAX, LANES, Lane, PeerFrame, putFrame } from '../wire/peer.ts'
 import type { Counters } from './counters.ts'
 import { DeathProbes } from './death-probe.ts'
 import { type Authenticator, Handshake } from './handshake.ts'
 import { Connection, DIAL_FIRST_MS, IN_BYTES, LaneState, OUT_BYTES, Owner, Peer, Place, type Placement } from './lane.ts'
+import type { PeerClock } from './peer-clock.ts'
 import { NONE } from './records.ts'
 import type { ChainTable } from './table.ts'
 
@@ -37,12 +38,12 @@ const HANDSHAKES_MAX = 64
 const HANDSHAKE_MS = 5000
 const DIAL_MAX_MS = 500
 const LOGGED_MAX = 256
-/** A reactor that stood still for this long closes its sessions before it sends on: what is queued names a life it no longer has (protocol 16). */
-export const STANDSTILL_MS_MAX = 2000
 /** A node without a session for so long cannot be reached, as far as this node can tell. */
 const UNREACHABLE_AFTER_MS = 1000
-/** Something is said so many times within `silenceMs`. */
-const SAID_PER_SILENCE = 4
+/** Who hears nothing for so long ends the session. */
+const SILENCE_MS = 2000
+/** Something is said so often: bounds, too, how old what a peer knows of this node's clock may be. */
+const SAID_EVERY_MS = 500
 
 export interface PeerHandlers {
   up(peer: number): void
@@ -59,6 +60,8 @@ export interface PeerHandlers {
   gather(peer: number, lane: Lane): void
   /** A lane that had no room has some. */
   laneRoom(peer: number, lane: Lane): void
+  /** From now on `clockOf` the peer is known, for as long as the session lasts. */
+  clockKnown(peer: number): void
   /** The process is gone: its connections closed, and its host refused a fresh one (design 4). */
   refused(node: NodeNumber, incarnation: Incarnation): void
   readonly log: ReactorLog
@@ -85,21 +88,15 @@ export class Peers {
   #generation = 0
   #handshakes = 0
   #closed = false
-  /** Of the last flush's clock: at least every tick while the reactor turns. */
-  #flushedMs: number
-  /** An update is on its way for so long at most, or not delivered. */
-  readonly silenceMs: number
   readonly #logged = new Set<string>()
 
-  constructor(options: { queue: IoQueue; table: ChainTable; authenticate: Authenticator; handlers: PeerHandlers; counters: Counters; silenceMs: number }) {
+  constructor(options: { queue: IoQueue; table: ChainTable; authenticate: Authenticator; handlers: PeerHandlers; counters: Counters }) {
     const { queue } = options
-    this.silenceMs = options.silenceMs
     this.#queue = queue
     this.#arena = queue.arena
     this.#table = options.table
     this.#handlers = options.handlers
     this.#counters = options.counters
-    this.#flushedMs = queue.nowMs
     this.#tags = {
       accept: queue.register('peer accept', (_row, result) => this.#onAccept(result)),
       connect: queue.register('peer connect', (row, result) => this.#onConnect(row, result)),
@@ -149,6 +146,10 @@ export class Peers {
 
   nodeOf(index: number): NodeNumber {
     return this.peers[index]!.node
+  }
+
+  clockOf(index: number): PeerClock {
+    return this.peers[index]!.clock
   }
 
   /** Nodes of the table, without a session for a while. */
@@ -228,26 +229,35 @@ export class Peers {
 
   #listenAndSay(c: Connection): void {
     const { nowMs } = this.#queue
-    if (this.#isSilent(c)) this.#endSilence(c)
-    else if (c.inFlight === 0 && c.count === 0 && nowMs - c.saidMs >= this.silenceMs / SAID_PER_SILENCE) {
-      const at = c.reserve(FRAME_BYTES)
-      putFrame(this.#arena.view, at, PeerFrame.ALIVE, FRAME_BYTES, 0)
-      this.#commit(c, at, FRAME_BYTES, 0, 0, 0, Owner.NONE, NONE)
-    }
+    if (nowMs - c.heardMs > SILENCE_MS) {
+      this.#handlers.log('INFO', 'a peer has been silent, or this node has not listened: the session ends', { node: c.peer?.node, silenceMs: SILENCE_MS })
+      this.#drop(c)
+    } else if (nowMs - c.saidMs >= SAID_EVERY_MS) this.#sayAlive(c)
   }
 
-  #isSilent(c: Connection): boolean {
-    return c.lane === Lane.FORWARD && c.peer?.up === true && this.#queue.nowMs - c.heardMs > this.silenceMs
+  /** Unless the lane has no room; the next tick tries again. */
+  #sayAlive(c: Connection): void {
+    const headBytes = FRAME_BYTES + Alive.size
+    const at = c.reserve(headBytes)
+    if (at < 0) return
+    const { view } = this.#arena
+    const { nowMs } = this.#queue
+    c.saidMs = nowMs
+    putFrame(view, at, PeerFrame.ALIVE, headBytes, 0)
+    Alive.set.clockMs(view, at + FRAME_BYTES, Math.floor(nowMs))
+    this.#commit(c, at, headBytes, 0, 0, 0, Owner.NONE, NONE)
+  }
+
+  /** This node's clock is looked at anew: that of the turn may be from before the peer has said so. */
+  #hearAlive(peer: Peer, at: number): void {
+    const wasKnown = peer.clock.isKnown
+    peer.clock.learn(Alive.get.clockMs(this.#arena.view, at + FRAME_BYTES), this.#queue.sampleClockMs())
+    if (!wasKnown) this.#handlers.clockKnown(peer.index)
   }
 
   /** A part of a frame, and nothing more for long: its length may have been damaged on the way, and nothing else may ever be said on this lane. */
   #isStuck(c: Connection): boolean {
-    return c.receiving && c.isPartial && this.#queue.nowMs - c.heardMs > this.silenceMs
-  }
-
-  #endSilence(c: Connection): void {
-    this.#handlers.log('INFO', 'a peer has been silent, or this node has not listened: the session ends', { node: c.peer?.node, silenceMs: this.silenceMs })
-    this.#drop(c)
+    return c.receiving && c.isPartial && this.#queue.nowMs - c.heardMs > SILENCE_MS
   }
 
   /** Memory may have become free: frames that wait for some are looked at again. */
@@ -407,13 +417,6 @@ export class Peers {
       this.#closeSession(peer)
       return
     }
-    // what came before and has waited here counts like what has waited on its way
-    const { nowMs } = this.#queue
-    const forwards = peer.lanes[Lane.FORWARD]!
-    if (forwards.stalled && nowMs - forwards.heardMs > this.silenceMs) {
-      this.#closeSession(peer)
-      return
-    }
     peer.up = peer.told = true
     peer.session = ++this.#generation
     peer.incarnation = incarnation
@@ -421,10 +424,9 @@ export class Peers {
     this.#probes.clear(peer)
     this.#counters.sessionsStarted++
     this.#queue.flight.record(FlightEvent.PEER_UP, peer.node, peer.incarnation)
-    for (const c of peer.lanes) {
-      c!.saidMs = nowMs
-      if (c !== forwards || !c.stalled) c!.heardMs = nowMs
-    }
+    for (const c of peer.lanes) c!.heardMs = this.#queue.nowMs
+    peer.clock.forget()
+    this.#sayAlive(peer.lanes[Lane.FORWARD]!)
     this.#handlers.up(peer.index)
     for (const c of peer.lanes) if (c!.stalled) this.#resume(c!)
   }
@@ -538,9 +540,6 @@ export class Peers {
 
   /** Sends what has gathered: at the end of a turn, and after anything queued outside of one. */
   flush(): void {
-    const { nowMs } = this.#queue
-    if (nowMs - this.#flushedMs > STANDSTILL_MS_MAX) for (const peer of this.peers) this.#closeSession(peer)
-    this.#flushedMs = nowMs
     while (this.#dirty.length > 0) {
       const dirty = this.#dirty
       this.#dirty = this.#flushing
@@ -616,11 +615,6 @@ export class Peers {
       this.#lost(c, result)
       return
     }
-    // what comes now may have waited for as long: it names a life it no longer has
-    if (this.#isSilent(c)) {
-      this.#endSilence(c)
-      return
-    }
     c.heardMs = this.#queue.nowMs
     this.#counters.networkBytesReceived += result
     if (c.discardLeft > 0) c.discardLeft -= result
@@ -636,11 +630,6 @@ export class Peers {
   #resume(c: Connection): void {
     c.stalled = false
     if (c.state === LaneState.CLOSING) return
-    // what waits for memory here, and behind it on its way, is no younger for that
-    if (this.#isSilent(c)) {
-      this.#endSilence(c)
-      return
-    }
     this.#parse(c)
     this.#recv(c)
   }
@@ -674,6 +663,7 @@ export class Peers {
         return
       }
       if (type === PeerFrame.ALIVE) {
+        this.#hearAlive(c.peer!, at)
         c.start += headBytes
         continue
       }

@@ -39,6 +39,8 @@ export class RemoteExchange {
   readonly #client: () => Client
   readonly #counters: Counters
   readonly #creditFreed: (peer: number, hop: number, payloadBytes: number) => void
+  /** The longest that an update may still be ordered. */
+  readonly #lifeMs: number
   readonly #crcs = new Uint32Array(CHAIN_OP_PAGES_MAX)
   /** Answers to be sent, per peer: row, generation, status, chain version. Bounded by the updates that the peer has credit for. */
   readonly #answers: number[][] = Array.from({ length: PEERS_MAX }, () => [])
@@ -58,6 +60,7 @@ export class RemoteExchange {
     client: () => Client
     counters: Counters
     creditFreed: (peer: number, hop: number, payloadBytes: number) => void
+    writeLifeMs: number
   }) {
     this.#queue = options.queue
     this.#arena = options.queue.arena
@@ -70,6 +73,7 @@ export class RemoteExchange {
     this.#client = options.client
     this.#counters = options.counters
     this.#creditFreed = options.creditFreed
+    this.#lifeMs = options.writeLifeMs
   }
 
   // ---- this node asks ------------------------------------------------------------------------------------------------------
@@ -78,6 +82,8 @@ export class RemoteExchange {
     const client = this.#client()
     const { ops } = client
     const { view } = this.#arena
+    const clock = this.#peers.clockOf(peer)
+    if (!clock.isKnown) return Status.BUSY
     const kind = client.recordKind(op)
     const isWrite = kind === RecordKind.WRITE
     const isEmpty = kind === RecordKind.EMPTY
@@ -103,13 +109,13 @@ export class RemoteExchange {
     set.flags(view, body, ops.durable[op] === 1 ? UpdateFlag.DURABLE : 0)
     view.setUint16(body + Update.offsets.reserved, 0)
     set.seq(view, body, ops.seq[op]!)
-    set.lifeMs(view, body, client.lifeMs(op, this.#peers.silenceMs))
+    set.untilMs(view, body, Math.max(0, Math.floor(clock.atLeastMs(ops.untilMs[op]!))))
     set.volume(view, body, isEmpty ? 0 : ops.volume[op]!)
     set.layer(view, body, 0)
     set.index(view, body, isEmpty ? 0 : ops.index[op]!)
     set.offsetBytes(view, body, offsetBytes)
     set.lengthBytes(view, body, lengthBytes)
-    for (let i = 0; i < 12; i += 4) view.setUint32(body + Update.offsets.reserved2 + i, 0)
+    for (let i = 0; i < 8; i += 4) view.setUint32(body + Update.offsets.reserved2 + i, 0)
     if (!isWrite) {
       this.#peers.send(peer, Lane.FORWARD, at, headBytes, 0, 0, 0, Owner.NONE, NONE)
       return Status.SUCCESS
@@ -244,7 +250,7 @@ export class RemoteExchange {
     updates.clientLow[u] = incarnation
     updates.channel[u] = channel
     updates.seq[u] = get.seq(view, body)
-    updates.deadlineMs[u] = nowMs + get.lifeMs(view, body)
+    updates.deadlineMs[u] = get.untilMs(view, body)
     updates.receivedMs[u] = nowMs
     updates.volume[u] = get.volume(view, body)
     updates.layer[u] = get.layer(view, body)
@@ -265,6 +271,10 @@ export class RemoteExchange {
   /** The update in row `u` is complete. */
   onUpdate(u: number): string | null {
     const { updates, crcs } = this.#writes
+    if (this.#isBeyondLife(updates.deadlineMs[u]!)) {
+      this.#writes.abandon(u)
+      return 'a moment that is further ahead than a write lives: the clocks of the two nodes differ in their rate, or one has stopped'
+    }
     if (updates.kind[u] === RecordKind.WRITE) {
       const end = (updates.offsetBytes[u]! % PAGE_BYTES) + updates.lengthBytes[u]!
       const page = updates.bufferPage[u]!
@@ -281,6 +291,11 @@ export class RemoteExchange {
     }
     this.#writes.submit(u)
     return null
+  }
+
+  /** The clock of the turn may be from before the update was sent. */
+  #isBeyondLife(untilMs: number): boolean {
+    return untilMs > this.#queue.nowMs + this.#lifeMs && untilMs > this.#queue.sampleClockMs() + this.#lifeMs
   }
 
   answerUpdate(peer: number, session: number, requestRow: number, requestGeneration: number, status: number, chainVersion: number): void {

@@ -39,8 +39,7 @@ function newerAt3(cluster: ChainCluster): void {
 }
 
 test('an update that waits for a newer table is given back when its life is over, a read after a while', { timeout: 60_000 }, async () => {
-  // half of it is for the way
-  const { cluster, client } = await twoAndClient({ plane: { settings: { writeLifeMs: 800 } } })
+  const { cluster, client } = await twoAndClient({ plane: { settings: { writeLifeMs: 400 } } })
   for (const node of cluster.nodes) node.send({ type: 'lease', untilMs: node.host.bootMs() + 3_600_000, revision: 0 as never })
   newerAt3(cluster)
   await cluster.world.runFor(10)
@@ -206,6 +205,62 @@ test('a write whose client has gone is not tried again when the rest of its life
   assert.notEqual(await cluster.world.settle(status, 5000), Status.SUCCESS)
 })
 
+for (const exporter of ['lives', 'stands still']) {
+  test(`a write is not ordered after its life where the way has become slow bit by bit (the exporter ${exporter}): its client has gone, and another has written since`, {
+    timeout: 60_000,
+  }, async () => {
+    const network = { delayMinMs: 1, delayMaxMs: 1, slow: 0, fragment: 0 }
+    const cluster = new ChainCluster({ nodes: 3, slots: 1, chainOf: () => [1], network })
+    await cluster.start()
+    const [gone, other] = [new TestClient(cluster.node(2)), new TestClient(cluster.node(3))]
+    assert.equal(await cluster.world.settle(gone.write(0, 0, pattern(1)), 5000), Status.SUCCESS)
+    // nobody tells the head that the exporter's lease is over
+    cluster.leaseMs = 60_000
+    for (const node of cluster.nodes) cluster.grant(node)
+    const link = cluster.network.link(cluster.node(2).host, cluster.node(1).host)
+    // the head never hears nothing for 2 s
+    for (; link.extraDelayMs < 6000; link.extraDelayMs += 300) await cluster.world.runFor(250)
+    const { orphan } = gone.orphanable(0, 0, pattern(2))
+    await cluster.world.runFor(10)
+    orphan()
+    await cluster.world.runFor(10)
+    if (exporter === 'stands still') cluster.node(2).process.freeze()
+    await cluster.world.runFor(4500)
+    assert.equal(await cluster.world.settle(other.write(0, 0, pattern(3)), 1000), Status.SUCCESS)
+    await cluster.world.runFor(5000)
+    cluster.network.healAll()
+    cluster.node(2).process.thaw()
+    await cluster.world.runFor(10_000)
+    assert.deepEqual((await cluster.world.settle(other.read(0, 0, 1), 5000)).bytes, pattern(3))
+    assert.equal(gone.pending, 0)
+  })
+}
+
+test('no update goes to a peer whose clock is not known; it does as soon as that has been told', { timeout: 60_000 }, async () => {
+  const { cluster, client } = await twoAndClient()
+  const { peers, counters } = cluster.node(3).plane
+  const asked = counters.remoteUpdates
+  peers.clockOf(peers.indexOf(1)).forget()
+  const write = client.write(0, 0, pattern(2))
+  await cluster.world.runFor(1)
+  assert.equal(counters.remoteUpdates, asked)
+  assert.equal(await cluster.world.settle(write, 600), Status.SUCCESS)
+})
+
+test('an update that may be ordered for longer than a write lives, as when the clock of its head has stopped, ends the session, and what was believed of that clock', {
+  timeout: 60_000,
+}, async () => {
+  const { cluster, client } = await twoAndClient()
+  const head = cluster.node(1)
+  const { peers } = cluster.node(3).plane
+  const index = peers.indexOf(1)
+  const { session } = peers.peers[index]!
+  peers.clockOf(index).learn(head.host.bootMs() + 60_000, cluster.node(3).host.bootMs())
+  assert.equal(await cluster.world.settle(client.write(0, 0, pattern(2)), 5000), Status.SUCCESS)
+  assert.ok(head.told.some((message) => message.type === 'log' && JSON.stringify(message).includes('further ahead than a write lives')))
+  assert.ok(peers.peers[index]!.session > session)
+})
+
 for (const where of ['here', 'elsewhere']) {
   test(`a write that waits at its head (${where}) is not ordered after its life when it is noticed late that its client has gone`, {
     timeout: 60_000,
@@ -359,7 +414,9 @@ test('a row that is used again in the turn in which its earlier user went is not
   )
 })
 
-test('the first turn after a standstill asks no replica for what waited before it', { timeout: 60_000 }, async () => {
+test('the first turn after a standstill of more than a life orders nothing of what waited before it, under a new lease either', {
+  timeout: 60_000,
+}, async () => {
   const { cluster } = await twoAndClient({ plane: { settings: { retryFirstMs: 5000, retryMaxMs: 5000 } } })
   const node = cluster.node(1)
   cluster.leaseMs = 0
@@ -370,14 +427,15 @@ test('the first turn after a standstill asks no replica for what waited before i
   const tries = node.plane.counters.updatesRefused
   assert.ok(tries > 0, 'its lease is over: it waits')
   node.process.freeze()
+  const frozenMs = node.queue.nowMs
   // a lease is there before the first turn; as an export does, the test drops its connections at the end of that
   node.send({ type: 'lease', untilMs: node.host.bootMs() + 60_000, revision: 0 as never })
-  await cluster.world.runFor(3000)
+  await cluster.world.runFor(4100)
   cluster.leaseMs = 60_000
   for (const each of cluster.nodes) cluster.grant(each)
   let isFirst = true
   node.queue.onTurnEnd(() => {
-    if (isFirst) write.orphan(node.queue.nowMs - 10_000)
+    if (isFirst) write.orphan(frozenMs)
     isFirst = false
   })
   node.process.thaw()
@@ -404,7 +462,8 @@ test('when nobody is left who could say what became of a write, its client is to
   assert.ok(tookMs >= 1300 && tookMs < 2500, `${tookMs} ms`)
   assert.equal(node.plane.counters.updatesUnknown, 1)
   assert.equal(node.plane.resources['clientOperations'], 1, 'its cancel')
-  // what came after it never reached anybody, and that is known
+  // what came after it never reached anybody, and that is known. Node 2 has been silent for so long that it is not asked
+  await cluster.world.runFor(1000)
   assert.equal(await cluster.world.settle(client.write(0, 0, pattern(3)), 5000), Status.VOLUME_UNAVAILABLE)
 })
 

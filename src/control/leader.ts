@@ -14,6 +14,7 @@
  */
 import { messageOf, XsanError } from '../base/errors.ts'
 import type { ChainVersion, DiskNumber, Incarnation, NodeNumber, SlotIndex } from '../base/ids.ts'
+import { CLOCK_DRIFT_MAX } from '../base/units.ts'
 import type { Clock, Log, TimerId } from '../env/control.ts'
 import { type Chain, type ChainEntry, DiskUse, entryOf, LastIdFlag, ReplicaState } from '../placement/chain.ts'
 import { CoordinatorView, View, type ViewRow } from '../placement/view.ts'
@@ -27,7 +28,6 @@ import { Rebalancer } from './rebalance.ts'
 import { booleanSetting, numberSetting, type OwnSettings } from './settings.ts'
 import type { ClusterState } from './state.ts'
 
-const DRIFT_BOUND = 0.01
 const RETRY_MS = 50
 /** Numbers of doubts are 53 bits: 29 of the term, 24 within it. */
 const DOUBTS_PER_TERM = 2 ** 24
@@ -203,7 +203,7 @@ export class Coordinator {
     }
     if (this.#stopped) throw notLeader()
     this.view.newLeader([...this.#state.nodes.values()].filter((node) => node.incarnation > 0).map((node) => [node.node, node.incarnation] as const))
-    const endMs = this.#electedMs + Math.max(this.#options.leaseMs, this.#state.leaseMsMax) * (1 + DRIFT_BOUND)
+    const endMs = this.#electedMs + Math.max(this.#options.leaseMs, this.#state.leaseMsMax) * (1 + CLOCK_DRIFT_MAX)
     for (const node of this.#state.nodes.values()) if (node.incarnation > 0) this.#lease(node.node).endMs = endMs
     this.#ready = true
     this.#tickMs = this.#clock.nowMs()
@@ -247,7 +247,7 @@ export class Coordinator {
     // A node that was found down after it had sent this is about to be dropped: it must hold no lease then. Its next renewal counts.
     const isAlive = doubt === this.#doubt
     if (!isAlive && this.view.view(node) === View.DOWN) return refuse('it was found to be down meanwhile')
-    lease.endMs = Math.max(lease.endMs, arrivedMs + leaseMs * (1 + DRIFT_BOUND))
+    lease.endMs = Math.max(lease.endMs, arrivedMs + leaseMs * (1 + CLOCK_DRIFT_MAX))
     if (isAlive && this.view.view(node) !== View.UP && this.view.renewal(node, incarnation)) this.#cameUp(node, lease)
     return { granted: true, reason: '', ...answer() }
   }
@@ -489,7 +489,7 @@ export class Coordinator {
    * Ascending.
    */
   apart(): Array<readonly [NodeNumber, NodeNumber]> {
-    const beforeMs = this.#clock.nowMs() - this.#grantMs() * (1 + DRIFT_BOUND) - APART_MARGIN_MS
+    const beforeMs = this.#clock.nowMs() - this.#grantMs() * (1 + CLOCK_DRIFT_MAX) - APART_MARGIN_MS
     const pairs = new Map<string, readonly [NodeNumber, NodeNumber]>()
     for (const [node, { unreachable, backSinceMs }] of this.#leases) {
       if (unreachable.size === 0 || this.view.view(node) !== View.UP) continue
@@ -660,7 +660,7 @@ export class Coordinator {
     const { featureLevel, leaseMsMax, longestRegisteredLeaseMs: longestMs } = this.#state
     if (featureLevel < 2 || longestMs === undefined || longestMs >= leaseMsMax) return false
     const own = this.#state.nodes.get(this.#raft.id)
-    return (own?.leaseMs ?? 0) >= this.#options.leaseMs && nowMs - this.#electedMs > leaseMsMax * (1 + DRIFT_BOUND)
+    return (own?.leaseMs ?? 0) >= this.#options.leaseMs && nowMs - this.#electedMs > leaseMsMax * (1 + CLOCK_DRIFT_MAX)
   }
 
   /** What has to be noted, so that another leader knows well enough for how long who has been away. */

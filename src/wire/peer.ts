@@ -22,9 +22,10 @@ export const PEER_MAGIC = 0x5058
  *   2  questions of a resync name the disk of the source, lists of blocks come in parts
  *   3  nodes tell which of their disks take no new blocks
  *   4  who has nothing to say on the lane of forwards says so (ALIVE)
+ *   5  ALIVE tells the clock; an update names the moment, on its receiver's clock, until which it may be ordered
  */
-export const PEER_PROTOCOL_MIN = 4
-export const PEER_PROTOCOL_MAX = 4
+export const PEER_PROTOCOL_MIN = 5
+export const PEER_PROTOCOL_MAX = 5
 export const FRAME_BYTES = 16
 /** Largest head: a call with the page ids of one block (8 KiB) and room to grow. */
 export const HEAD_BYTES_MAX = 16 * 1024
@@ -124,6 +125,9 @@ export const FullDisk = struct('FullDisk', little(4), { disk: u32 })
 /** FORWARD_REFUSALS: list of these; `chainVersion` is the refuser's. */
 export const ForwardRefusal = struct('ForwardRefusal', little(16), { slot: u32, chainVersion: u32, status: u32, disk: u32 })
 
+/** ALIVE: said every now and then, whatever else is. */
+export const Alive = struct('Alive', little(8), { clockMs: note(u53, "the sender's boot-time clock had come so far") })
+
 /** Write{channel, seq, life, cv, block, pages, data, crc} (protocol 5); the client is the connection's node and incarnation. List: one crc per touched page, over the bytes of the operation in it. */
 export const Update = struct('Update', little(72), {
   requestRow: u32,
@@ -135,13 +139,13 @@ export const Update = struct('Update', little(72), {
   flags: u8,
   reserved: zero(2),
   seq: u53,
-  lifeMs: u32,
+  untilMs: note(u53, "on the receiver's clock (ALIVE): not to be ordered from then on"),
   volume: u53,
   layer: u32,
   index: u32,
   offsetBytes: u32,
   lengthBytes: u32,
-  reserved2: zero(12),
+  reserved2: zero(8),
 })
 export const UpdateFlag = {
   DURABLE: 1,
@@ -209,7 +213,7 @@ const FIELD_BYTES: Readonly<Record<number, readonly [name: string, fields: numbe
   [PeerFrame.CALL]: ['CALL', Call.size, 1, false],
   [PeerFrame.CALL_DATA]: ['CALL_DATA', CallData.size, 0, true],
   [PeerFrame.FULL_DISKS]: ['FULL_DISKS', 0, FullDisk.size, false],
-  [PeerFrame.ALIVE]: ['ALIVE', 0, 0, false],
+  [PeerFrame.ALIVE]: ['ALIVE', Alive.size, 0, false],
 }
 
 /** Dense by type: bytes of the head before the list (0: unknown type), bytes of an entry (0: no list), payload allowed. */
