@@ -370,6 +370,16 @@ export const CANARIES: readonly Canary[] = [
       }),
   },
   {
+    name: 'life-from-arrival',
+    bug: 'a head counts the life of an update from its arrival: what the way takes is not seen',
+    seedsMax: 15,
+    plan: { focus: 'slow-ways' },
+    plant: () =>
+      before<Writes, [number]>(Writes.prototype, 'submit', function (u) {
+        if (this.updates.peer[u] !== NONE) this.updates.deadlineMs[u] = this.updates.receivedMs[u]! + 4000
+      }),
+  },
+  {
     name: 'gone-clients-not-told',
     bug: 'an exporter goes on with the writes of a client that has left, for as long as if it were there',
     seedsMax: 15,

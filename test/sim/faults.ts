@@ -51,6 +51,7 @@ export const AIMED_KINDS = [
   'remove-late',
   'clock-fast',
   'straggler',
+  'slowing-link',
 ] as const
 export type FaultKind = (typeof FAULT_KINDS)[number] | (typeof AIMED_KINDS)[number]
 /** What comes of faults, beside themselves. */
@@ -92,6 +93,7 @@ export const FOCUS_NAMES = [
   'cancels',
   'abandoned',
   'starved',
+  'slow-ways',
   'leases',
   'cuts',
   'rot',
@@ -286,6 +288,8 @@ export function amountOf(random: Prng, kind: FaultKind): number {
       return random.between(200, 600)
     case 'straggler':
       return random.between(1500, 4000)
+    case 'slowing-link':
+      return random.between(500, 1500)
     case 'clock-fast':
       // Too fast: as a leader it takes the leases of others for over before they are
       return 0.05 + random.unit() * 0.5
@@ -363,6 +367,8 @@ export function describeFault(fault: Fault): string {
       return `reads take about ${Math.round(fault.amount)} ms more on the disk of ${node} ${span}`
     case 'straggler':
       return `all nodes lose power ${span}, and ${node} for ${fault.amount} ms more, unflushed data: ${fault.unflushed}`
+    case 'slowing-link':
+      return `with each second ${Math.round(fault.amount)} ms more from ${node} to node ${fault.other + 1} ${span}`
     case 'clock-fast':
       return `the clock of ${node} runs ${(fault.amount * 100).toFixed(1)} % too fast ${span}`
     case 'remove-syncing':
@@ -406,6 +412,7 @@ const AMOUNTS: Partial<Readonly<Record<FaultKind, { readonly least: number; read
   'older-binary': { least: 0, most: NEWER_FORMS.length - 1, whole: true },
   'slow-reads': { least: 0, most: DELAY_MS_MAX },
   straggler: { least: 0, most: DELAY_MS_MAX },
+  'slowing-link': { least: 0, most: DELAY_MS_MAX },
   'last-copy': { least: 0, most: DELAY_MS_MAX },
   'late-stream': { least: 0, most: DELAY_MS_MAX },
   'remove-draining': { least: 0, most: DELAY_MS_MAX },

@@ -294,6 +294,20 @@ const FOCUSES: Readonly<Record<FocusName, Focus>> = {
     shape: { slotCount: 4 },
     mix: { volumes: 'safe', hotPages: 1, readShares: [0.05, 0.1], home: 0.3, flushMs: [0], depth: [6, 12], wholeShare: 0.85, patienceMs: [100, 400] },
   },
+  /** The same where ways become slow bit by bit, so that no session ends: what was sent is on its way for longer than it lives. */
+  'slow-ways': {
+    // exporters that are in few of the chains: these go on meanwhile
+    nodes: 4,
+    durationMs: 10_000,
+    clients: [6, 8],
+    opsPerSecond: 60,
+    rates: { 'slowing-link': 0.7 },
+    lastsMs: [6000, 9000],
+    amounts: { 'slowing-link': [1000, 1500] },
+    unflushed: ['random'],
+    shape: { slotCount: 4, replicas: 2 },
+    mix: { volumes: 'safe', hotPages: 2, readShares: [0.5, 0.95], home: 0, flushMs: [0], depth: [4, 8], wholeShare: 0.9, patienceMs: [50, 300] },
+  },
   /** Nodes are cut off or stand still for longer than a lease, and clients on them read on. */
   leases: {
     durationMs: 9000,

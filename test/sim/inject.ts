@@ -26,6 +26,8 @@ const WRITE_LIFE_MS = 4500
 /** How long, and how often, the moment of an aimed fault is looked for. */
 const AIMED_WAIT_MS = 5000
 const AIMED_LOOK_MS = 1
+/** A way that becomes slow bit by bit does so that often. */
+const SLOWER_EVERY_MS = 50
 /** The stream of forwards from each source stands still for so long while it is SYNCING: what comes by the other connections is newer. */
 const STALL_MS = 500
 /** Each answer of a source takes so much longer; a lease can still be renewed. */
@@ -212,6 +214,20 @@ export function inject(stage: Stage, fault: Fault): void {
       later(() => {
         link.extraDelayMs = 0
       })
+      return
+    }
+    case 'slowing-link': {
+      const link = network.link(node.host, other.host)
+      const endMs = world.nowMs + fault.durationMs
+      const slower = (delayMs: number) => {
+        // all has been healed meanwhile, or another fault is at this link
+        if (link.extraDelayMs !== delayMs) return
+        const isOver = world.nowMs >= endMs
+        const nextMs = isOver ? 0 : delayMs + (fault.amount * SLOWER_EVERY_MS) / 1000
+        link.extraDelayMs = nextMs
+        if (!isOver) world.schedule(SLOWER_EVERY_MS, 'slower', () => slower(nextMs))
+      }
+      slower(link.extraDelayMs)
       return
     }
     case 'bad-wire': {

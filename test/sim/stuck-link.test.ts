@@ -1,6 +1,6 @@
 /**
- * Two nodes that live and hold their leases, and cannot reach each other: what one has sent to the other waits in a socket for as long as that
- * lasts. A write whose client has gone must not come out of it after its life (protocol 16), over what was written by another way since.
+ * Two nodes that live and hold their leases, and cannot reach each other, or more and more slowly: what one has sent to the other waits in a socket for
+ * as long as that lasts, or is on its way. A write whose client has gone must not come out of it after its life (protocol 16), over what was written by another way since.
  */
 import assert from 'node:assert/strict'
 import { BLOCK_BYTES, PAGE_BYTES } from '../../src/base/units.ts'
@@ -23,12 +23,22 @@ function inTurn(node: SimNode, call: (done: (row: number, status: number) => voi
   return outcome
 }
 
-function cut(t: Scenario, from: SimNode, to: SimNode, ways: string): void {
+/** So slowly that no end of the session is ever without something to hear for long. */
+const SLOWER_MS = 300
+const SLOWER_EVERY_S = 0.25
+const SLOW_MS = 12_000
+
+async function spoil(t: Scenario, from: SimNode, to: SimNode, ways: string): Promise<void> {
+  if (ways === 'slower and slower') {
+    const link = t.network.link(from.host, to.host)
+    for (; link.extraDelayMs < SLOW_MS; link.extraDelayMs += SLOWER_MS) await t.seconds(SLOWER_EVERY_S)
+    return
+  }
   if (ways !== 'from the head') t.network.cut(from.host, to.host)
   if (ways !== 'to the head') t.network.cut(to.host, from.host)
 }
 
-for (const ways of ['both ways', 'to the head', 'from the head']) {
+for (const ways of ['both ways', 'to the head', 'from the head', 'slower and slower']) {
   scenario(
     `a write of a client that has gone, stuck between two live nodes (${ways}), never lands over a newer one`,
     async (t, volume) => {
@@ -43,7 +53,7 @@ for (const ways of ['both ways', 'to the head', 'from the head']) {
       const exporter = exporterOf(index)
       const offsetBytes = index * BLOCK_BYTES + 2 * PAGE_BYTES
 
-      cut(t, exporter, head, ways)
+      await spoil(t, exporter, head, ways)
       const { queue } = exporter.seat!
       const volumes = exporter.seat!.volumes as VolumeLayer
       const page = queue.arena.alloc(PAGE_BYTES)
@@ -76,6 +86,8 @@ for (const ways of ['both ways', 'to the head', 'from the head']) {
         return bytes
       }
       const written = await content()
+      // what is on its way comes before anything that the kernels say of its end
+      await t.seconds(SLOW_MS / 2000)
       t.network.healAll()
       await t.seconds(15)
       assert.deepEqual(await content(), written, 'the newer write has stayed')
