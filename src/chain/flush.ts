@@ -12,8 +12,8 @@
  * connections that was there then: whoever asks first may be a stranger to the writes.) The replicated state
  * counts such losses per volume (`mayHaveLostUnflushed`), for a slot's recovery is known there, survives the processes, and comes with the
  * same table as the members that a flush asks: a flush cannot succeed by members of which its exporter does not know how they came to serve.
- * Which writes were lost is not known: a client that had flushed everything is told too. A process that starts after the recovery tells nobody:
- * its clients' connections are new ones.
+ * Which writes were lost is not known: a client that had flushed everything is told too. A process that starts after the recovery tells of what the
+ * one before it on this node had not heard of: clients connect again by themselves, and go on as if nothing had been. On a new node there was none.
  * A write of several blocks that was under way across such a loss fails (volume.ts): a flush may have told of it before the write's end.
  *
  * From relaxed to sync. A volume that acknowledged from memory is flushed like before until one flush has succeeded that began with the
@@ -84,8 +84,8 @@ export class Flushes {
     const { volumes } = this.#table
     for (const volume of this.#told.keys()) if (!volumes.has(volume)) this.#told.delete(volume)
     for (const volume of this.#unsettled) if (!volumes.has(volume)) this.#unsettled.delete(volume)
-    for (const { volume, losses, syncWhenWrite } of volumes.values()) {
-      if (!this.#told.has(volume)) this.#told.set(volume, losses ?? 0)
+    for (const { volume, losses, lossesBefore, syncWhenWrite } of volumes.values()) {
+      if (!this.#told.has(volume)) this.#told.set(volume, lossesBefore ?? losses ?? 0)
       if (!syncWhenWrite) this.#unsettled.add(volume)
     }
   }

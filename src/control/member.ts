@@ -311,6 +311,7 @@ export class Member {
       node: this.node,
       incarnation: this.#incarnation,
       state: this.state,
+      lossesBefore: this.#machine.lossesBefore,
       raft: this.#openRaft(),
       leaderClient: this.#leaderClient,
       clock: env.clock,

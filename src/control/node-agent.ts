@@ -11,7 +11,7 @@
  * - Reports are facts bound to incarnations and versions; they are repeated until they are seen in the replicated state or pointless.
  */
 import { messageOf, XsanError } from '../base/errors.ts'
-import type { ChainVersion, DiskNumber, Incarnation, NodeNumber, SlotIndex } from '../base/ids.ts'
+import type { ChainVersion, DiskNumber, Incarnation, NodeNumber, SlotIndex, VolumeNumber } from '../base/ids.ts'
 import type { Clock, Log, Message, TimerId } from '../env/control.ts'
 import { ReplicaState } from '../placement/chain.ts'
 import type { ControlPort, DiskStats, ReactorQuery, ReactorToControl, ResyncStats } from '../placement/messages.ts'
@@ -45,6 +45,8 @@ export interface NodeAgentOptions {
   readonly node: NodeNumber
   readonly incarnation: Incarnation
   readonly state: ClusterState
+  /** See ControlStateMachine. */
+  readonly lossesBefore: ReadonlyMap<VolumeNumber, number> | undefined
   readonly raft: Raft
   readonly leaderClient: LeaderClient
   readonly clock: Clock
@@ -230,7 +232,7 @@ export class NodeAgent {
       port.send({ type: 'settings', settings: effectiveSettings(this.#state, this.#options.own) })
     }
     if (this.#state.revision > this.#sentRevision) {
-      const table = tableSince(this.#state, this.#sentRevision)
+      const table = tableSince(this.#state, this.#sentRevision, this.#sentRevision === 0 ? this.#options.lossesBefore : undefined)
       if (table !== undefined) {
         this.#sentRevision = table.revision
         port.send(table)

@@ -33,6 +33,8 @@ export interface TableVolume {
   readonly minCopies?: number
   /** How often acknowledged writes that no flush covered may have been lost with the memory of all replicas of a slot. Absent: 0. */
   readonly losses?: number
+  /** In the first table of a process: those that the one before it knew at least. Its clients, who may come back, have not been told of later ones. */
+  readonly lossesBefore?: number
 }
 
 export interface TableDisk {

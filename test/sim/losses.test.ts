@@ -73,6 +73,34 @@ for (const losing of ['everything unflushed', 'nothing'] as const) {
   )
 }
 
+scenario(
+  'three replicas and the node of the client lose power, and that one is back last: a flush of the client, which has connected again, fails, once; a new process later tells nobody',
+  async (t) => {
+    const { volume } = await t.createVolume('one-block', { sizeBytes: BLOCK_BYTES, syncWhenWrite: false })
+    const chain = t.node(1).control!.member!.state.chains[slotOf(volume, 0, 16)]!
+    const holders = new Set(chain.entries.map((entry) => t.node(1).control!.member!.state.nodes.get(entry.node)!.id))
+    const client = t.nodes.find((node) => !holders.has(node.id))!
+    const hit = t.nodes.filter((node) => holders.has(node.id))
+    await writePage(t, client, volume, 1)
+    for (const node of [...hit, client]) node.crash({ losing: 'everything unflushed' })
+    await t.seconds(1)
+    for (const node of hit) node.restart()
+    const losses = () => hit[0]!.control?.member?.state.volumes.get(volume)?.losses
+    await t.until('it is lost', () => losses() === 1, 30_000)
+    client.restart()
+    await t.healthy()
+    assert.equal(await flush(t, client, volume), Status.WRITE_FAILED)
+    assert.equal(await flush(t, client, volume), Status.SUCCESS)
+    client.crash({ losing: 'nothing' })
+    await t.seconds(1)
+    client.restart()
+    await t.healthy()
+    assert.equal(await flush(t, client, volume), Status.SUCCESS)
+    await t.allIsWell()
+  },
+  { nodes: 5, syncWhenWrite: false },
+)
+
 /** What the history says of clients whose exporter stays while all copies of a slot lose their power, and of what it tells them. */
 async function judged(lossesTold: (losses: number, revision: number) => number, losing: 'everything unflushed' | 'nothing'): Promise<string[]> {
   const undo = method<ChainTable, Parameters<ChainTable['apply']>, void>(
