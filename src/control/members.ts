@@ -19,8 +19,6 @@ const VOTERS_MIN = 3
 /** A learner this near to the end of the log may vote. */
 const CAUGHT_UP_ENTRIES = 100
 const CHANGE_TIMEOUT_MS = 5000
-/** Who has answered Raft so lately lives, as far as votes are concerned; of a death the core tells an election timeout late. */
-const HEARD_MS = 2000
 /** Looks are at most a quarter of a second apart; one that comes so late tells that this process stood still, and has heard nobody for that. */
 const LOOK_LATE_MS = 5000
 
@@ -84,7 +82,6 @@ export class Members {
     }
     this.#silentBefore ??= new Map(this.#options.state.away)
     this.#lookedMs = nowMs
-    // the core forgets who was active at every election timeout: whoever answers is seen at one of the looks between
     for (const { node, active } of this.#options.raft.status().progress) if (active) this.#heardMs.set(node, nowMs)
     if (this.#running) return
     const change = this.#next()
@@ -146,9 +143,10 @@ export class Members {
       : this.#change({ addVoters: [], addLearners: [node] }, 'INFO', 'a node that is removed does not vote any more')
   }
 
+  /** It answers Raft: it lives, as far as votes are concerned. */
   #isHeard(node: NodeNumber): boolean {
-    const { raft, clock } = this.#options
-    return node === raft.id || clock.nowMs() - (this.#heardMs.get(node) ?? Number.NEGATIVE_INFINITY) <= HEARD_MS
+    const { raft } = this.#options
+    return node === raft.id || raft.status().progress.some((of) => of.node === node && of.active)
   }
 
   #holdsCopies(node: NodeNumber): boolean {

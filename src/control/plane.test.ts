@@ -1612,6 +1612,26 @@ test('a voter is not removed while the others that vote are no majority without 
   assert.ok([one, two].every(({ data }) => data!.serves))
 })
 
+test('a learner that has just died gets no vote of one that leaves, when another voter has died as well', async () => {
+  const cluster = await TestCluster.up({ seed: 104, nodes: 4, diskless: 3, replicas: 1 })
+  await cluster.threeVoters()
+  const [one, two, three, four] = cluster.nodes as [TestNode, TestNode, TestNode, TestNode]
+  assert.deepEqual(one.plane.member!.raft!.members.voters, [1, 2, 3])
+  for (const node of [two, four]) node.kill()
+  await cluster.world.runFor(1000)
+  await one.call('Cluster/RemoveNode', { nodeId: 'node-3', force: true })
+  await cluster.world.runFor(10_000)
+  assert.deepEqual(
+    [one, three].map(({ data, fatal }) => [data!.serves, fatal]),
+    [
+      [true, undefined],
+      [true, undefined],
+    ],
+  )
+  await two.restart()
+  await cluster.until(() => three.fatal !== undefined, 20_000, 'it is removed once there are enough without it')
+})
+
 test('voters that live keep their votes while too few of those that would vote instead of them do', async () => {
   const cluster = await TestCluster.up({ seed: 91, nodes: 5, replicas: 1 })
   const voting = ({ plane }: TestNode) => plane.member!.raft!.members

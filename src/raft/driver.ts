@@ -115,7 +115,7 @@ export interface RaftNodeStatus {
   readonly firstIndex: number
   readonly lastIndex: number
   readonly members: Members
-  /** Per other node; empty unless leader. */
+  /** Per other node; empty unless leader. `active`: has sent something within the last few heartbeats (the core itself looks once in an election timeout). */
   readonly progress: readonly RaftProgress[]
 }
 
@@ -211,6 +211,8 @@ const LOG_BYTES_MAX = 64 * MiB
 /** Entries cut from the log in one turn. */
 const CUT_ENTRIES_MAX = 2000
 const GATHERED_OPS_MAX = 4096
+/** Who has sent nothing during so many is not active. */
+const SILENT_HEARTBEATS = 3
 /** A round without an answer (a lost message, a leader that has committed nothing in its term yet) is asked again after this. */
 const ROUND_RETRY_TICKS = 2
 const RANK_DELAY_MS = 50
@@ -260,6 +262,7 @@ export class RaftNode implements Raft {
   readonly #machine: StateMachine
   readonly #events: RaftEvents
   readonly #tickMs: number
+  readonly #silentMs: number
   readonly #electionTimeoutMs: number
   readonly #compactAfterEntries: number
   readonly #keepEntries: number
@@ -272,6 +275,8 @@ export class RaftNode implements Raft {
   #inbox: Array<{ from: NodeNumber; bytes: Uint8Array }> = []
   #inboxBytes = 0
   readonly #complainedOf = new Set<NodeNumber>()
+  /** When each other node has sent something last. */
+  readonly #heardMs = new Map<NodeNumber, number>()
   #controls: Array<() => void> = []
   #tickDue = false
   #tickCount = 0
@@ -305,9 +310,7 @@ export class RaftNode implements Raft {
     assert(!stateMachine.prefix.startsWith('raft/') && stateMachine.prefix.length > 0, 'the state machine needs a prefix of its own')
     const { store, records, isNew } = await LogStore.open(kv, initialState(options), stateMachine.prefix)
     const state = store.state
-    const tickMs = tickOf(options)
-    const electionTicks = Math.max(3, Math.ceil((options.electionTimeoutMs ?? ELECTION_TIMEOUT_MS) / tickMs))
-    const heartbeatTicks = Math.min(electionTicks - 1, Math.max(1, Math.floor((options.heartbeatMs ?? (electionTicks * tickMs) / 5) / tickMs)))
+    const { electionTicks, heartbeatTicks } = ticksOf(options)
     let core: RaftCore
     try {
       core = options.createCore({
@@ -353,7 +356,9 @@ export class RaftNode implements Raft {
     this.#transport = options.transport
     this.#machine = options.stateMachine
     this.#events = options.events
-    this.#tickMs = tickOf(options)
+    const { tickMs, heartbeatTicks } = ticksOf(options)
+    this.#tickMs = tickMs
+    this.#silentMs = SILENT_HEARTBEATS * heartbeatTicks * tickMs
     this.#electionTimeoutMs = options.electionTimeoutMs ?? ELECTION_TIMEOUT_MS
     this.#compactAfterEntries = options.compactAfterEntries ?? COMPACT_AFTER_ENTRIES
     this.#keepEntries = options.keepEntries ?? KEEP_ENTRIES
@@ -391,6 +396,7 @@ export class RaftNode implements Raft {
 
   receive(from: NodeNumber, messages: readonly Uint8Array[]): void {
     if (this.#failed || this.#stopping) return
+    this.#heardMs.set(from, this.#clock.nowMs())
     for (const bytes of messages) {
       // Raft repairs what is lost here.
       if (this.#inbox.length >= INBOX_MESSAGES_MAX || this.#inboxBytes + bytes.length > INBOX_BYTES_MAX) break
@@ -481,7 +487,9 @@ export class RaftNode implements Raft {
       const [firstIndex, lastIndex] = [truncated.index + 1, this.#store.lastIndex]
       return { id: this.id, role: RaftRole.FOLLOWER, term, leader: NODE_NONE, commit, applied, firstIndex, lastIndex, members, progress: [] }
     }
-    const { id, role, term, leader, commit, firstIndex, lastIndex, progress } = this.#core.status()
+    const { id, role, term, leader, commit, firstIndex, lastIndex, progress: known } = this.#core.status()
+    const sinceMs = this.#clock.nowMs() - this.#silentMs
+    const progress = known.map((of) => ({ ...of, active: of.active && (this.#heardMs.get(of.node) ?? Number.NEGATIVE_INFINITY) >= sinceMs }))
     return { id, role, term, leader, commit, applied, firstIndex, lastIndex, members, progress }
   }
 
@@ -934,8 +942,15 @@ export class RaftNode implements Raft {
   }
 }
 
-function tickOf({ tickMs, electionTimeoutMs = ELECTION_TIMEOUT_MS }: RaftNodeOptions): number {
-  return tickMs ?? Math.max(TICK_MS_MIN, Math.min(TICK_MS_MAX, Math.floor(electionTimeoutMs / 10)))
+function ticksOf({ tickMs: given, electionTimeoutMs = ELECTION_TIMEOUT_MS, heartbeatMs }: RaftNodeOptions): {
+  readonly tickMs: number
+  readonly electionTicks: number
+  readonly heartbeatTicks: number
+} {
+  const tickMs = given ?? Math.max(TICK_MS_MIN, Math.min(TICK_MS_MAX, Math.floor(electionTimeoutMs / 10)))
+  const electionTicks = Math.max(3, Math.ceil(electionTimeoutMs / tickMs))
+  const heartbeatTicks = Math.min(electionTicks - 1, Math.max(1, Math.floor((heartbeatMs ?? (electionTicks * tickMs) / 5) / tickMs)))
+  return { tickMs, electionTicks, heartbeatTicks }
 }
 
 function initialState({ id, start }: RaftNodeOptions): StoredState {
