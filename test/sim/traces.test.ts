@@ -31,7 +31,7 @@ async function returns(t: Scenario, number: number, awayMs = 1000): Promise<void
 }
 
 function wellAgain(t: Scenario): void {
-  for (const { disk } of t.nodes) Object.assign(disk.faults, { slow: 0.005, slowMs: 10 })
+  for (const { disk } of t.nodes) Object.assign(disk.faults, { slow: 0.005, slowMs: 10, readMs: 0 })
 }
 
 for (const syncWhenWrite of [true, false]) {
@@ -137,13 +137,20 @@ scenario('a head whose lease ended answers late, after the others have gone on w
 
 scenario('a read begun while its node is dropped is not answered after the node has come back', async (t, volume) => {
   t.load(volume, { on: [1, 2], ops: 700, readShare: 0.2 })
-  t.load(volume, { on: [3], ops: 400, readShare: 1 })
+  t.load(volume, { on: [3], ops: 400, readShare: 1, depth: 16, thinkMs: 150 })
   await t.seconds(0.5)
-  Object.assign(t.node(3).disk.faults, { slow: 1, slowMs: 1500 })
+  // Less than what makes a disk count as dead
+  t.node(3).disk.faults.readMs = 1100
   t.node(3).isolate()
-  await t.seconds(2.5)
+  const number = t.node(3).control!.member!.node
+  await t.until('it is dropped', () => t.state!.chains.every(({ entries }) => entries.every((of) => of.node !== number || of.state !== ReplicaState.SERVING)))
   t.node(3).rejoin()
-  await t.seconds(1.5)
+  const { table } = t.node(3).plane!
+  const { reads } = t.node(3).plane!.reads
+  const spans = () =>
+    reads.slot.some((slot, row) => reads.isUsed(row) && reads.chainVersion[row]! < table.version[slot]! && table.ownState[slot] === ReplicaState.SERVING)
+  await t.until('it serves again what it read before', spans, 3000)
+  await t.seconds(2)
   wellAgain(t)
   await t.clientsDone()
   await t.allIsWell()

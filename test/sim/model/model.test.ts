@@ -18,9 +18,9 @@ const RESYNC: Mix = { slots: 1, mx: 1, blocks: 2, kill: 1, expire: 1, brk: 1, op
 const POWER: Mix = { slots: 1, mx: 2, blocks: 2, power: 2, kill: 1, expire: 1, brk: 1, ops: 3, lag: 1 }
 const TWO_SLOTS: Mix = { slots: 2, mx: 2, my: 2, blocks: 2, kill: 2, expire: 1, brk: 1, cancel: 1, dup: 2, ops: 3, lag: 1 }
 
-followsModel('kills and late tables, one slot', 400, { slots: 1, blocks: 2, kill: 2, ops: 3, lag: 1 })
-followsModel('every fault but power losses, one slot', 400, EVERY_FAULT)
-followsModel('writes while members join', 200, RESYNC)
+followsModel('kills and late tables, one slot', 600, { slots: 1, blocks: 2, kill: 2, ops: 3, lag: 1 })
+followsModel('every fault but power losses, one slot', 600, EVERY_FAULT)
+followsModel('writes while members join', 300, RESYNC)
 
 interface Bug {
   readonly name: string

@@ -1,7 +1,7 @@
 /** Model and code agree, continued: power losses, where journals are synced by steps of the schedule, joining members, two slots. */
 import { followsModel } from './follows.ts'
 
-followsModel('power losses, one slot', 300, {
+followsModel('power losses, one slot', 450, {
   slots: 1,
   mx: 2,
   blocks: 2,
@@ -16,7 +16,7 @@ followsModel('power losses, one slot', 300, {
   ops: 3,
   lag: 1,
 })
-followsModel('power losses, two slots', 200, {
+followsModel('power losses, two slots', 300, {
   slots: 2,
   mx: 2,
   my: 2,
@@ -31,9 +31,9 @@ followsModel('power losses, two slots', 200, {
   ops: 3,
   lag: 1,
 })
-followsModel('power losses while members join, under writes', 100, { slots: 1, mx: 1, blocks: 2, power: 1, expire: 1, brk: 1, ops: 7, len: 120, lag: 1 })
-followsModel('joining members', 200, { slots: 1, mx: 2, blocks: 2, kill: 1, expire: 2, brk: 1, cancel: 1, dup: 1, drain: 1, ops: 3, lag: 1 })
-followsModel('two slots that share their disks', 200, {
+followsModel('power losses while members join, under writes', 150, { slots: 1, mx: 1, blocks: 2, power: 1, expire: 1, brk: 1, ops: 7, len: 120, lag: 1 })
+followsModel('joining members', 300, { slots: 1, mx: 2, blocks: 2, kill: 1, expire: 2, brk: 1, cancel: 1, dup: 1, drain: 1, ops: 3, lag: 1 })
+followsModel('two slots that share their disks', 300, {
   slots: 2,
   mx: 2,
   blocks: 2,
