@@ -219,9 +219,17 @@ test('a replica of the replicated state that differs is found', async () => {
   assert.deepEqual(watch.violations, [])
   const again = new Watch(t)
   const { state } = t.node(2).control!.member!
-  const before = contentOf(state)
-  state.setSetting('storage.read_only', true)
-  assert.notEqual(contentOf(state), before)
+  const changes = [
+    () => state.remember('a request', { value: 1 }),
+    () => state.takeVolumeNumber(),
+    () => state.noteLease(9999),
+    () => state.setSetting('storage.read_only', true),
+  ]
+  for (const change of changes) {
+    const before = contentOf(state)
+    change()
+    assert.notEqual(contentOf(state), before, String(change))
+  }
   again.sample()
   assert.deepEqual(
     again.violations.map(({ promise }) => promise),

@@ -2,11 +2,13 @@
  * What must hold of a whole cluster beside what its clients see: looked at again and again while it runs (`Watch`), and once when everything
  * has come to rest (`leftovers`). Every checker has a test that shows that it can fail.
  */
+import type { SlotIndex } from '../../src/base/ids.ts'
 import { CALLS_MAX } from '../../src/chain/calls.ts'
 import { HOPS } from '../../src/chain/credits.ts'
 import type { DataPlane, DataPlaneLimits } from '../../src/chain/data-plane.ts'
 import { svOf } from '../../src/chain/records.ts'
 import { MERGES_MAX } from '../../src/chain/write.ts'
+import { STATE_PREFIX } from '../../src/control/state.ts'
 import { ReplicaState } from '../../src/placement/chain.ts'
 import type { Raft } from '../../src/raft/driver.ts'
 import { CHANNELS_PER_CLIENT, ChannelRows, ROW_WORDS } from '../../src/store/channel-rows.ts'
@@ -200,17 +202,18 @@ function firstDifference(a: string, b: string): string {
 
 type ReplicatedState = NonNullable<SimCluster['state']>
 
-/** The whole content of a state machine as text. */
+const decoder = new TextDecoder()
+
+/** All that a state machine stores, as text. */
 export function contentOf(state: ReplicatedState): string {
-  const { revision, chains, nodes, disks, volumes, settings, tokens, featureLevel } = state
-  const maps = [nodes, disks, volumes, settings, tokens] as ReadonlyArray<ReadonlyMap<unknown, unknown>>
-  return JSON.stringify([revision, featureLevel, chains, maps.map((map) => [...map].map(canonical).sort())])
+  const records = state.pairs().filter(({ key }) => !key.startsWith(`${STATE_PREFIX}chains/`))
+  const chains = state.chains.map((chain, slot) => [state.slotRevision(slot as SlotIndex), chain])
+  return JSON.stringify([records.map(({ key, value }) => [key, canonical(JSON.parse(decoder.decode(value)))]), chains])
 }
 
-/** An entry of a map as text that does not depend on the order of fields. */
-function canonical([key, value]: readonly [unknown, unknown]): string {
-  const fields = typeof value === 'object' && value !== null ? Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1)) : value
-  return JSON.stringify([key, fields])
+/** A record so that its text does not depend on the order of fields. */
+function canonical(value: unknown): unknown {
+  return typeof value === 'object' && value !== null ? Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1)) : value
 }
 
 /** From now on every row that comes to the store with the resync of another slot is looked at (protocol 7). */
