@@ -348,6 +348,30 @@ test('a disk whose flush has failed, and is mounted again, may lack what was not
   }
 })
 
+test('a disk that fails as its superblock is written keeps the other one, whatever is still noted on it', async () => {
+  for (const first of [false, true]) {
+    const bench = new Bench(23)
+    await bench.format()
+    let store = await bench.mount()
+    if (first) {
+      bench.kill()
+      store = await bench.mount()
+    }
+    const { io } = bench
+    const write = io.write.bind(io)
+    io.write = async (_file, offsetBytes) => {
+      bench.file.badPages.add(offsetBytes / PAGE_BYTES)
+      return -Errno.EIO
+    }
+    await bench.settle(store.seal())
+    await bench.world.runFor(1000)
+    assert.equal(store.failed, true)
+    io.write = write
+    bench.kill()
+    assert.equal((await bench.mount()).failed, false)
+  }
+})
+
 test('a disk that was away from its host may lack what was not durable, unless it was closed before', async () => {
   for (const closed of [false, true]) {
     const { bench, store } = await withWrite(22, { index: 0, firstPage: 0, pageCount: 1, id: 1, durable: false })

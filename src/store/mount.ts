@@ -312,8 +312,14 @@ async function mountOpened(options: MountOptions, file: OpenedFile): Promise<Dis
   const write = async (): Promise<void> => {
     superblock.generation++
     encodeSuperblock(arena, superblockPage, superblock)
-    await writeFully(io, file.handle, superblockOffset(superblock), superblockPage, 1, path)
-    await sync(io, file.handle, path)
+    try {
+      await writeFully(io, file.handle, superblockOffset(superblock), superblockPage, 1, path)
+      await sync(io, file.handle, path)
+    } catch (error) {
+      // the other copy may be the only good one: the next goes to the same place
+      superblock.generation--
+      throw error
+    }
   }
   // one after the other: after a failed one the disk has failed, and the next says so itself
   const writeSuperblock = (): Promise<void> => {
