@@ -96,6 +96,8 @@ export class SimCluster {
   onBroken: ((promise: string, detail: string) => void) | undefined
   /** Told before a disk is mounted that never got all of its records: by slot, whether nobody else has them; and whether its host kept its power. */
   onUnstagedLost: ((isLost: readonly boolean[], keptPower: boolean) => void) | undefined
+  /** An operator has the cluster go on without copies that are gone. */
+  onGivenUp: (() => void) | undefined
   /** What faults have brought about. */
   readonly effects = new Set<Effect>()
   /** The faults are over. */
@@ -330,7 +332,10 @@ export class SimCluster {
         entries.every((entry) => entry.state !== ReplicaState.SERVING) &&
         entries.some((entry) => entry.state === ReplicaState.LASTSRV && state.disks.get(entry.disk)?.state === 'failed'),
     )
-    if (waitsForGone && this.unhealthyNodes() === '') this.operate('recover', () => this.insist('xsan.v1.Cluster/Recover', {}))
+    if (waitsForGone && this.unhealthyNodes() === '') {
+      this.onGivenUp?.()
+      this.operate('recover', () => this.insist('xsan.v1.Cluster/Recover', {}))
+    }
     this.#desk.schedule(REPLACE_EVERY_MS, 'operator looks at the disks', () => this.#replaceDisks())
   }
 

@@ -195,6 +195,10 @@ test('nobody is told of a loss of a volume that has lost nothing', () => {
   lost.history.allPowerLost(20)
   lost.history.assertLoss(1, 30)
   assert.ok(lost.valid)
+  const givenUp = new Script()
+  givenUp.history.givenUp()
+  givenUp.history.assertLoss(1, 30)
+  assert.ok(givenUp.valid)
 })
 
 test('a write that was under way when all power was lost may be gone, whenever it is acknowledged; one that is durable then may not', () => {

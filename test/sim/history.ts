@@ -94,6 +94,7 @@ export class History {
   readonly #seats = new Map<string, object>()
   /** Volumes of which a loss of power may have taken something. */
   readonly #losers = new Set<number>()
+  #isGivenUp = false
   /** Flushes that failed, of volumes that had lost nothing. */
   readonly #groundless: string[] = []
   #nextId = 1
@@ -221,7 +222,12 @@ export class History {
   /** Somebody was told that something of the volume is lost: it must have been. */
   assertLoss(volume: number, nowMs: number): void {
     this.tell?.(`volume ${volume} is said to have lost what was not flushed`)
-    if (!this.#losers.has(volume)) this.#groundless.push(`volume ${volume}, at ${nowMs.toFixed(0)} ms`)
+    if (!this.#isGivenUp && !this.#losers.has(volume)) this.#groundless.push(`volume ${volume}, at ${nowMs.toFixed(0)} ms`)
+  }
+
+  /** An operator has the cluster go on without copies that are gone: what they held that others do not is not known, and told as lost. */
+  givenUp(): void {
+    this.#isGivenUp = true
   }
 
   /** Nobody knows the outcome of a write: it may take effect until `deadlineMs`, later only before any write begun after that, or never. */

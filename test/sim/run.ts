@@ -120,6 +120,7 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
     const isPageLost = (volume: number, page: number) => isLost[slotOf(volume, Math.floor(page / PAGES_PER_BLOCK), isLost.length)] === true
     history.unacknowledgedLost(world.nowMs, isPageLost, keptPower)
   }
+  cluster.onGivenUp = () => history.givenUp()
   const clients: SimClient[] = []
   const watch = new Watch(cluster)
   const initiators: NbdInitiator[] = []
