@@ -96,7 +96,7 @@ export class SimCluster {
   onBroken: ((promise: string, detail: string) => void) | undefined
   /** Told before a disk is mounted that never got all of its records: by slot, whether nobody else has them; and whether its host kept its power. */
   onUnstagedLost: ((isLost: readonly boolean[], keptPower: boolean) => void) | undefined
-  /** An operator has the cluster go on without copies that are gone. */
+  /** An operator has the cluster go on without copies that are gone, or with what a failed disk had not lost with its memory. */
   onGivenUp: (() => void) | undefined
   /** What faults have brought about. */
   readonly effects = new Set<Effect>()

@@ -225,7 +225,7 @@ export class History {
     if (!this.#isGivenUp && !this.#losers.has(volume)) this.#groundless.push(`volume ${volume}, at ${nowMs.toFixed(0)} ms`)
   }
 
-  /** An operator has the cluster go on without copies that are gone: what they held that others do not is not known, and told as lost. */
+  /** An operator has the cluster go on without copies that are gone, or with a last one that had failed: what that cost is not known, and told as a loss. */
   givenUp(): void {
     this.#isGivenUp = true
   }

@@ -171,8 +171,10 @@ export class SimNode {
   serviceDisk(bay: Bay): void {
     const isLast = this.cluster.hasLastCopy(bay)
     this.process?.kill()
-    if (isLast) bay.repair()
-    else bay.replace()
+    if (isLast) {
+      this.cluster.onGivenUp?.()
+      bay.repair()
+    } else bay.replace()
     this.cluster.effects.add(isLast ? 'disk-tried-again' : 'disk-replaced')
   }
 
