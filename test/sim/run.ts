@@ -72,8 +72,8 @@ const SPARE_CONNECTIONS_MAX = 32
 /** Clients that give up, and after how long. */
 const IMPATIENT_SHARE = 0.3
 const PATIENCE_MS = [150, 2500] as const
-/** A server that stands still may take so much longer to see that its client has gone. */
-const NBD_SLACK_MS = 2500
+/** A server counts from its last turn before it saw that its client has gone: one that stood still just before that turn may be so much later. */
+const NBD_SLACK_MS = 600
 
 export function scheduleOf(seed: Seed, profile: Profile): Schedule {
   return makeSchedule(seededPrng(seed).fork('schedule'), { seed, profile, nodes: nodesOf(seed), durationMs: DURATION_MS })

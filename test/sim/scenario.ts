@@ -10,8 +10,8 @@ import { NbdInitiator } from './nbd-client.ts'
 import { type ClientSeat, SimClient } from './workload.ts'
 
 const WRITE_LIFE_MS = 4500
-/** A server that stands still may take so much longer to see that its client has gone. */
-export const NBD_WRITE_LIFE_MS = WRITE_LIFE_MS + 2500
+/** As in the runs (run.ts). */
+export const NBD_WRITE_LIFE_MS = WRITE_LIFE_MS + 600
 const REAL_TIMEOUT_MS = 240_000
 
 export class Scenario extends SimCluster {
