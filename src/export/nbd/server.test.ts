@@ -212,6 +212,28 @@ test('what a client had sent that was cut off while its connection waited for me
   assert.deepEqual([blocks.calls, server.connectionCount], [[], 0])
 })
 
+test('what an idle client had sent while it was cut off, and gave up, is not begun when its kernel gets through; one that sends nothing stays', async () => {
+  const { world, blocks, server, open, network, host, clients } = make()
+  let sent = 0
+  void Promise.all([open(), open()]).then(([client]) => {
+    sent = 1
+    world.schedule(500, 'write', () => {
+      network.cut(clients, host)
+      void client!.send(Buffer.concat([request(WRITE, 4096, 512), Buffer.alloc(512)])).then(() => {
+        sent = 2
+        // the rest is its kernel's
+        world.schedule(5000, 'leave', () => client!.process.kill())
+      })
+    })
+  })
+  assert.ok(await world.run(() => sent === 2, 10_000))
+  await world.run(() => false, 7000)
+  assert.equal(server.connectionCount, 2)
+  network.healAll()
+  await world.run(() => false, 20_000)
+  assert.deepEqual([blocks.calls, server.connectionCount], [[], 1])
+})
+
 test('a client that went while this process stood still, though not for long, counts as gone from the last turn before', async () => {
   const { world, blocks, queue, open } = make()
   blocks.holding = true

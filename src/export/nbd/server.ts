@@ -84,6 +84,8 @@ const GOODBYE_MS = 1000
 const SILENT_MS_MAX = 3000
 const STUCK_MS = 1000
 const SILENCE_EVERY_MS = 250
+/** Of those for which nothing is done: their kernels may still hold, and send when they are heard again, what their clients have given up long ago. */
+const IDLE_SILENCE_EVERY_MS = 1000
 /** One whose host has been silent for so long while replies are on their way to it has gone: the kernel, which ends idle connections then, would send for a quarter of an hour. */
 const GONE_MS = 120_000
 /** Lines about connections closed for a reason, in so long; the next one says how many others there were. */
@@ -148,6 +150,7 @@ export class NbdServer {
   /** The connection that alone gets a buffer until then, or NONE. */
   #favoured = NONE
   #favouredUntilMs = 0
+  #idleSilenceAtMs = 0
   /** Of the last turn's clock: how long nothing ran is seen by the next. */
   #turnMs: number
 
@@ -190,6 +193,8 @@ export class NbdServer {
       /** Since when it has waited to begin its next request, or was favoured in vain; 0: it does not. */
       waitsSinceMs: f64,
       hangup: i32,
+      /** Since when its host was not heard, for too long; 0: it was not so. What comes from it now may be from before that. */
+      silentSinceMs: f64,
       dirty: i32,
       /** The write whose payload is being received straight into its pages, or -1. */
       bulk: i32,
@@ -354,7 +359,7 @@ export class NbdServer {
     t.page[c] = page
     t.state[c] = State.NEGOTIATING
     t.start[c] = t.end[c] = t.discardBytes[c] = t.receiving[c] = t.sending[c] = t.blocked[c] = t.dirty[c] = 0
-    t.hangup[c] = t.requests[c] = t.bufferPages[c] = t.ending[c] = t.waitsSinceMs[c] = 0
+    t.silentSinceMs[c] = t.hangup[c] = t.requests[c] = t.bufferPages[c] = t.ending[c] = t.waitsSinceMs[c] = 0
     t.bulk[c] = t.discarding[c] = t.replyFirst[c] = t.replyLast[c] = t.sentFirst[c] = NONE
     t.negotiating[c] = 1
     if (tooMany) this.#refusing++
@@ -426,6 +431,7 @@ export class NbdServer {
       this.#drop(c, '')
       return
     }
+    if (this.#wasSilent(c)) return
     t.end[c]! += result
     this.#parse(c)
   }
@@ -975,6 +981,7 @@ export class NbdServer {
       const silentMs = this.#queue.silentMs(this.#socket(c))
       if (silentMs > SILENT_MS_MAX) this.#drop(c, `its client's host is silent, and what it asked for waits for room`, nowMs - silentMs)
     }
+    if (nowMs >= this.#idleSilenceAtMs) this.#noteSilent()
     if (q.inUse === 0) return
     for (let c = 0; c < t.rowsMax; c++) {
       if (!t.isUsed(c) || t.state[c] !== State.RUNNING || t.sending[c] === 0 || nowMs - t.sendMs[c]! < STUCK_MS) continue
@@ -990,6 +997,26 @@ export class NbdServer {
       const silentMs = this.#queue.silentMs(this.#socket(c))
       if (silentMs > SILENT_MS_MAX) this.#drop(c, `its client's host is silent, and its writes wait`, nowMs - silentMs)
     }
+  }
+
+  /** The silence of idle connections is no harm; that it was has to be known when something comes after it. */
+  #noteSilent(): void {
+    const t = this.#connections
+    const { nowMs } = this.#queue
+    this.#idleSilenceAtMs = nowMs + IDLE_SILENCE_EVERY_MS
+    for (let c = 0; c < t.rowsMax; c++) {
+      if (!t.isUsed(c) || t.state[c] !== State.RUNNING || t.silentSinceMs[c] !== 0) continue
+      const silentMs = this.#queue.silentMs(this.#socket(c))
+      if (silentMs > SILENT_MS_MAX) t.silentSinceMs[c] = nowMs - silentMs
+    }
+  }
+
+  /** What has come may be what its client had sent before it went elsewhere: nothing of it is begun. */
+  #wasSilent(c: number): boolean {
+    const sinceMs = this.#connections.silentSinceMs[c]!
+    if (sinceMs === 0) return false
+    this.#drop(c, `its client's host was silent, and what it sent may be from before that`, sinceMs)
+    return true
   }
 
   /** Whoever sends nonsense as fast as it can does not fill the log. */
