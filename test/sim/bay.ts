@@ -6,6 +6,7 @@ import type { SimDisk } from '../../src/env/sim/disk.ts'
 import type { SimHost } from '../../src/env/sim/host.ts'
 import type { DiskStore } from '../../src/store/disk-store.ts'
 import { Superblock } from '../../src/store/layout.ts'
+import type { Fault } from './faults.ts'
 import { Ledger } from './ledger.ts'
 
 export class Bay {
@@ -17,12 +18,17 @@ export class Bay {
   formatted = false
   /** What was written to its journal. */
   ledger = new Ledger()
-  /** What the last process to mount it made of it, and in which boot of the host. */
-  mounted: { readonly store: DiskStore; readonly boots: number } | undefined
+  /** What the last process to mount it made of it, and how often it had been without power then. */
+  mounted: { readonly store: DiskStore; readonly powerCycles: number } | undefined
+  /** Its node remembers that it has failed since it was mounted last: nobody knows what the drive has dropped. */
+  wasAway = false
+  /** A fault's: what happens when its store finds that the disk has failed. */
+  onFailed: (() => void) | undefined
   /** When it was mounted last, it lacked records that the process before had been given. */
   cameBackLacking = false
   /** Disks that have stood here. */
   #disks = 1
+  #dropped = 0
   readonly #host: SimHost
   readonly #node: number
   readonly #number: number
@@ -49,9 +55,27 @@ export class Bay {
     return store.journal.nextSeq - 1 > (this.lostPower ? store.durableSeq : store.stagedSeq)
   }
 
-  /** Its host has lost its power since it was mounted last. */
+  /** Counts how often what was not on stable storage may have gone: with the power of its host, or of the drive alone. */
+  get powerCycles(): number {
+    return this.#host.boots + this.#dropped
+  }
+
+  /** Its drive has lost its power since it was mounted last. */
   get lostPower(): boolean {
-    return this.mounted !== undefined && this.mounted.boots !== this.#host.boots
+    return this.mounted !== undefined && this.mounted.powerCycles !== this.powerCycles
+  }
+
+  /** Its drive has lost what it had not put on stable storage, though its host kept its power. */
+  drop(unflushed: Fault['unflushed']): void {
+    this.#host.world.note('disk drops', () => `${this.#host.name} ${this.path}, unflushed: ${unflushed}`)
+    this.#dropped++
+    for (const file of this.disk.files) file.powerLoss(unflushed)
+  }
+
+  /** Its node has been told that it cannot be used. */
+  failed(): void {
+    this.wasAway = true
+    this.onFailed?.()
   }
 
   /** An empty disk stands where the old one was. No process may use it. */
@@ -60,6 +84,7 @@ export class Bay {
     this.#disks++
     this.formatted = false
     this.mounted = undefined
+    this.wasAway = false
     this.cameBackLacking = false
     this.repair()
   }

@@ -380,6 +380,13 @@ export const CANARIES: readonly Canary[] = [
       }),
   },
   {
+    name: 'dropped-not-told',
+    bug: 'a disk that had failed, and is tried again, says that it has lost nothing',
+    seedsMax: 30,
+    plan: { focus: 'retries' },
+    plant: () => replace(DiskStore.prototype, 'lostPower', () => () => false),
+  },
+  {
     name: 'gone-clients-not-told',
     bug: 'an exporter goes on with the writes of a client that has left, for as long as if it were there',
     seedsMax: 15,

@@ -98,6 +98,8 @@ export class SimCluster {
   onUnstagedLost: ((isLost: readonly boolean[], keptPower: boolean) => void) | undefined
   /** An operator has the cluster go on without copies that are gone, or with what a failed disk had not lost with its memory. */
   onGivenUp: (() => void) | undefined
+  /** Told when a node finds that a disk of it has failed, before that takes effect: what the drive has dropped nobody knows. */
+  onDiskFailed: ((node: SimNode) => void) | undefined
   /** What faults have brought about. */
   readonly effects = new Set<Effect>()
   /** The faults are over. */

@@ -102,6 +102,7 @@ export const FOCUS_NAMES = [
   'drains',
   'operators',
   'disks',
+  'retries',
 ] as const
 export type FocusName = (typeof FOCUS_NAMES)[number]
 

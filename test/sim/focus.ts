@@ -388,6 +388,19 @@ const FOCUSES: Readonly<Record<FocusName, Focus>> = {
     shape: { slotCount: 4 },
     mix: { volumes: 'safe', hotPages: 30, readShares: [0.2, 0.5], home: 0.5, flushMs: [0, 5] },
   },
+  /** Disks fail everywhere, forget what was not flushed, and are tried again: the last one to fail has what nobody else has. */
+  retries: {
+    nodes: 4,
+    durationMs: 7000,
+    clients: [3, 5],
+    opsPerSecond: 50,
+    rates: { 'disk-again': 0.45, kill: 0.2 },
+    lastsMs: [50, 800],
+    amounts: { 'disk-again': [0.05, 0.6] },
+    unflushed: ['lose', 'lose', 'keep', 'random'],
+    shape: { slotCount: 4, replicas: 2 },
+    mix: { volumes: 'relaxed', hotPages: 6, readShares: [0.2, 0.5], home: 0.6, flushShare: 0.25, flushMs: [0, 5, 15] },
+  },
   /** Nodes join, leave, and are away meanwhile. */
   members: {
     nodes: 4,

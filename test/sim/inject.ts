@@ -5,7 +5,6 @@ import { FEATURE_LEVEL } from '../../src/control/state.ts'
 import { ReplicaState } from '../../src/placement/chain.ts'
 import { slotOf } from '../../src/placement/ring.ts'
 import { Lane } from '../../src/wire/peer.ts'
-import type { Bay } from './bay.ts'
 import type { SimCluster, SimVolume } from './cluster.ts'
 import { describeFault, type Fault } from './faults.ts'
 import type { History } from './history.ts'
@@ -72,8 +71,8 @@ function servedElsewhere(cluster: SimCluster, lost: readonly SimNode[]): boolean
         node?.running === true &&
         node.plane?.table.leaseValid(node.process!.bootMs()) === true &&
         node.control?.member?.incarnation === entry.incarnation &&
-        // who hangs may be found to have failed before anybody else is back
-        node.bays.every(({ disk }) => !disk.gone && !disk.isHung) &&
+        // who hangs may be found to have failed before anybody else is back, and who has failed may count as serving for a moment yet
+        node.bays.every(({ disk, lostPower }) => !disk.gone && !disk.isHung && !lostPower) &&
         !lost.includes(node)
       )
     }),
@@ -82,6 +81,13 @@ function servedElsewhere(cluster: SimCluster, lost: readonly SimNode[]): boolean
 
 function allServedElsewhere(cluster: SimCluster, node: SimNode): boolean {
   return servedElsewhere(cluster, [node])?.every((served) => served) === true
+}
+
+/** What none but these nodes held in memory may be gone. */
+export function powerLost(cluster: SimCluster, history: History, lost: readonly SimNode[]): void {
+  const served = servedElsewhere(cluster, lost) ?? []
+  const isLost = (volume: number, page: number) => served[slotOf(volume, Math.floor(page / PAGES_PER_BLOCK), served.length)] !== true
+  history.allPowerLost(cluster.world.nowMs, served.length === 0 ? undefined : isLost)
 }
 
 /** Acts once, when others serve all that the node has; not at all when that does not come in time. */
@@ -108,9 +114,7 @@ export function inject(stage: Stage, fault: Fault): void {
   const later = (fn: () => void) => world.schedule(fault.durationMs, 'fault ends', fn)
   const took = () => cluster.effects.add(fault.kind)
   const losePower = (lost: readonly SimNode[], straggler?: SimNode) => {
-    const served = servedElsewhere(cluster, lost) ?? []
-    const isLost = (volume: number, page: number) => served[slotOf(volume, Math.floor(page / PAGES_PER_BLOCK), served.length)] !== true
-    history.allPowerLost(world.nowMs, served.length === 0 ? undefined : isLost)
+    powerLost(cluster, history, lost)
     if (lost.some(({ host }) => host.up)) took()
     for (const each of lost) each.host.losePower(fault.unflushed)
     later(() => {
@@ -286,7 +290,10 @@ export function inject(stage: Stage, fault: Fault): void {
       })
       return
     case 'disk-again':
-      for (const each of fault.unflushed === 'random' ? [node] : cluster.members()) failWrites(each, each.bays[fault.other % each.bays.length]!, fault)
+      for (const each of fault.unflushed === 'random' ? [node] : cluster.members()) {
+        // where there are more nodes than copies one goes on, and is told by the others of what is lost
+        if (each !== other || cluster.nodes.length <= 3) failWrites(stage, each, fault)
+      }
       return
     case 'disk-gone':
       // Not the last copy's: that is a matter for people (xsan cluster recover)
@@ -495,15 +502,21 @@ function removeNode(cluster: SimCluster, { id }: SimNode): void {
   cluster.operate(`remove ${id}`, () => cluster.insist('xsan.v1.Cluster/RemoveNode', { nodeId: id }))
 }
 
-/** Nobody looks at what is on the disk then: its node takes it up again if nobody else has that, and else leaves it out until it is replaced. */
-function failWrites(node: SimNode, bay: Bay, fault: Fault): void {
-  const { cluster } = node
+/**
+ * What a drive had not put on stable storage when a write or flush of it failed may be gone, though it works again, and its host knows nothing of that. Nobody
+ * looks at what is on the disk then: its node takes it up again if nobody else has that, and else leaves it out until it is replaced. */
+function failWrites({ cluster }: Stage, node: SimNode, fault: Fault): void {
+  const bay = node.bays[fault.other % node.bays.length]!
   const { faults, shown } = bay.disk
   const { failures } = shown
   bay.suffered = true
   faults.writeEio = faults.flushEio = fault.amount
+  bay.onFailed = () => {
+    if (fault.unflushed !== 'keep') bay.drop(fault.unflushed)
+  }
   cluster.world.schedule(fault.durationMs, 'fault ends', () => {
     faults.writeEio = faults.flushEio = 0
+    bay.onFailed = undefined
     if (shown.failures > failures) cluster.effects.add(fault.kind)
     if (!node.diskFailed(bay)) return
     if (cluster.hasLastCopy(bay)) cluster.effects.add('disk-tried-again')

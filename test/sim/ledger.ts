@@ -79,7 +79,7 @@ export class Ledger {
   readonly #expired = new Map<number, number>()
   /** The store that wrote to it, and the boot of its host. */
   #store: DiskStore | undefined
-  #boots = -1
+  #powerCycles = -1
   #lostPowerMs = Number.NEGATIVE_INFINITY
   /** By slot: what was staged as a record of the slot's log, in order, and the sv up to which resync has brought the slot. */
   readonly #logs = new Map<number, LogEntry[]>()
@@ -93,19 +93,19 @@ export class Ledger {
   readonly #unknown = new Set<string>()
 
   /** Call when the disk has been mounted, before the store is used: says what is wrong with it, and listens to it from now on. */
-  mounted(store: DiskStore, view: DataView, boots: number, nowMs: number): string[] {
+  mounted(store: DiskStore, view: DataView, powerCycles: number, nowMs: number): string[] {
     const found: string[] = []
     const [before, position] = [this.#store, store.stagedSeq]
     const newest = this.#base + this.#ops.length
     if (position > newest) found.push(`record ${position} came back, and ${newest} is the last that was written`)
     if (before && position < before.durableSeq) found.push(`what was written ends with record ${position}, and ${before.durableSeq} was durable`)
-    if (before && !before.failed && boots === this.#boots && position < before.stagedSeq)
+    if (before && !before.failed && powerCycles === this.#powerCycles && position < before.stagedSeq)
       found.push(`what was written ends with record ${position} though the power stayed, and ${before.stagedSeq} was staged`)
     this.#apply(position)
     if (found.length === 0) this.#compare(store, found)
-    if (before && boots !== this.#boots) this.#lostPowerMs = nowMs
+    if (before && powerCycles !== this.#powerCycles) this.#lostPowerMs = nowMs
     this.#store = store
-    this.#boots = boots
+    this.#powerCycles = powerCycles
     this.#listen(store, view)
     return found.map((what) => `disk ${store.disk}, mount ${store.generation}: ${what}`)
   }

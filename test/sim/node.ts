@@ -308,6 +308,15 @@ export class SimNode {
     this.queue = queue
     this.order = new DiskOrder(queue, process)
     const { control, reactor } = portPair<ControlToReactor, ReactorToControl>(process, queue)
+    const { send } = reactor
+    reactor.send = (message) => {
+      // as the node remembers it
+      if (message.type === 'diskFailed') {
+        this.cluster.onDiskFailed?.(this)
+        this.bays[registration.disks.indexOf(message.disk)]?.failed()
+      }
+      send(message)
+    }
     process.schedule(0.5, 'reactor starts', () => {
       this.cluster.world.asyncPending = true
       this.#runReactor(process, queue, reactor, registration).catch((error: unknown) => {
@@ -389,18 +398,21 @@ export class SimNode {
       slotCount,
       events: relay,
       bootId: `${this.id} boot ${this.host.boots}`,
+      ...(bay.wasAway ? { wasAway: true } : {}),
       wallMs: () => this.env!.clock.wallMs(),
       disk,
       onNote: (message, fields) => this.env!.log.log('INFO', message, fields ?? {}),
     })
-    bay.mounted = { store, boots: this.host.boots }
+    bay.mounted = { store, powerCycles: bay.powerCycles }
+    bay.wasAway = false
     cluster.ledgers.set(disk, bay.ledger)
-    for (const detail of bay.ledger.mounted(store, io.queue.arena.view, this.host.boots, cluster.world.nowMs))
+    for (const detail of bay.ledger.mounted(store, io.queue.arena.view, bay.powerCycles, cluster.world.nowMs))
       cluster.onBroken?.('a disk that comes back holds what was written to it', `${this.id}: ${detail}`)
     bay.ledger.onBroken = (promise, detail) => cluster.onBroken?.(promise, `${this.id}: ${detail}`)
     const file = bay.disk.files.find((of) => of.path === path)!
     this.order!.mounted(store, file, this.#geometry, bay.ledger, (promise, detail) => cluster.onBroken?.(promise, `${this.id}: ${detail}`))
-    const isSpoiled = () => bay.disk.spoiled
+    // what its drive has dropped is not what was written either, until it is mounted again
+    const isSpoiled = () => bay.disk.spoiled || bay.lostPower
     watchPages(store, isSpoiled, (detail) => cluster.onBroken?.('no page is bad that nobody spoiled', `${this.id}: ${detail}`))
     watchRows(store, (detail) => cluster.onBroken?.('a channel row counts as held only where its record is', `${this.id}: ${detail}`))
     watchInstalls(store, (detail) => cluster.onBroken?.('resync moves what differs, and at most a tenth more', `${this.id}: ${detail}`))

@@ -15,7 +15,7 @@ import { SimCluster, type SimClusterOptions, type SimVolume, usedBytes } from '.
 import { type Effect, type FocusName, makeSchedule, type Profile, type Schedule } from './faults.ts'
 import { focusedSchedule, focusOf, type Mix } from './focus.ts'
 import { History, type Violation } from './history.ts'
-import { inject } from './inject.ts'
+import { inject, powerLost } from './inject.ts'
 import { NbdInitiator } from './nbd-client.ts'
 import type { SimNode } from './node.ts'
 import { largeShareOf, nodesOf, PLAIN_SHAPE, removeShareOf, shapeOf } from './shape.ts'
@@ -121,6 +121,7 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
     history.unacknowledgedLost(world.nowMs, isPageLost, keptPower)
   }
   cluster.onGivenUp = () => history.givenUp()
+  cluster.onDiskFailed = (node) => powerLost(cluster, history, [node])
   const clients: SimClient[] = []
   const watch = new Watch(cluster)
   const initiators: NbdInitiator[] = []
