@@ -6,7 +6,8 @@ import { MiB, PAGE_BYTES } from '../../src/base/units.ts'
 import { AsyncIo } from '../../src/env/async-io.ts'
 import type { SimDisk, SimDiskOptions, SimFile } from '../../src/env/sim/disk.ts'
 import { SimHost, type SimProcess } from '../../src/env/sim/host.ts'
-import { SimIoQueue } from '../../src/env/sim/ioqueue.ts'
+import { SimIoQueue, type SimIoQueueOptions } from '../../src/env/sim/ioqueue.ts'
+import type { PageMemory } from '../../src/env/sim/memory.ts'
 import { SimNetwork } from '../../src/env/sim/network.ts'
 import { World } from '../../src/env/sim/world.ts'
 import type { DiskStore } from '../../src/store/disk-store.ts'
@@ -34,6 +35,11 @@ export class Recorder implements StoreEvents {
   }
 }
 
+/** Without it fresh memory, and enough of it. */
+export interface BenchMemory extends Pick<SimIoQueueOptions, 'arenaBytes' | 'arenaMemory'> {
+  readonly pages?: PageMemory
+}
+
 export class Bench {
   readonly world: World
   readonly host: SimHost
@@ -43,10 +49,12 @@ export class Bench {
   io!: AsyncIo
   events = new Recorder()
   readonly notes: string[] = []
+  readonly #memory: BenchMemory
   #boots = 1
 
-  constructor(seed: number, disk: Partial<SimDiskOptions> = {}) {
-    this.world = new World({ seed })
+  constructor(seed: number, disk: Partial<SimDiskOptions> = {}, memory: BenchMemory = {}) {
+    this.#memory = memory
+    this.world = new World({ seed, memory: memory.pages })
     this.host = new SimHost(new SimNetwork(this.world), { name: 'h1', address: '10.0.0.1' })
     this.disk = this.host.addDisk({ name: 'd1', mount: '/disk', direct: true, alignmentBytes: 512, ...disk })
     this.start()
@@ -62,7 +70,9 @@ export class Bench {
 
   start(): void {
     this.process = this.host.start('xsand')
-    this.queue = new SimIoQueue({ process: this.process, name: 'q', arenaBytes: 48 * MiB })
+    const { arenaBytes = 48 * MiB, arenaMemory } = this.#memory
+    const options = { process: this.process, name: 'q', arenaBytes }
+    this.queue = new SimIoQueue(arenaMemory === undefined ? options : { ...options, arenaMemory })
     this.queue.runReactor(() => this.queue.turn(0))
     this.io = new AsyncIo(this.queue)
   }
