@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
 import { Prng } from '../../src/base/prng.ts'
-import { PAGE_BYTES } from '../../src/base/units.ts'
+import { BLOCK_BYTES, PAGE_BYTES } from '../../src/base/units.ts'
 import { History, type OpenOp, shownOf, writeStamps } from './history.ts'
 
 const SECTOR = 512
@@ -185,7 +185,7 @@ test('nobody is told of a loss of a volume that has lost nothing', () => {
   s.write('c1', 0, 10, { durable: false })
   s.history.allPowerLost(20, (volume) => volume === 2)
   assert.ok(s.valid)
-  s.history.assertLoss(1, 30)
+  s.history.assertLoss(1, BLOCK_BYTES, 30)
   assert.deepEqual(
     s.history.check().violations.map(({ promise }) => promise),
     ['who is told of a loss has lost something'],
@@ -193,11 +193,11 @@ test('nobody is told of a loss of a volume that has lost nothing', () => {
   const lost = new Script()
   lost.write('c1', 0, 10, { durable: false })
   lost.history.allPowerLost(20)
-  lost.history.assertLoss(1, 30)
+  lost.history.assertLoss(1, BLOCK_BYTES, 30)
   assert.ok(lost.valid)
   const givenUp = new Script()
   givenUp.history.givenUp()
-  givenUp.history.assertLoss(1, 30)
+  givenUp.history.assertLoss(1, BLOCK_BYTES, 30)
   assert.ok(givenUp.valid)
 })
 

@@ -92,8 +92,8 @@ export class History {
   readonly #untold = new Map<number, PageOp[]>()
   /** By client: what its flushes and those of others on it are told together. */
   readonly #seats = new Map<string, object>()
-  /** Volumes of which a loss of power may have taken something. */
-  readonly #losers = new Set<number>()
+  /** What each loss of power may have taken. */
+  readonly #losses: Array<(volume: number, page: number) => boolean> = []
   #isGivenUp = false
   /** Flushes that failed, of volumes that had lost nothing. */
   readonly #groundless: string[] = []
@@ -219,10 +219,12 @@ export class History {
     )
   }
 
-  /** Somebody was told that something of the volume is lost: it must have been. */
-  assertLoss(volume: number, nowMs: number): void {
+  /** Somebody was told that something of the volume is lost: something of one of its slots was, of this volume or another (it may not have been written there, nor been there yet). */
+  assertLoss(volume: number, sizeBytes: number, nowMs: number): void {
     this.tell?.(`volume ${volume} is said to have lost what was not flushed`)
-    if (!this.#isGivenUp && !this.#losers.has(volume)) this.#groundless.push(`volume ${volume}, at ${nowMs.toFixed(0)} ms`)
+    if (this.#isGivenUp) return
+    for (let page = 0; page < sizeBytes / PAGE_BYTES; page += PAGES_PER_BLOCK) if (this.#losses.some((isLost) => isLost(volume, page))) return
+    this.#groundless.push(`volume ${volume}, at ${nowMs.toFixed(0)} ms`)
   }
 
   /** An operator has the cluster go on without copies that are gone, or with a last one that had failed: what that cost is not known, and told as a loss. */
@@ -255,14 +257,7 @@ export class History {
   /** Every replica lost its power at once: of all pages, or of those in slots that nobody else serves. */
   allPowerLost(nowMs: number, isLost: (volume: number, page: number) => boolean = () => true): void {
     const lost = this.#listsOf(isLost)
-    for (const key of this.#pages.keys()) {
-      const [volume, page] = placeOf(key)
-      if (isLost(volume, page)) this.#losers.add(volume)
-    }
-    for (const key of this.#blockZeros.keys()) {
-      const [volume, block] = placeOf(key)
-      if (isLost(volume, block * PAGES_PER_BLOCK)) this.#losers.add(volume)
-    }
+    this.#losses.push(isLost)
     // Also of writes under way: a piece may be acknowledged within the cluster, and lost, before the whole of it is
     for (const op of lost.flat()) op.maybeLost = true
     for (const [volume, list] of this.#unflushed) {

@@ -270,7 +270,8 @@ export class SimClient {
     const { history, volume } = this.options
     if (kind === 'read' || (status !== Status.WRITE_FAILED && status !== Status.READ_FAILED)) return
     history.toldOfLoss(volume, seat.process)
-    if (status === Status.WRITE_FAILED) history.assertLoss(volume, seat.process.world.nowMs)
+    // it may have grown by a block, which nobody was told of yet
+    if (status === Status.WRITE_FAILED) history.assertLoss(volume, this.#sizeBytes + BLOCK_BYTES, seat.process.world.nowMs)
   }
 
   #read(seat: ClientSeat, name: string, next: () => void): void {
