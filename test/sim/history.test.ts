@@ -418,3 +418,33 @@ test('correct histories pass, and each planted bug is found', { timeout: 60_000 
     assert.ok(found >= 9, `${bug}: found in ${found} of 10`)
   }
 })
+
+test('a page that is too much work as a whole is decided sector by sector, losses of power included', () => {
+  const make = (shown: 'newest' | 'older', isLost: boolean) => {
+    const s = new Script()
+    // all at once, seen in the order that is tried last
+    const writes = Array.from({ length: 8 }, (_, sector) => s.write(`c${sector}`, 0, 100, { sector, sectors: 1, durable: !isLost }))
+    for (let n = 1; n <= 8; n++) {
+      s.read(
+        'r',
+        n * 10,
+        n * 10 + 1,
+        writes.map((write, sector) => (sector >= 8 - n ? write : undefined)),
+      )
+    }
+    if (isLost) s.history.allPowerLost(110)
+    s.read(
+      'r',
+      120,
+      121,
+      writes.map((write, sector) => (shown === 'older' && sector === 5 ? undefined : write)),
+    )
+    return s.history
+  }
+  const whole = make('newest', false)
+  assert.ok(whole.check(20).undecided > 0, 'not even its sectors within so little')
+  assert.deepEqual(whole.check(60), { violations: [], undecided: 0, pages: 1 })
+  assert.deepEqual(make('older', true).check(60), { violations: [], undecided: 0, pages: 1 })
+  const [violation] = make('older', false).check(60).violations
+  assert.match(violation?.detail ?? '', /sector 5/)
+})

@@ -14,7 +14,8 @@
  * - read and not acknowledged, and on no disk when the last that served it ended: a page goes back to a content it had, not older than what was
  *   acknowledged (protocol 33).
  *
- * The search is that of Wing and Gong with Lowe's memory of seen configurations, per page, with a bound on the work.
+ * The search is that of Wing and Gong with Lowe's memory of seen configurations, per page, with a bound on the work; a page that is beyond it is
+ * looked at sector by sector.
  */
 import { assert } from '../../src/base/assert.ts'
 import { BLOCK_BYTES, PAGE_BYTES, PAGES_PER_BLOCK, SECTOR_BYTES, SECTORS_PER_PAGE } from '../../src/base/units.ts'
@@ -373,16 +374,17 @@ export class History {
     return count
   }
 
-  /** Every violation, and how many pages were too much work to decide. */
-  check(): { violations: Violation[]; undecided: number; pages: number } {
+  /** Every violation, and how many pages were too much work to decide (for each so many configurations are looked at). */
+  check(configurationsMax = CONFIGURATIONS_MAX): { violations: Violation[]; undecided: number; pages: number } {
     const violations: Violation[] = this.garbage.slice(0, 3).map((detail) => ({ promise: 'a read gives what was written', detail }))
     for (const detail of this.#groundless) violations.push({ promise: 'who is told of a loss has lost something', detail })
     let undecided = 0
     for (const [key, ops] of this.#pages) {
-      let result = checkPage(ops)
+      let result = checkPage(ops, configurationsMax)
+      if (result === 'undecided') result = checkSectors(ops, configurationsMax)
       if (typeof result === 'string' && result !== 'undecided') {
         const waited = orderedAndWaiting(ops)
-        if (waited !== undefined) result = checkPage(waited)
+        if (waited !== undefined) result = checkPage(waited, configurationsMax)
       }
       if (result === 'undecided') undecided++
       else if (result !== undefined) violations.push({ promise: 'reads and writes of a page are linearizable', detail: `page ${key}: ${result}` })
@@ -586,8 +588,26 @@ function seenStamps({ stamps }: PageOp, seen: ReadonlySet<number>): Int32Array {
   return known
 }
 
+/**
+ * As checkPage, of a page that was too much work as a whole: each of its sectors by itself has fewer operations, and fewer contents that tell them apart. That
+ * what one operation wrote is seen as one is not asked then.
+ */
+function checkSectors(ops: readonly PageOp[], configurationsMax: number): string | undefined | 'undecided' {
+  let undecided: 'undecided' | undefined
+  for (let sector = 0; sector < SECTORS_PER_PAGE; sector++) {
+    const bit = 1 << sector
+    const result = checkPage(
+      ops.filter(({ kind, mask }) => kind === 'loss' || mask & bit).map((op) => ({ ...op, mask: op.mask & bit })),
+      configurationsMax,
+    )
+    if (result === 'undecided') undecided = result
+    else if (result !== undefined) return `sector ${sector}: ${result}`
+  }
+  return undecided
+}
+
 /** Undefined: linearizable. Else why not. */
-export function checkPage(all: readonly PageOp[]): string | undefined | 'undecided' {
+export function checkPage(all: readonly PageOp[], configurationsMax = CONFIGURATIONS_MAX): string | undefined | 'undecided' {
   const seenIn = seenBy(all)
   // A write that nobody acknowledged and no read saw may as well never have happened: what it covered until the next write was not looked at
   const ops = all.filter((op) => op.kind !== 'write' || op.outcome === 'ok' || isSeen(op, seenIn))
@@ -661,7 +681,7 @@ export function checkPage(all: readonly PageOp[]): string | undefined | 'undecid
   }
 
   while (mustEnd > 0) {
-    if (++configurations > CONFIGURATIONS_MAX) return 'undecided'
+    if (++configurations > configurationsMax) return 'undecided'
     if (current?.isCall) {
       const op = ops[current.op]!
       const choices = !isTooEarly(current.op) ? step(state, op, stampsOf[current.op]!) : op.outcome === 'ok' ? [] : [state]
