@@ -258,6 +258,29 @@ test('a client that went while this process stood still, though not for long, co
   assert.ok(lost[0]! <= frozenMs, `${lost[0]! - frozenMs} ms after the last turn`)
 })
 
+test('so does one whose last write is begun after that: it had left before', async () => {
+  const { world, blocks, queue, open } = make()
+  blocks.holding = true
+  const lost: number[] = []
+  blocks.orphan = (_done: unknown, _row: number, lostMs?: number) => {
+    lost.push(lostMs ?? queue.nowMs)
+  }
+  let leave = () => {}
+  void open().then((client) => {
+    leave = () => {
+      void client.send(Buffer.concat([request(TRIM, 0, 4096), request(TRIM, 4096, 4096)])).then(() => client.process.kill())
+    }
+  })
+  await world.run(() => false, 3000)
+  queue.process.freeze()
+  const frozenMs = queue.nowMs
+  leave()
+  await world.run(() => false, 1700)
+  queue.process.thaw()
+  assert.ok(await world.run(() => lost.length === 2, 1000))
+  for (const lostMs of lost) assert.ok(lostMs <= frozenMs, `${lostMs - frozenMs} ms after the last turn`)
+})
+
 test('a client whose host has gone while replies are on their way to it gives back what it holds after two minutes; one that only does not read keeps it', async () => {
   const { world, server, queue, open, network, host, clients } = make({ arenaBytes: 64 * MiB })
   let sent = false

@@ -193,6 +193,8 @@ export class NbdServer {
       /** Since when it has waited to begin its next request, or was favoured in vain; 0: it does not. */
       waitsSinceMs: f64,
       hangup: i32,
+      /** The last turn's clock when its client was seen to have left, perhaps behind what it had sent before; Infinity: it has not. */
+      leftMs: f64,
       /** Since when its host was not heard, for too long; 0: it was not so. What comes from it now may be from before that. */
       silentSinceMs: f64,
       dirty: i32,
@@ -360,6 +362,7 @@ export class NbdServer {
     t.state[c] = State.NEGOTIATING
     t.start[c] = t.end[c] = t.discardBytes[c] = t.receiving[c] = t.sending[c] = t.blocked[c] = t.dirty[c] = 0
     t.silentSinceMs[c] = t.hangup[c] = t.requests[c] = t.bufferPages[c] = t.ending[c] = t.waitsSinceMs[c] = 0
+    t.leftMs[c] = Number.POSITIVE_INFINITY
     t.bulk[c] = t.discarding[c] = t.replyFirst[c] = t.replyLast[c] = t.sentFirst[c] = NONE
     t.negotiating[c] = 1
     if (tooMany) this.#refusing++
@@ -404,7 +407,7 @@ export class NbdServer {
     this.#queue.cancelTimeout(this.#deadlineTag, c)
     if (refuse) this.#refusing--
     this.#negotiations--
-    if (t.state[c] === State.RUNNING && !this.#stopping) this.#receive(c)
+    if (t.state[c] === State.RUNNING && !this.#stopping && this.#watch(c)) this.#receive(c)
     else this.#drop(c, why)
   }
 
@@ -470,10 +473,7 @@ export class NbdServer {
     else this.#receive(c)
   }
 
-  /**
-   * The connection waits, and receives nothing meanwhile. If its client leaves, that must be seen all the same: its writes have only a short
-   * life from then on (protocol 16), and what it had sent and nobody has begun is not begun.
-   */
+  /** The connection waits, and receives nothing meanwhile. If its client leaves, what it had sent and nobody has begun is not begun. */
   #block(c: number): void {
     const t = this.#connections
     if (!this.#watch(c)) return
@@ -482,7 +482,10 @@ export class NbdServer {
     this.#blocked.push(c)
   }
 
-  /** Nothing is received from it for now, or any more. False: its client has left. */
+  /**
+   * If its client leaves, that must be seen at once, also when nothing is received for now, or a request comes first: its writes have only a short life
+   * from then on (protocol 16). False: it has left.
+   */
   #watch(c: number): boolean {
     const t = this.#connections
     if (t.hangup[c] === Hangup.SEEN) this.#drop(c, '')
@@ -498,6 +501,7 @@ export class NbdServer {
   #onHangup(c: number, result: number): void {
     const t = this.#connections
     t.hangup[c] = result < 0 ? Hangup.UNWATCHED : Hangup.SEEN
+    if (result >= 0) t.leftMs[c] = this.#turnMs
     if (t.state[c] === State.RUNNING && (t.blocked[c] === 1 || this.#stopping) && result >= 0) this.#drop(c, '')
   }
 
@@ -959,7 +963,7 @@ export class NbdServer {
       this.#freeList(waiting, true)
       if (wasRunning && t.discarding[c] !== NONE) this.#freeRequest(t.discarding[c]!)
       if (wasRunning) {
-        this.#orphanWrites(c, lostMs)
+        this.#orphanWrites(c, Math.min(lostMs, t.leftMs[c]!))
         if (t.receiving[c] === 1 || t.sending[c] === 1) this.#queue.cancel(this.#socket(c))
       }
     }
