@@ -1,6 +1,7 @@
 /**
  * What a cluster looks like that a profile's faults are let loose on: drawn from the seed alone, each trait from a stream of its own, so that a
- * new one leaves the others as they were. Aimed runs have the plain shape.
+ * new one leaves the others as they were. Aimed runs have the plain shape. What is drawn here is not in a saved schedule: whoever changes it raises
+ * SCHEDULE_FORMAT (faults.ts), or saved ones would be replayed on another cluster.
  */
 import { KiB, MiB } from '../../src/base/units.ts'
 import { FEATURE_LEVEL } from '../../src/control/state.ts'

@@ -339,7 +339,7 @@ export class SimClient {
   }
 
   #zero(seat: ClientSeat, name: string, next: () => void): void {
-    const { history, volume, random, syncWhenWrite, removeShare = 0 } = this.options
+    const { history, volume, random, syncWhenWrite, fuaShare = FUA_SHARE, removeShare = 0 } = this.options
     if (removeShare > 0 && random.chance(removeShare)) {
       this.#removeBlock(seat, name, next)
       return
@@ -361,22 +361,26 @@ export class SimClient {
       this.#notBegun(seat, next)
       return
     }
+    const fua = random.chance(fuaShare)
     const open = history.beginWrite({ client: name, volume, offsetBytes, lengthBytes, nowMs: seat.process.localNowMs, zero: true })
     const done: Done = (row, status) => this.#written(seat, row, status, next)
-    const row = this.#begin({ kind: 'write', open, page, calledMs: seat.process.localNowMs, durable: syncWhenWrite, done })
-    if (isTrim) seat.volumes.trim(volume, offsetBytes, lengthBytes, WriteFlag.NONE, done, row)
-    else seat.volumes.zero(volume, offsetBytes, lengthBytes, page, WriteFlag.NONE, done, row)
+    const row = this.#begin({ kind: 'write', open, page, calledMs: seat.process.localNowMs, durable: syncWhenWrite || fua, done })
+    const flag = fua ? WriteFlag.FUA : WriteFlag.NONE
+    if (isTrim) seat.volumes.trim(volume, offsetBytes, lengthBytes, flag, done, row)
+    else seat.volumes.zero(volume, offsetBytes, lengthBytes, page, flag, done, row)
   }
 
   #removeBlock(seat: ClientSeat, name: string, next: () => void): void {
-    const { history, volume, random, syncWhenWrite } = this.options
+    const { history, volume, random, syncWhenWrite, fuaShare = FUA_SHARE } = this.options
     const block = Math.floor(random.pick(this.#hot) / BLOCK_BYTES)
     const nowMs = seat.process.localNowMs
+    const fua = random.chance(fuaShare)
     const open = history.beginBlockZero({ client: name, volume, block, nowMs })
     const done: Done = (row, status) => this.#written(seat, row, status, next)
-    const row = this.#begin({ kind: 'write', open, page: -1, calledMs: nowMs, durable: syncWhenWrite, done })
-    if (random.chance(0.5)) seat.volumes.trim(volume, block * BLOCK_BYTES, BLOCK_BYTES, WriteFlag.NONE, done, row)
-    else seat.volumes.zero(volume, block * BLOCK_BYTES, BLOCK_BYTES, -1, WriteFlag.NONE, done, row)
+    const row = this.#begin({ kind: 'write', open, page: -1, calledMs: nowMs, durable: syncWhenWrite || fua, done })
+    const flag = fua ? WriteFlag.FUA : WriteFlag.NONE
+    if (random.chance(0.5)) seat.volumes.trim(volume, block * BLOCK_BYTES, BLOCK_BYTES, flag, done, row)
+    else seat.volumes.zero(volume, block * BLOCK_BYTES, BLOCK_BYTES, -1, flag, done, row)
   }
 
   #written(seat: ClientSeat, row: number, status: number, next: () => void): void {
