@@ -14,8 +14,8 @@
  * - read and not acknowledged, and on no disk when the last that served it ended: a page goes back to a content it had, not older than what was
  *   acknowledged (protocol 33).
  *
- * The search is that of Wing and Gong with Lowe's memory of seen configurations, per page, with a bound on the work; a page that is beyond it is
- * looked at sector by sector.
+ * The search is that of Wing and Gong with Lowe's memory of seen configurations, per page, with a bound on the work, and with short cuts that
+ * take nothing away (search.test.ts compares it with one that has none of them); a page that is beyond the bound is looked at sector by sector.
  */
 import { assert } from '../../src/base/assert.ts'
 import { BLOCK_BYTES, PAGE_BYTES, PAGES_PER_BLOCK, SECTOR_BYTES, SECTORS_PER_PAGE } from '../../src/base/units.ts'
@@ -29,7 +29,7 @@ const STAMP_UNSEEN = -2
 
 export type Outcome = 'ok' | 'failed' | 'unknown'
 
-interface PageOp {
+export interface PageOp {
   /** loss: of what is not durable, or (`keepsAcknowledged`) of what is not acknowledged. */
   readonly kind: 'read' | 'write' | 'loss'
   readonly id: number
@@ -523,8 +523,11 @@ function makeState(stamps: Int32Array, older: readonly Int32Array[], firm = 0): 
   return { stamps, older, firm, key }
 }
 
-/** What can follow from `state` by this op, whose stamps those are: several states, in the order to try. Empty: impossible here. */
-function step(state: State, op: PageOp, own: Int32Array): State[] {
+/**
+ * What can follow from `state` by this op, whose stamps those are: several states, in the order to try. Empty: impossible here. `isFinal`: no loss is
+ * to come, so that it does not matter what one would bring back.
+ */
+function step(state: State, op: PageOp, own: Int32Array, isFinal: boolean): State[] {
   switch (op.kind) {
     case 'read':
       for (let s = 0; s < SECTORS_PER_PAGE; s++) if (op.mask & (1 << s) && own[s] !== state.stamps[s]) return []
@@ -534,9 +537,9 @@ function step(state: State, op: PageOp, own: Int32Array): State[] {
       for (let s = 0; s < SECTORS_PER_PAGE; s++) if (op.mask & (1 << s)) stamps[s] = own[s]!
       // Undone together with what came before it, or not at all
       const isAcknowledged = op.outcome === 'ok'
-      const final = op.durable && (isAcknowledged || state.older.length === 0)
+      const final = isFinal || (op.durable && (isAcknowledged || state.older.length === 0))
       const older = final ? [] : [...state.older, state.stamps]
-      const written = makeState(stamps, older, isAcknowledged ? older.length : state.firm)
+      const written = makeState(stamps, older, isFinal ? 0 : isAcknowledged ? older.length : state.firm)
       return isAcknowledged ? [written] : [written, state]
     }
     case 'loss': {
@@ -644,72 +647,123 @@ export function checkPage(all: readonly PageOp[], configurationsMax = CONFIGURAT
   const waiting = [...ops.keys()].filter((i) => ops[i]!.deadlineMs !== undefined)
   /** A write that was ordered before the end of its life is not placed yet, and this one was called later: it comes behind it, if it had an effect at all. */
   const isTooEarly = (i: number): boolean => ops[i]!.kind === 'write' && waiting.some((w) => !done[w] && ops[w]!.deadlineMs! < ops[i]!.callMs)
+  const isOptional = ops.map((op) => op.kind === 'write' && op.outcome !== 'ok')
+  const isHidden = ops.map((op) => op.kind === 'write' && op.outcome === 'ok' && !isSeen(op, seenIn))
+  let lossesLeft = ops.filter(({ kind }) => kind === 'loss').length
   const seen = new Set<string>()
-  const stack: Array<{ node: Node; choices: State[]; state: State }> = []
+  const stack: Array<{ nodes: readonly Node[]; choices: State[]; state: State }> = []
   let state = makeState(new Int32Array(SECTORS_PER_PAGE), [])
   let furthest = -1
   let furthestText = ''
   let current: Node | undefined = head.next
   let configurations = 0
+  let doneCount = 0
 
-  const remember = (next: State): boolean => {
-    // The configuration: which ops are done, and the content. Done ops before the first that is not need no mention.
-    let first = 0
-    while (first < callOrder.length && done[callOrder[first]!]) first++
-    let key = `${first}`
-    for (let r = first + 1; r < callOrder.length; r++) if (done[callOrder[r]!]) key += `,${r}`
-    key += `|${next.key}`
+  /** `last`: an optional write, of which not everything may follow (see isVain); or -1. */
+  const remember = (next: State, last: number): boolean => {
+    // The configuration: which ops are done, as those that are not before the last of them, and the content
+    let key = ''
+    let r = 0
+    for (let left = doneCount; left > 0; r++) {
+      if (done[callOrder[r]!]) left--
+      else key += `${r},`
+    }
+    key += `${r}|${last}|${next.key}`
     if (seen.has(key)) return false
     seen.add(key)
     return true
   }
+  const place = ({ op, match }: Node, sign: 1 | -1): void => {
+    done[op] = sign === 1 ? 1 : 0
+    doneCount += sign
+    if (match) mustEnd -= sign
+    if (ops[op]!.kind === 'loss') lossesLeft -= sign
+  }
   /** Takes the first choice that leads somewhere new. */
-  const advance = (node: Node, choices: State[], before: State): boolean => {
-    done[node.op] = 1
+  const advance = (nodes: readonly Node[], choices: State[], before: State): boolean => {
+    for (const node of nodes) place(node, 1)
     while (choices.length > 0) {
       const next = choices.shift()!
-      if (!remember(next)) continue
-      stack.push({ node, choices, state: before })
-      lift(node)
-      if (node.match) mustEnd--
+      if (!remember(next, next !== before && isOptional[nodes[0]!.op] ? nodes[0]!.op : -1)) continue
+      stack.push({ nodes, choices, state: before })
+      for (const node of nodes) lift(node)
       state = next
       current = head.next
       return true
     }
-    done[node.op] = 0
+    for (const node of nodes) place(node, -1)
     return false
+  }
+  /** A read that fits may as well be placed at once: whatever follows from placing it later follows from now. */
+  const fittingRead = (): Node | undefined => {
+    for (let node = head.next; node?.isCall; node = node.next) {
+      if (ops[node.op]!.kind === 'read' && step(state, ops[node.op]!, stampsOf[node.op]!, true).length > 0) return node
+    }
+    return undefined
+  }
+  /** A write without an acknowledgement that something else hides at once, or that may as well come behind that, need not have had an effect. */
+  const isVain = (next: number): boolean => {
+    const top = stack[stack.length - 1]
+    if (top === undefined || state === top.state || lossesLeft > 0 || waiting.length > 0 || ops[next]!.kind !== 'write') return false
+    const last = top.nodes[0]!.op
+    if (!isOptional[last]) return false
+    const both = ops[last]!.mask & ops[next]!.mask
+    if (both === ops[last]!.mask) return true
+    // of two such writes the earlier one goes first
+    return both === 0 && ops[next]!.callMs < ops[last]!.returnMs && (!isOptional[next] || rankOf[next]! < rankOf[last]!)
+  }
+  /** What nobody saw may as well be placed right before what covers all of it (but for a loss, which would bring it back): those, and `last`. */
+  const withHidden = (last: Node): readonly Node[] => {
+    const { kind, outcome, mask } = ops[last.op]!
+    if (kind !== 'write' || outcome !== 'ok' || lossesLeft > 0) return [last]
+    const nodes: Node[] = []
+    for (let node = head.next; node?.isCall; node = node.next) {
+      if (node !== last && isHidden[node.op] && (ops[node.op]!.mask & ~mask) === 0 && !isTooEarly(node.op)) nodes.push(node)
+    }
+    nodes.push(last)
+    return nodes
+  }
+
+  const choicesOf = (i: number): State[] => {
+    const op = ops[i]!
+    if (isTooEarly(i)) return op.outcome === 'ok' ? [] : [state]
+    const choices = step(state, op, stampsOf[i]!, lossesLeft === 0)
+    return isOptional[i] && waiting.length === 0 ? choices.filter((next) => next !== state) : choices
   }
 
   while (mustEnd > 0) {
     if (++configurations > configurationsMax) return 'undecided'
-    if (current?.isCall) {
-      const op = ops[current.op]!
-      const choices = !isTooEarly(current.op) ? step(state, op, stampsOf[current.op]!) : op.outcome === 'ok' ? [] : [state]
-      if (choices.length > 0 && advance(current, choices, state)) continue
+    const read = current === head.next ? fittingRead() : undefined
+    if (read !== undefined && advance([read], [state], state)) continue
+    // else what follows from the read was looked at before, and led nowhere
+    if (read === undefined && current?.isCall) {
+      if (!isVain(current.op)) {
+        const choices = choicesOf(current.op)
+        if (choices.length > 0 && advance(withHidden(current), choices, state)) continue
+      }
       current = current.next
       continue
     }
+    // it had no effect, which may as well be said at its end
+    if (read === undefined && current !== undefined && isOptional[current.op] && waiting.length === 0 && advance([calls[current.op]!], [state], state)) continue
     // A return of something not yet placed (or the end): the last decision was wrong
     const stuck = current ? rankOf[current.op]! : callOrder.length
-    if (stuck > furthest) {
+    if (read === undefined && stuck > furthest) {
       furthest = stuck
       furthestText = explain(ops, current ? ops[current.op]! : undefined, state, done)
     }
     let resumed = false
     while (stack.length > 0) {
-      const top = stack.pop()!
-      unlift(top.node)
-      if (top.node.match) mustEnd++
-      done[top.node.op] = 0
-      state = top.state
-      // A read that fits may as well be placed at once: whatever follows from placing it later follows from now
-      if (ops[top.node.op]!.kind === 'read') continue
-      if (advance(top.node, top.choices, top.state)) {
-        resumed = true
-        break
+      const { nodes, choices, state: before } = stack.pop()!
+      for (let i = nodes.length - 1; i >= 0; i--) {
+        unlift(nodes[i]!)
+        place(nodes[i]!, -1)
       }
-      current = top.node.next
+      state = before
+      const last = nodes[nodes.length - 1]!
+      if (ops[last.op]!.kind === 'read') continue
       resumed = true
+      if (!advance(nodes, choices, before)) current = last.next
       break
     }
     if (!resumed) return furthestText
