@@ -372,7 +372,7 @@ export const CANARIES: readonly Canary[] = [
   {
     name: 'life-from-arrival',
     bug: 'a head counts the life of an update from its arrival: what the way takes is not seen',
-    seedsMax: 15,
+    seedsMax: 40,
     plan: { focus: 'slow-ways' },
     plant: () =>
       before<Writes, [number]>(Writes.prototype, 'submit', function (u) {

@@ -301,12 +301,12 @@ const FOCUSES: Readonly<Record<FocusName, Focus>> = {
     durationMs: 10_000,
     clients: [6, 8],
     opsPerSecond: 60,
-    rates: { 'slowing-link': 0.7 },
+    rates: { 'slowing-link': 1.2 },
     lastsMs: [6000, 9000],
     amounts: { 'slowing-link': [1000, 1500] },
     unflushed: ['random'],
     shape: { slotCount: 4, replicas: 2 },
-    mix: { volumes: 'safe', hotPages: 2, readShares: [0.5, 0.95], home: 0, flushMs: [0], depth: [4, 8], wholeShare: 0.9, patienceMs: [50, 300] },
+    mix: { volumes: 'safe', hotPages: 2, readShares: [0.8, 0.9], home: 0, flushMs: [0], depth: [4, 8], wholeShare: 0.9, patienceMs: [50, 300] },
   },
   /** Nodes are cut off or stand still for longer than a lease, and clients on them read on. */
   leases: {
