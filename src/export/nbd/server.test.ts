@@ -234,13 +234,19 @@ test('what an idle client had sent while it was cut off, and gave up, is not beg
   assert.deepEqual([blocks.calls, server.connectionCount], [[], 1])
 })
 
-test('a client that went while this process stood still, though not for long, counts as gone from the last turn before', async () => {
-  const { world, blocks, queue, open } = make()
-  blocks.holding = true
+/** Nothing ends; when clients are said to have gone, per request. */
+function noteLost({ blocks, queue }: Pick<ReturnType<typeof make>, 'blocks' | 'queue'>): number[] {
   const lost: number[] = []
+  blocks.holding = true
   blocks.orphan = (_done: unknown, _row: number, lostMs?: number) => {
     lost.push(lostMs ?? queue.nowMs)
   }
+  return lost
+}
+
+test('a client that went while this process stood still, though not for long, counts as gone from the last turn before', async () => {
+  const { world, blocks, queue, open } = make()
+  const lost = noteLost({ blocks, queue })
   let leave = () => {}
   void open().then(async (client) => {
     leave = () => client.process.kill()
@@ -260,11 +266,7 @@ test('a client that went while this process stood still, though not for long, co
 
 test('so does one whose last write is begun after that: it had left before', async () => {
   const { world, blocks, queue, open } = make()
-  blocks.holding = true
-  const lost: number[] = []
-  blocks.orphan = (_done: unknown, _row: number, lostMs?: number) => {
-    lost.push(lostMs ?? queue.nowMs)
-  }
+  const lost = noteLost({ blocks, queue })
   let leave = () => {}
   void open().then((client) => {
     leave = () => {
