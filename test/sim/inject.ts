@@ -73,6 +73,7 @@ function servedElsewhere(cluster: SimCluster, lost: readonly SimNode[]): boolean
         node.control?.member?.incarnation === entry.incarnation &&
         // who hangs may be found to have failed before anybody else is back, and who has failed may count as serving for a moment yet
         node.bays.every(({ disk, lostPower }) => !disk.gone && !disk.isHung && !lostPower) &&
+        node.bays.find(({ uuid }) => uuid === cluster.state?.disks.get(entry.disk)?.uuid)?.wasAway === false &&
         !lost.includes(node)
       )
     }),
