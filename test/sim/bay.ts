@@ -65,11 +65,14 @@ export class Bay {
     return this.mounted !== undefined && this.mounted.powerCycles !== this.powerCycles
   }
 
-  /** Its drive has lost what it had not put on stable storage, though its host kept its power. */
+  /**
+   * Its drive has lost what it had not put on stable storage, though its host kept its power. What is torn can be read: an unreadable page may be what was
+   * acknowledged last then, and its disk is not used any more.
+   */
   drop(unflushed: Fault['unflushed']): void {
     this.#host.world.note('disk drops', () => `${this.#host.name} ${this.path}, unflushed: ${unflushed}`)
     this.#dropped++
-    for (const file of this.disk.files) file.powerLoss(unflushed)
+    for (const file of this.disk.files) file.powerLoss(unflushed, 0)
   }
 
   /** Its node has been told that it cannot be used. */

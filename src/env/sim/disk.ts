@@ -337,7 +337,7 @@ export class SimFile {
     this.pages.set(page, rotten)
   }
 
-  powerLoss(unflushed: 'random' | 'lose' | 'keep'): void {
+  powerLoss(unflushed: 'random' | 'lose' | 'keep', unreadableMax = this.disk.options.unreadableTorn ?? 0): void {
     const epochs = this.#epochs
     this.#epochs = []
     if (unflushed === 'keep' || epochs.length === 0) return
@@ -345,7 +345,7 @@ export class SimFile {
     const way = unflushed === 'lose' ? 'nothing' : random.pick(['nothing', 'everything', 'prefix', 'pages', 'sectors', 'sectors'] as const)
     if (way === 'everything') return
     const unreadable = this.disk.host.random(`disk ${this.disk.name} unreadable`)
-    let unreadableLeft = this.disk.options.unreadableTorn ?? 0
+    let unreadableLeft = unreadableMax
     let changes = 0
     for (const epoch of epochs) changes += epoch.before.size
     const keepFirst = way === 'prefix' ? random.below(changes + 1) : 0
