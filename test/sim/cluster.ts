@@ -439,12 +439,12 @@ export class SimCluster {
   }
 }
 
-/** The replicated state as the most advanced of those nodes has it, or had it when it ended. */
+/** The replicated state as the most advanced of those nodes has it, or had it when it ended. Who does not take part yet may have loaded a part of it only. */
 function mostAdvanced(nodes: readonly SimNode[], isAsked: (node: SimNode) => boolean = () => true) {
   let best: Member | undefined
   for (const node of nodes) {
     const member = isAsked(node) ? node.control?.member : undefined
-    if (member && (!best || (member.raft?.applied ?? 0) > (best.raft?.applied ?? 0))) best = member
+    if (member?.raft && member.raft.applied > (best?.raft?.applied ?? -1)) best = member
   }
   return best?.state
 }
