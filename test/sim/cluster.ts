@@ -96,7 +96,7 @@ export class SimCluster {
   onBroken: ((promise: string, detail: string) => void) | undefined
   /** Told before a disk is mounted that never got all of its records: by slot, whether nobody else has them; and whether its host kept its power. */
   onUnstagedLost: ((isLost: readonly boolean[], keptPower: boolean) => void) | undefined
-  /** An operator has the cluster go on without copies that are gone, or with what a failed disk had not lost with its memory. */
+  /** An operator has the cluster go on without copies that are gone, or with what a failed disk had not lost with its memory; or a disk does not know. */
   onGivenUp: (() => void) | undefined
   /** Told when a node finds that a disk of it has failed, before that takes effect: what the drive has dropped nobody knows. */
   onDiskFailed: ((node: SimNode) => void) | undefined

@@ -403,6 +403,8 @@ export class SimNode {
       disk,
       onNote: (message, fields) => this.env!.log.log('INFO', message, fields ?? {}),
     })
+    // its superblock may have rotted: an older one does not know, and a loss is told
+    if (store.lostPower && !bay.lostPower && !bay.wasAway && bay.disk.shown.rotten > 0) cluster.onGivenUp?.()
     bay.mounted = { store, powerCycles: bay.powerCycles }
     bay.wasAway = false
     cluster.ledgers.set(disk, bay.ledger)
