@@ -390,6 +390,13 @@ class TestCluster {
       if (process.state === 'running' && data !== undefined && data.registration.node !== node) data.tell({ type: 'peerRefused', node, incarnation }, delayMs)
     }
   }
+
+  /** Its process ends, and the others have found out. */
+  async lose(node: TestNode): Promise<void> {
+    node.kill()
+    this.refused(node)
+    await this.world.runFor(500)
+  }
 }
 
 test('three nodes become one cluster: init, two joins, three replicas everywhere, heads spread, safe', async () => {
@@ -794,15 +801,10 @@ test('what the operator has agreed to give up is what he was shown: of a node th
   const cluster = await TestCluster.up({ seed: 99, nodes: 5, replicas: 1 })
   await cluster.threeVoters()
   const [one, , , four, five] = cluster.nodes as [TestNode, TestNode, TestNode, TestNode, TestNode]
-  const gone = async (node: TestNode) => {
-    node.kill()
-    cluster.refused(node)
-    await cluster.world.runFor(500)
-  }
-  await gone(four)
+  await cluster.lose(four)
   const shown = await one.call('Cluster/Recover', { dryRun: true, acceptDataLoss: true })
   assert.deepEqual(shown['waitsFor'], ['node-4'])
-  await gone(five)
+  await cluster.lose(five)
   const agreed = { acceptDataLoss: true, asShown: true, waitsFor: shown['waitsFor'] }
   await assert.rejects(one.call('Cluster/Recover', agreed), { status: 'BUSY', message: 'by now node-5 is waited for, too: nothing was done' })
   await cluster.world.runFor(2000)
@@ -818,16 +820,11 @@ test('nor of a disk that has failed meanwhile, its node being there, nor of a no
   const cluster = await TestCluster.up({ seed: 100, nodes: 5, replicas: 1 })
   await cluster.threeVoters()
   const [one, , , four, five] = cluster.nodes as [TestNode, TestNode, TestNode, TestNode, TestNode]
-  const lose = async (node: TestNode) => {
-    node.kill()
-    cluster.refused(node)
-    await cluster.world.runFor(500)
-  }
   const chains = one.data!.chains
   const slots = [...chains].filter(([, chain]) => nodesOf(chain).includes(five.number)).map(([slot]) => slot)
   const isEach = (state: ReplicaState) => slots.every((slot) => chains.get(slot)!.entries[0]!.state === state && nodesOf(chains.get(slot)!)[0] === five.number)
   const { LASTSRV, SERVING } = ReplicaState
-  await lose(four)
+  await cluster.lose(four)
   const shown = await one.call('Cluster/Recover', { dryRun: true })
   assert.deepEqual(shown['waitsFor'], ['node-4'])
   five.data!.tell({ type: 'diskFailed', disk: five.data!.registration.disks[0]!, reason: 'EIO' })
@@ -838,12 +835,12 @@ test('nor of a disk that has failed meanwhile, its node being there, nor of a no
 
   // started anew, which tries the disk again, it is there, and has not said what it holds
   five.silent = true
-  await lose(five)
+  await cluster.lose(five)
   await five.restart()
   await cluster.until(() => five.data?.serves === true, 10_000, 'it is there')
   assert.deepEqual((await one.call('Cluster/Recover', { dryRun: true }))['waitsFor'], ['node-4'])
   await one.call('Cluster/Recover', agreed)
-  await lose(five)
+  await cluster.lose(five)
   await cluster.world.runFor(3000)
   assert.equal(isEach(LASTSRV), true, 'nobody has agreed to go on without it')
   five.silent = false

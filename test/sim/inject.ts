@@ -63,7 +63,8 @@ export interface Stage {
  * over may have been dropped, though nobody has heard of it.
  */
 function servedElsewhere(cluster: SimCluster, lost: readonly SimNode[]): boolean[] | undefined {
-  return cluster.state?.chains.map((chain) =>
+  const { state } = cluster
+  return state?.chains.map((chain) =>
     chain.entries.some((entry) => {
       const node = cluster.nodes.find((candidate) => candidate.control?.member?.node === entry.node)
       return (
@@ -73,7 +74,7 @@ function servedElsewhere(cluster: SimCluster, lost: readonly SimNode[]): boolean
         node.control?.member?.incarnation === entry.incarnation &&
         // who hangs may be found to have failed before anybody else is back, and who has failed may count as serving for a moment yet
         node.bays.every(({ disk, lostPower }) => !disk.gone && !disk.isHung && !lostPower) &&
-        node.bays.find(({ uuid }) => uuid === cluster.state?.disks.get(entry.disk)?.uuid)?.wasAway === false &&
+        node.bays.find(({ uuid }) => uuid === state.disks.get(entry.disk)?.uuid)?.wasAway === false &&
         !lost.includes(node)
       )
     }),

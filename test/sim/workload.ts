@@ -321,25 +321,31 @@ export class SimClient {
     else seat.process.schedule(100, 'a kept buffer', () => this.#free(seat, page, lengthBytes))
   }
 
+  /** Whether a write has FUA, and so, or by its volume, is durable when it is acknowledged. */
+  #drawFlag(): { flag: number; durable: boolean } {
+    const { random, syncWhenWrite, fuaShare = FUA_SHARE } = this.options
+    const fua = random.chance(fuaShare)
+    return { flag: fua ? WriteFlag.FUA : WriteFlag.NONE, durable: syncWhenWrite || fua }
+  }
+
   #write(seat: ClientSeat, name: string, next: () => void): void {
-    const { history, volume, random, syncWhenWrite, fuaShare = FUA_SHARE } = this.options
+    const { history, volume } = this.options
     const { offsetBytes, lengthBytes } = this.#range()
     const page = this.#alloc(seat, offsetBytes, lengthBytes)
     if (page < 0) {
       this.#notBegun(seat, next)
       return
     }
-    const fua = random.chance(fuaShare)
+    const { flag, durable } = this.#drawFlag()
     const open = history.beginWrite({ client: name, volume, offsetBytes, lengthBytes, nowMs: seat.process.localNowMs })
     writeStamps(seat.queue.arena.bytes, page * PAGE_BYTES + (offsetBytes % PAGE_BYTES), open)
-    const durable = syncWhenWrite || fua
     const done: Done = (row, status) => this.#written(seat, row, status, next)
     const row = this.#begin({ kind: 'write', open, page, calledMs: seat.process.localNowMs, durable, done })
-    seat.volumes.write(volume, offsetBytes, lengthBytes, page, fua ? WriteFlag.FUA : WriteFlag.NONE, done, row)
+    seat.volumes.write(volume, offsetBytes, lengthBytes, page, flag, done, row)
   }
 
   #zero(seat: ClientSeat, name: string, next: () => void): void {
-    const { history, volume, random, syncWhenWrite, fuaShare = FUA_SHARE, removeShare = 0 } = this.options
+    const { history, volume, random, removeShare = 0 } = this.options
     if (removeShare > 0 && random.chance(removeShare)) {
       this.#removeBlock(seat, name, next)
       return
@@ -361,24 +367,22 @@ export class SimClient {
       this.#notBegun(seat, next)
       return
     }
-    const fua = random.chance(fuaShare)
+    const { flag, durable } = this.#drawFlag()
     const open = history.beginWrite({ client: name, volume, offsetBytes, lengthBytes, nowMs: seat.process.localNowMs, zero: true })
     const done: Done = (row, status) => this.#written(seat, row, status, next)
-    const row = this.#begin({ kind: 'write', open, page, calledMs: seat.process.localNowMs, durable: syncWhenWrite || fua, done })
-    const flag = fua ? WriteFlag.FUA : WriteFlag.NONE
+    const row = this.#begin({ kind: 'write', open, page, calledMs: seat.process.localNowMs, durable, done })
     if (isTrim) seat.volumes.trim(volume, offsetBytes, lengthBytes, flag, done, row)
     else seat.volumes.zero(volume, offsetBytes, lengthBytes, page, flag, done, row)
   }
 
   #removeBlock(seat: ClientSeat, name: string, next: () => void): void {
-    const { history, volume, random, syncWhenWrite, fuaShare = FUA_SHARE } = this.options
+    const { history, volume, random } = this.options
     const block = Math.floor(random.pick(this.#hot) / BLOCK_BYTES)
     const nowMs = seat.process.localNowMs
-    const fua = random.chance(fuaShare)
+    const { flag, durable } = this.#drawFlag()
     const open = history.beginBlockZero({ client: name, volume, block, nowMs })
     const done: Done = (row, status) => this.#written(seat, row, status, next)
-    const row = this.#begin({ kind: 'write', open, page: -1, calledMs: nowMs, durable: syncWhenWrite || fua, done })
-    const flag = fua ? WriteFlag.FUA : WriteFlag.NONE
+    const row = this.#begin({ kind: 'write', open, page: -1, calledMs: nowMs, durable, done })
     if (random.chance(0.5)) seat.volumes.trim(volume, block * BLOCK_BYTES, BLOCK_BYTES, flag, done, row)
     else seat.volumes.zero(volume, block * BLOCK_BYTES, BLOCK_BYTES, -1, flag, done, row)
   }

@@ -501,8 +501,9 @@ export class NbdServer {
   #onHangup(c: number, result: number): void {
     const t = this.#connections
     t.hangup[c] = result < 0 ? Hangup.UNWATCHED : Hangup.SEEN
-    if (result >= 0) t.leftMs[c] = this.#turnMs
-    if (t.state[c] === State.RUNNING && (t.blocked[c] === 1 || this.#stopping) && result >= 0) this.#drop(c, '')
+    if (result < 0) return
+    t.leftMs[c] = this.#turnMs
+    if (t.state[c] === State.RUNNING && (t.blocked[c] === 1 || this.#stopping)) this.#drop(c, '')
   }
 
   /** Starts the request whose header is at `at`; false when there is no row or no buffer for it now. */
