@@ -282,19 +282,22 @@ test('a write that failed long before the last server came back does not take ef
 })
 
 test('a loss of the power of other slots is none: what is read from memory then may be lost later', () => {
-  const make = (isLost: () => boolean) => {
+  const make = ({ isLost, mayBeNone }: { isLost?: () => boolean; mayBeNone?: boolean }, back: 'a' | 'nothing' = 'a') => {
     const s = new Script()
     const a = s.write('c1', 0, 10, { durable: false })
+    s.history.flushed(1, 15)
     s.write('c1', 20, 30, { durable: false })
     const b = s.write('c1', 40, 50, { durable: false })
-    s.history.allPowerLost(60, isLost)
+    s.history.allPowerLost(60, isLost, mayBeNone)
     s.read('c2', 70, 71, b)
     s.history.allPowerLost(80)
-    s.read('c2', 90, 91, a)
+    s.read('c2', 90, 91, back === 'a' ? a : undefined)
     return s.valid
   }
-  assert.ok(make(() => false))
-  assert.ok(!make(() => true), 'what was read after all power was gone is on disks')
+  assert.ok(make({ isLost: () => false }))
+  assert.ok(!make({}), 'what was read after all power was gone is on disks')
+  assert.ok(make({ mayBeNone: true }), 'somebody had kept it in memory')
+  assert.ok(!make({ isLost: () => false }, 'nothing'), 'what was flushed is gone')
 })
 
 test('a write that waits for its successors takes effect behind writes that were refused meanwhile', () => {

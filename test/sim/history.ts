@@ -48,6 +48,8 @@ export interface PageOp {
   /** write of a client that died, and may have waited for its chain: the end of its life. It goes before every write that was called later. */
   readonly deadlineMs?: number
   readonly keepsAcknowledged?: boolean
+  /** loss: somebody's memory may hold what there is all the same, so that the next loss may take it. */
+  readonly mayBeNone?: boolean
   /** write, not acknowledged: that it took effect up to then and was lost is said by another operation. */
   lostUntilMs?: number
 }
@@ -255,8 +257,11 @@ export class History {
     }
   }
 
-  /** Every replica lost its power at once: of all pages, or of those in slots that nobody else serves. */
-  allPowerLost(nowMs: number, isLost: (volume: number, page: number) => boolean = () => true): void {
+  /**
+   * Every replica lost its power at once: of all pages, or of those in slots that nobody else is known to serve. `mayBeNone`: somebody who kept its power may
+   * serve them all the same.
+   */
+  allPowerLost(nowMs: number, isLost: (volume: number, page: number) => boolean = () => true, mayBeNone = false): void {
     const lost = this.#listsOf(isLost)
     this.#losses.push(isLost)
     // Also of writes under way: a piece may be acknowledged within the cluster, and lost, before the whole of it is
@@ -268,7 +273,7 @@ export class History {
         list.filter((op) => !op.maybeLost),
       )
     }
-    for (const list of lost) list.push(this.#loss(nowMs, false))
+    for (const list of lost) list.push(this.#loss(nowMs, { mayBeNone }))
   }
 
   /**
@@ -289,7 +294,7 @@ export class History {
         const outcome = op.outcome === 'unknown' && op.returnMs < nowMs ? 'unknown' : 'failed'
         list.push({ ...op, id: this.#nextId++, outcome, durable: false, returnMs, lostUntilMs: Number.POSITIVE_INFINITY })
       }
-      if (found) list.push(this.#loss(nowMs, keepsAcknowledged))
+      if (found) list.push(this.#loss(nowMs, { keepsAcknowledged }))
     }
   }
 
@@ -297,10 +302,10 @@ export class History {
     return [...this.#pages].filter(([key]) => isWanted(...placeOf(key))).map(([, list]) => list)
   }
 
-  #loss(nowMs: number, keepsAcknowledged: boolean): PageOp {
+  #loss(nowMs: number, kind: { readonly keepsAcknowledged: boolean } | { readonly mayBeNone: boolean }): PageOp {
     return {
       kind: 'loss',
-      keepsAcknowledged,
+      ...kind,
       id: this.#nextId++,
       client: 'power',
       callMs: nowMs,
@@ -544,9 +549,9 @@ function step(state: State, op: PageOp, own: Int32Array, isFinal: boolean): Stat
     }
     case 'loss': {
       const { older, firm } = state
-      if (op.keepsAcknowledged !== true) return [state.stamps, ...[...older].reverse()].map((stamps) => makeState(stamps, []))
-      const back = older.map((stamps, i) => makeState(stamps, older.slice(0, i), firm)).slice(firm)
-      return [state, ...back.reverse()]
+      if (op.keepsAcknowledged !== true && op.mayBeNone !== true) return [state.stamps, ...[...older].reverse()].map((stamps) => makeState(stamps, []))
+      const back = older.map((stamps, i) => makeState(stamps, older.slice(0, i), Math.min(firm, i)))
+      return [state, ...back.slice(op.keepsAcknowledged === true ? firm : 0).reverse()]
     }
   }
 }

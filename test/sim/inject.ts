@@ -85,11 +85,16 @@ function allServedElsewhere(cluster: SimCluster, node: SimNode): boolean {
   return servedElsewhere(cluster, [node])?.every((served) => served) === true
 }
 
-/** What none but these nodes held in memory may be gone. */
-export function powerLost(cluster: SimCluster, history: History, lost: readonly SimNode[]): void {
+/** What none but these nodes held in memory may be gone; or not, when others have power (they may serve what nobody knows that they do). */
+export function powerLost(
+  cluster: SimCluster,
+  history: History,
+  lost: readonly SimNode[],
+  mayBeNone = cluster.nodes.some((node) => node.host.up && !lost.includes(node)),
+): void {
   const served = servedElsewhere(cluster, lost) ?? []
   const isLost = (volume: number, page: number) => served[slotOf(volume, Math.floor(page / PAGES_PER_BLOCK), served.length)] !== true
-  history.allPowerLost(cluster.world.nowMs, served.length === 0 ? undefined : isLost)
+  history.allPowerLost(cluster.world.nowMs, served.length === 0 ? undefined : isLost, mayBeNone)
 }
 
 /** Acts once, when others serve all that the node has; not at all when that does not come in time. */

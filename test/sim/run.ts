@@ -121,7 +121,7 @@ async function runOnce(schedule: Schedule, options: RunOptions): Promise<RunResu
     history.unacknowledgedLost(world.nowMs, isPageLost, keptPower)
   }
   cluster.onGivenUp = () => history.givenUp()
-  cluster.onDiskFailed = (node) => powerLost(cluster, history, [node])
+  cluster.onDiskFailed = (node) => powerLost(cluster, history, [node], true)
   const clients: SimClient[] = []
   const watch = new Watch(cluster)
   const initiators: NbdInitiator[] = []

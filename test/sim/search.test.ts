@@ -21,6 +21,7 @@ function outcomes(memory: Memory, op: PageOp): Memory[] {
   if (op.kind === 'read') return now.every((stamp, s) => (op.mask & (1 << s)) === 0 || stamp === op.stamps[s]) ? [memory] : []
   if (op.kind === 'loss') {
     if (op.keepsAcknowledged === true) return [memory, ...before.flatMap((then, i) => (i < firm ? [] : [{ now: then, before: before.slice(0, i), firm }]))]
+    if (op.mayBeNone === true) return [memory, ...before.map((then, i) => ({ now: then, before: before.slice(0, i), firm: Math.min(firm, i) }))]
     return [now, ...before].map((then) => ({ now: then, before: [], firm: 0 }))
   }
   const next = now.map((stamp, s) => (op.mask & (1 << s) ? op.stamps[s]! : stamp))
@@ -70,7 +71,7 @@ function makeOps(random: Prng): PageOp[] {
       mask,
       stamps,
       durable: kind !== 'write' || isDurable || (outcome === 'ok' && random.chance(0.2)),
-      keepsAcknowledged: random.chance(0.5),
+      ...random.pick([{}, { keepsAcknowledged: true }, { mayBeNone: true }]),
       ...(hasWaiting && outcome === 'unknown' && deadlineMs < returnMs ? { deadlineMs } : {}),
     })
   }
