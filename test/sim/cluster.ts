@@ -79,6 +79,8 @@ const INSIST_MS = 60_000
 const INSIST_PAUSE_MS = 500
 /** What another node, or the same one later, may answer better. */
 const TRANSIENT: ReadonlySet<string> = new Set(['NODE_UNREACHABLE', 'NETWORK_TIMEOUT', 'CLUSTER_NOT_READY', 'STOPPING', 'NOT_LEADER', 'CONSENSUS_FAILED'])
+/** A join whose answer did not come may still be under way. */
+const JOIN_TRANSIENT: ReadonlySet<string> = new Set([...TRANSIENT, 'BUSY'])
 
 export class SimCluster {
   readonly options: SimClusterOptions
@@ -174,14 +176,19 @@ export class SimCluster {
   async join(node: SimNode): Promise<void> {
     const members = () => this.nodes.filter((other) => other.running && other.control?.member !== undefined)
     const { token } = await this.insist('xsan.v1.Cluster/AddNode', { nodeId: node.id, validMs: 600_000 }, members)
-    await this.insist('xsan.v1.Cluster/Join', { token }, () => [node]).catch((error: unknown) => {
+    await this.insist('xsan.v1.Cluster/Join', { token }, () => [node], JOIN_TRANSIENT).catch((error: unknown) => {
       // Repeated after its answer was lost
       if (!(error instanceof XsanError && error.status === 'ALREADY_EXISTS')) throw error
     })
   }
 
   /** A command, given to one running node after the other until one takes it or refuses it for good. Rejects with XsanError. */
-  async insist(method: string, request: Message, targets: () => readonly SimNode[] = () => this.nodes.filter((node) => node.running)): Promise<Message> {
+  async insist(
+    method: string,
+    request: Message,
+    targets: () => readonly SimNode[] = () => this.nodes.filter((node) => node.running),
+    transient: ReadonlySet<string> = TRANSIENT,
+  ): Promise<Message> {
     const { clock, rpc } = this.operator
     const endMs = clock.nowMs() + INSIST_MS
     for (let attempt = 0; ; attempt++) {
@@ -191,7 +198,7 @@ export class SimCluster {
         if (node === undefined) throw new XsanError('NODE_UNREACHABLE', 'no node runs')
         return await rpc.call(node.grpc, method, request, { timeoutMs: 5000 })
       } catch (error) {
-        if (!(error instanceof XsanError) || !TRANSIENT.has(error.status) || clock.nowMs() >= endMs) throw error
+        if (!(error instanceof XsanError) || !transient.has(error.status) || clock.nowMs() >= endMs) throw error
       }
       await this.pause(INSIST_PAUSE_MS)
     }
