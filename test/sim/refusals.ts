@@ -8,7 +8,7 @@
  * Counts come from V8's block coverage, so that nothing in src/ has to count for it. Exits 1 when something was never reached that
  * is not known to be out of reach (`OUT_OF_REACH`, with the reason).
  */
-import { readFileSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { Session } from 'node:inspector/promises'
 import test, { after } from 'node:test'
 import { fileURLToPath } from 'node:url'
@@ -95,6 +95,9 @@ async function main(): Promise<void> {
   await session.post('Profiler.startPreciseCoverage', { callCount: true, detailed: true })
   const rows = await countTransitions()
   for (const file of SCENARIOS) await import(`./${file}.test.ts`)
+  for (const directory of ['chain/', 'volume/', 'export/nbd/']) {
+    for (const file of readdirSync(new URL(directory, SOURCE))) if (file.endsWith('.test.ts')) await import(new URL(directory + file, SOURCE).href)
+  }
   const { FOCUS_NAMES, PROFILES } = await import('./faults.ts')
   const { planText, runSchedule, scheduleFor } = await import('./run.ts')
   const seeds = Number(values.seeds)
