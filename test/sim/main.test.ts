@@ -30,6 +30,9 @@ test('what is wrong is said in the words of all commands: code, cause, next step
     [['--seed', '--seeds'], /argument is ambiguous/],
     [['extra'], /Unexpected argument 'extra'\. Try: xsan sim --help/],
     [['--seeds', '5..3'], /"5\.\.3" is empty\. Try: The smaller one first: 3\.\.5/],
+    [['--seeds', '-1..3'], /"-1\.\.3" is not a range of seeds/],
+    [['--seed', '1', '--jobs', '0'], /"0" is not a number of processes/],
+    [['--seeds', '2', '--jobs', '-1'], /"-1" is not a number of processes/],
     [['--schedule', '/dev/zero'], /\/dev\/zero: not a schedule: more than \d+ bytes/],
     [['--schedule', '/tmp'], /\/tmp: EISDIR/],
     [['--picture', '/nonexistent/x.html'], /"\/nonexistent\/x\.html" cannot be written/],
@@ -107,8 +110,16 @@ test('a picture is one well-formed page that needs nothing else', { timeout: TIM
   assert.deepEqual(open, ['svg'])
 })
 
+test('what cannot be saved hides nothing of what the run has found', { timeout: TIMEOUT_MS }, async () => {
+  const ran = await sim('--seed', '1', '--focus', 'fua', '--picture', '/dev/full', '-o', 'json')
+  assert.equal(ran.code, 2)
+  assert.match(ran.stderr, /^error XSAN-301 WRITE_FAILED: \/dev\/full cannot be written: ENOSPC/m)
+  assert.deepEqual((JSON.parse(ran.stdout) as { violations: unknown }).violations, [])
+})
+
 test('a range ends with one object; a run whose process dies is a failed seed and the others go on', { timeout: TIMEOUT_MS }, async () => {
-  const ran = await sim('--seeds', '0x1..2', '--jobs', '2', '--profile', 'calm', '-o', 'json')
+  // a number alone counts from 1
+  const ran = await sim('--seeds', '0x2', '--jobs', '2', '--profile', 'calm', '-o', 'json')
   assert.equal(ran.code, 0, ran.stderr)
   const { seeds, failed, first_failure: first } = JSON.parse(ran.stdout.trimEnd().split('\n').at(-1)!) as Record<string, unknown>
   assert.deepEqual([seeds, failed, first], [2, 0, null])

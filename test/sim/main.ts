@@ -8,6 +8,7 @@ import { dirname } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { formatError, messageOf, XsanError } from '../../src/base/errors.ts'
+import { loadAddon } from '../../src/env/native/addon.ts'
 import type { Seed } from '../../src/env/sim/world.ts'
 import { CANARIES, canaryOf } from './canaries.ts'
 import { addCoverage, coverageText, faultShares } from './coverage.ts'
@@ -17,12 +18,12 @@ import { Picture } from './picture.ts'
 import { runTasks, type TaskResult } from './pool.ts'
 import { type Plan, planText, type RunResult, runSchedule, scheduleFor } from './run.ts'
 
-const USAGE = `Usage: xsan sim [--seed N | --seeds A..B | --schedule FILE] [options]
+const USAGE = `Usage: xsan sim [--seed N | --seeds [A..]B | --schedule FILE] [options]
 
 Runs whole clusters in one process under a virtual clock, with faults, and checks every promise.
 
   --seed N              one seed, any 64-bit number (default 1)
-  --seeds A..B          all of them; prints one line per failing seed, and a summary
+  --seeds [A..]B        all of them, from 1 unless given; prints one line per failing seed, and a summary
   --jobs J              processes at one time with --seeds (default 1)
   --profile NAME        ${PROFILES.join(' | ')} (default rough)
   --focus NAME          instead of a profile, short runs aimed at one sort of promise:
@@ -51,13 +52,14 @@ interface Options {
   readonly pictureTo: string | undefined
 }
 
-/** `argv` without "xsan sim". Returns the exit code: 0 only when nothing was violated; 1 violations; 64 wrong options. */
+/** `argv` without "xsan sim". Returns the exit code: 0 only when nothing was violated; 1 violations; 2 none, but a file was not written; 64 wrong options. */
 export async function simMain(argv: readonly string[]): Promise<number> {
   try {
     return await run(argv)
   } catch (error) {
     const known = error instanceof XsanError ? error : undefined
-    if (!known && !(error as { code?: string }).code?.startsWith('ERR_PARSE_ARGS')) throw error
+    const isUsage = known ? known.status === 'INVALID_PARAM' : (error as { code?: string }).code?.startsWith('ERR_PARSE_ARGS')
+    if (!isUsage) throw error
     // parseArgs goes on about arguments that begin with a dash; one sentence is enough
     const shown = known ?? wrong(messageOf(error).split(/\. |\n/)[0]!, 'xsan sim --help')
     process.stderr.write(`${formatError(shown)}\n`)
@@ -67,7 +69,7 @@ export async function simMain(argv: readonly string[]): Promise<number> {
 
 async function run(argv: readonly string[]): Promise<number> {
   const { values } = parseArgs({
-    args: withNegativeSeeds(argv),
+    args: withNegativeNumbers(argv),
     options: {
       seed: { type: 'string' },
       seeds: { type: 'string' },
@@ -99,6 +101,7 @@ async function run(argv: readonly string[]): Promise<number> {
   const sources = [values.seed, values.seeds, values.schedule].filter((source) => source !== undefined)
   if (sources.length > 1) throw wrong('more than one of --seed, --seeds and --schedule', 'Give one of them.')
   for (const file of [values.shrink, values.picture]) if (file !== undefined) checkWritable(file)
+  const jobs = parseJobs(values.jobs)
   const options: Options = {
     plan: planOf(values.profile, values.focus, values.canary),
     canary: values.canary,
@@ -108,10 +111,11 @@ async function run(argv: readonly string[]): Promise<number> {
     shrinkTo: values.shrink,
     pictureTo: values.picture,
   }
+  checkAddon()
   if (values.seeds !== undefined) {
     const alone = (['shrink', 'picture', 'trace'] as const).find((name) => values[name] !== undefined && values[name] !== false)
     if (alone) throw wrong(`--${alone} is for one seed`, 'Give it with --seed.')
-    return runRange(values.seeds, values.jobs, options)
+    return runRange(parseRange(values.seeds), jobs, options)
   }
   if (values.schedule !== undefined) {
     if (values.profile !== undefined || values.focus !== undefined) throw wrong('a saved schedule has its own profile', 'Leave out --profile and --focus.')
@@ -122,10 +126,10 @@ async function run(argv: readonly string[]): Promise<number> {
 }
 
 /** `--seed -1` as `--seed=-1`: a number, not an option. */
-function withNegativeSeeds(argv: readonly string[]): string[] {
+function withNegativeNumbers(argv: readonly string[]): string[] {
   const args: string[] = []
   for (const arg of argv) {
-    if (args.at(-1) === '--seed' && /^-\d+$/.test(arg)) args[args.length - 1] = `--seed=${arg}`
+    if (/^-\d/.test(arg) && /^--\w+$/.test(args.at(-1) ?? '')) args.push(`${args.pop()}=${arg}`)
     else args.push(arg)
   }
   return args
@@ -159,10 +163,14 @@ async function runOne(schedule: Schedule, options: Options, file: string | undef
     const result = await runSchedule(schedule, { trace: both(trace, picture?.onTrace), onHistory: picture?.onHistory })
     const seconds = Number(process.hrtime.bigint() - began) / 1e9
     const violations = [...result.violations]
-    if (picture) {
-      writeFile(options.pictureTo!, picture.html(result, commit))
-      say(`the picture is in ${options.pictureTo}`)
+    let isAllSaved = true
+    const save = (file: string, text: string, what: string): boolean => {
+      const isSaved = writeFile(file, text)
+      if (isSaved) say(`${what} is in ${file}`)
+      else isAllSaved = false
+      return isSaved
     }
+    if (picture) save(options.pictureTo!, picture.html(result, commit), 'the picture')
     if (options.checkDeterminism) {
       const again = await runSchedule(schedule)
       if (again.hash !== result.hash) violations.push({ promise: 'the same seed gives the same trace', detail: `${result.hash}, then ${again.hash}` })
@@ -172,11 +180,9 @@ async function runOne(schedule: Schedule, options: Options, file: string | undef
       const fails = async (candidate: Schedule) => (await runSchedule(candidate, { stacks: false })).violations.some(({ promise }) => promises.has(promise))
       const small = promises.size > 0 ? await shrink(schedule, fails) : schedule
       const saved: Schedule = options.canary === undefined ? small : { ...small, canary: options.canary }
-      writeFile(options.shrinkTo, `${JSON.stringify(saved, undefined, 2)}\n`)
-      say(
-        `a schedule that fails with ${small.faults.length} of ${schedule.faults.length} faults, ${small.clients} clients, ${small.opsPerClient} operations each is in ${options.shrinkTo}`,
-      )
-      say(`replay: npx xsan sim --schedule ${quoted(options.shrinkTo)}`)
+      const size = `${small.faults.length} of ${schedule.faults.length} faults, ${small.clients} clients, ${small.opsPerClient} operations each`
+      const isSaved = save(options.shrinkTo, `${JSON.stringify(saved, undefined, 2)}\n`, `a schedule that fails with ${size}`)
+      if (isSaved) say(`replay: npx xsan sim --schedule ${quoted(options.shrinkTo)}`)
     }
     if (options.json) {
       print({
@@ -192,7 +198,7 @@ async function runOne(schedule: Schedule, options: Options, file: string | undef
         violations: violations.map(({ promise, detail }) => ({ promise, detail })),
       })
     } else printText(result, violations, schedule, seconds)
-    if (violations.length === 0) return 0
+    if (violations.length === 0) return isAllSaved ? 0 : NOT_SAVED
     say(`violated: ${[...new Set(violations.map(({ promise }) => promise))].join('; ')}`)
     const which = file === undefined ? `--seed ${schedule.seed} ${planText(options.plan)}` : `--schedule ${quoted(file)}`
     say(`replay: npx xsan sim ${which}${options.canary ? ` --canary ${options.canary}` : ''}`)
@@ -224,19 +230,33 @@ function speedText(virtualSeconds: number, events: number, seconds: number): str
 
 const SEEDS_END = 1n << 64n
 
-async function runRange(range: string, jobsText: string, options: Options): Promise<number> {
-  const match = /^(0x[0-9a-f]+|\d+)\.\.(0x[0-9a-f]+|\d+)$/i.exec(range)
-  if (!match) throw wrong(`"${range}" is not a range of seeds`, 'Write it as 1..1000, or one seed with --seed.')
-  const [from, to] = [BigInt(match[1]!), BigInt(match[2]!)]
+interface SeedRange {
+  readonly text: string
+  readonly from: bigint
+  readonly to: bigint
+}
+
+function parseRange(text: string): SeedRange {
+  const match = /^(?:(0x[0-9a-f]+|\d+)\.\.)?(0x[0-9a-f]+|\d+)$/i.exec(text)
+  if (!match) throw wrong(`"${text}" is not a range of seeds`, 'Write it as 1..1000, or one seed with --seed.')
+  const [from, to] = [BigInt(match[1] ?? 1), BigInt(match[2]!)]
   if (to >= SEEDS_END) throw wrong(`the seed ${match[2]} has more than 64 bits`, 'Use whole numbers of at most 64 bits.')
-  const jobs = /^\d{1,3}$/.test(jobsText) ? Number(jobsText) : 0
-  if (jobs < 1 || jobs > 256) throw wrong(`"${jobsText}" is not a number of processes`, 'Use 1 to 256.')
-  if (to < from) throw wrong(`"${range}" is empty`, `The smaller one first: ${to}..${from}`)
+  if (to < from) throw wrong(`"${text}" is empty`, `The smaller one first: ${to}..${from}`)
+  return { text, from, to }
+}
+
+function parseJobs(text: string): number {
+  const jobs = /^\d{1,3}$/.test(text) ? Number(text) : 0
+  if (jobs < 1 || jobs > 256) throw wrong(`"${text}" is not a number of processes`, 'Use 1 to 256.')
+  return jobs
+}
+
+async function runRange({ text, from, to }: SeedRange, jobs: number, options: Options): Promise<number> {
   const commit = commitOf()
   const { plan, canary } = options
   const plantedText = canary ? ` --canary ${canary}` : ''
   const say = (line: string) => void (options.json ? process.stderr : process.stdout).write(`${line}\n`)
-  say(`seeds ${range} commit ${commit} ${planText(plan)}${plantedText}`)
+  say(`seeds ${text} commit ${commit} ${planText(plan)}${plantedText}`)
   let seeds = 0
   let failed = 0
   let events = 0
@@ -307,6 +327,8 @@ async function runRange(range: string, jobsText: string, options: Options): Prom
 
 /** Exit code of a program that SIGINT ends, as shells have it. */
 const INTERRUPTED = 130
+/** Nothing was violated, and a file that was asked for is not there. */
+const NOT_SAVED = 2
 
 function both(a: ((line: string) => void) | undefined, b: ((line: string) => void) | undefined): ((line: string) => void) | undefined {
   if (!a || !b) return a ?? b
@@ -356,6 +378,15 @@ function readSchedule(file: string): Schedule {
   }
 }
 
+/** Without it no node starts, in any run: that is nothing that a run has found. */
+function checkAddon(): void {
+  try {
+    loadAddon()
+  } catch (error) {
+    throw new XsanError('CLUSTER_NOT_READY', messageOf(error), 'tools/bootstrap', { cause: error })
+  }
+}
+
 /** A run may take minutes: what it leads to must have a place. */
 function checkWritable(file: string): void {
   try {
@@ -373,11 +404,15 @@ function quoted(word: string): string {
   return /^[\w./:@%+,=-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`
 }
 
-function writeFile(file: string, text: string): void {
+/** False: it could not be written, which is said, and what the run has found follows all the same. */
+function writeFile(file: string, text: string): boolean {
   try {
     writeFileSync(file, text)
+    return true
   } catch (error) {
-    throw new XsanError('INVALID_PARAM', `${file} cannot be written: ${messageOf(error)}`, 'Name a file in a directory that exists.', { cause: error })
+    const why = new XsanError('WRITE_FAILED', `${file} cannot be written: ${messageOf(error)}`, 'Name a file in a directory that exists and has room.')
+    process.stderr.write(`${formatError(why)}\n`)
+    return false
   }
 }
 
