@@ -63,6 +63,7 @@ export class SimNode {
   readonly bays: readonly Bay[]
   process: SimProcess | undefined
   env: SimControlEnv | undefined
+  /** Also of a process that has ended, until another one has come so far. */
   control: ControlPlane | undefined
   queue: SimIoQueue | undefined
   plane: DataPlane | undefined
@@ -82,6 +83,8 @@ export class SimNode {
   /** Until then (true time) its clock is, or was a moment ago, off by more than the bound: what it says is no promise. */
   untrustedUntilMs = 0
   #starts = 0
+  /** The process that `control` belongs to. */
+  #controlled: SimProcess | undefined
 
   constructor(cluster: SimCluster, index: number) {
     this.cluster = cluster
@@ -149,11 +152,11 @@ export class SimNode {
 
   /** SIGTERM: it drains, hands over, and ends by itself. */
   stop(): void {
-    const { process, control } = this
+    const { process } = this
     if (!process?.alive) return
     process.schedule(0, 'SIGTERM', () => {
       this.cluster.world.asyncPending = true
-      const ended = control ? control.stop() : Promise.resolve()
+      const ended = this.control && this.#controlled === process ? this.control.stop() : Promise.resolve()
       ended.then(
         () => process.kill(),
         (error: unknown) => this.#die(process, error),
@@ -269,6 +272,7 @@ export class SimNode {
       onFatal: (error) => this.#die(process, error),
     })
     this.control = control
+    this.#controlled = process
     await control.start()
   }
 
