@@ -343,7 +343,9 @@ export class Client implements BlockClient {
     ops.deadlineMs[op] = nowMs + this.settings.retryTotalMs
     ops.answerByMs[op] = ops.deadlineMs[op]! + this.settings.writeLifeMs
     ops.backoffMs[op] = this.settings.retryFirstMs
-    ops.durable[op] = known === undefined || known.syncWhenWrite || flags & WriteFlag.FUA ? 1 : 0
+    // a flush by a node that does not know that there is such a block would not ask for it (flush.ts)
+    const awaitsFlush = known !== undefined && !known.syncWhenWrite && (flags & WriteFlag.FUA) === 0 && this.#table.isKnownToAll(volume, index, nowMs)
+    ops.durable[op] = awaitsFlush ? 0 : 1
     this.#inCall = true
     if (this.stopping) this.#end(op, Status.STOPPING)
     else if (known === undefined && this.#table.revision > 0) this.#end(op, Status.VOLUME_NOT_FOUND)

@@ -566,7 +566,7 @@ export class DataPlane {
     const isFirst = table.slotCount === 0
     const changed = this.#changed
     changed.length = 0
-    table.apply(message, changed)
+    table.apply(message, changed, this.#queue.sampleClockMs())
     if (isFirst) {
       replicas.resize(table.slotCount)
       this.reads.resize(table.slotCount)

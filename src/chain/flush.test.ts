@@ -2,6 +2,8 @@ import assert from 'node:assert/strict'
 import test from 'node:test'
 import { ChainCluster, pattern, RELAXED_VOLUME, TestClient, VOLUME } from '../../test/support/chain-cluster.ts'
 import { Status } from '../base/status.ts'
+import { BLOCK_BYTES } from '../base/units.ts'
+import { slotOf } from '../placement/ring.ts'
 
 /** Chains of nodes 1 and 2; node 3 has clients only. Nothing becomes durable by itself. */
 async function relaxed() {
@@ -208,5 +210,65 @@ test('a write that was on its way down the chain when its volume ceased to ackno
   cluster.step()
   cluster.restart(2)
   await cluster.until('the tail serves', () => cluster.chains[0]!.entries[0]!.state === 0)
+  assert.deepEqual(await read(), pattern(1))
+})
+
+/**
+ * A volume of one block, whose slot node 1 serves, has grown by blocks in a slot of node 2. Nodes 2 and 3 have heard of it, node 1 has not, and node 4
+ * exports the volume as it was. `write` and `read` are of one of the new blocks, by way of node 3.
+ */
+async function grown() {
+  const slotOfFirst = slotOf(RELAXED_VOLUME, 0, 2)
+  const volume = { volume: RELAXED_VOLUME, name: 'scratch', sizeBytes: BLOCK_BYTES, replicas: 1, syncWhenWrite: false, readOnly: false }
+  const cluster = new ChainCluster({ nodes: 4, slots: 2, chainOf: (slot) => [slot === slotOfFirst ? 1 : 2], volumes: [volume] })
+  cluster.leaseMsMax = cluster.leaseMs
+  await cluster.start()
+  await cluster.world.runFor(1.1 * cluster.leaseMs)
+  let index = 1
+  while (slotOf(RELAXED_VOLUME, index, 2) === slotOfFirst) index++
+  cluster.volumes = [{ ...volume, sizeBytes: (index + 1) * BLOCK_BYTES }]
+  cluster.revision = ((cluster.revision as number) + 1) as never
+  for (const number of [2, 3]) cluster.sendTable(cluster.node(number), [])
+  await cluster.world.runFor(10)
+  const writer = new TestClient(cluster.node(3))
+  const other = new TestClient(cluster.node(4))
+  const write = (tag: number) => cluster.world.settle(writer.write(index, 0, pattern(tag), { volume: RELAXED_VOLUME }), 5000)
+  const read = async () => (await cluster.world.settle(writer.read(index, 0, 1, RELAXED_VOLUME), 5000)).bytes
+  const powerLoss = async () => {
+    await cluster.kill(2, { power: true })
+    cluster.restart(2)
+    await cluster.until('serving', () => cluster.allServing)
+  }
+  return { cluster, other, write, read, powerLoss }
+}
+
+test('a flush by a node that does not know yet how large the volume is covers what was acknowledged behind the end that it knows', {
+  timeout: 60_000,
+}, async () => {
+  const { cluster, other, write, read, powerLoss } = await grown()
+  assert.equal(await write(1), Status.SUCCESS)
+  assert.equal(await cluster.world.settle(other.flush(RELAXED_VOLUME), 1000), Status.SUCCESS)
+  await powerLoss()
+  assert.deepEqual(await read(), pattern(1))
+})
+
+test('no flush succeeds by a node that does not know, a lease later, how large the volume is', { timeout: 60_000 }, async () => {
+  const { cluster, other, write, read, powerLoss } = await grown()
+  await cluster.world.runFor(1.1 * cluster.leaseMs)
+  assert.equal(await write(1), Status.SUCCESS)
+  let status = -1
+  void other.flush(RELAXED_VOLUME).then((outcome) => {
+    status = outcome
+  })
+  await cluster.world.runFor(500)
+  assert.equal(status, -1)
+  for (const node of cluster.nodes) cluster.sendTable(node, [])
+  assert.ok(await cluster.world.run(() => status !== -1, 5000))
+  assert.equal(status, Status.SUCCESS)
+  await powerLoss()
+  assert.deepEqual(await read(), pattern(1))
+  // and from then on it acknowledges from memory there, too
+  assert.equal(await write(2), Status.SUCCESS)
+  await powerLoss()
   assert.deepEqual(await read(), pattern(1))
 })

@@ -3,6 +3,10 @@
  * journal durable, and answers only if it knows the same table revision, hence the same version of every chain, before and after. A process that
  * the chains do not count yet, for they still name one before it, answers for nobody (protocol 3): its host may have lost its power meanwhile.
  *
+ * An exporter asks the members of the slots that it knows the volume to have. Others may know of a resize that it has not heard of: what they write
+ * behind the old end is durable when it is acknowledged, until no node that has not heard can hold a lease any more (`ChainTable.isKnownToAll`);
+ * and no flush succeeds without one.
+ *
  * One flush of a volume runs, and one waits for it, however many ask.
  *
  * Lost writes. A write acknowledged from memory is lost when every replica of its slot loses its host's memory before a flush. Rule 20 alone
@@ -163,6 +167,7 @@ export class Flushes {
       return (await this.#calls.call(peer, CallKind.FLUSH, args, 0, 0)).status
     })
     const statuses = await Promise.all(answers)
+    if (!this.#table.leaseValid(this.#io.queue.sampleClockMs())) return false
     // the members may have gone on to a later table since, and so may this node, in which the volume acknowledges from memory again
     return this.#table.revision === revision && statuses.every((status) => status === Status.SUCCESS)
   }

@@ -40,7 +40,7 @@ async function twoDisks() {
     } as unknown as Chain
     const isFirst = table.slotCount === 0
     const message = { type: 'table', revision: ++revision, slotCount: 1, chains: packChains([{ slot: 0 as SlotIndex, chain }]) }
-    table.apply(message as never, [])
+    table.apply(message as never, [], 0)
     if (isFirst) replicas.resize(1)
     replicas.learn(0)
   }

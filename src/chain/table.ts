@@ -6,6 +6,7 @@
  */
 import { assert } from '../base/assert.ts'
 import type { DiskNumber, Incarnation, NodeNumber, TableRevision, VolumeNumber } from '../base/ids.ts'
+import { BLOCK_BYTES, CLOCK_DRIFT_MAX } from '../base/units.ts'
 import { CHAIN_ENTRIES_MAX, inWritePath, isMember, ReplicaState } from '../placement/chain.ts'
 import type { TableMessage, TableNode, TableVolume } from '../placement/messages.ts'
 
@@ -30,6 +31,8 @@ export class ChainTable {
   slotCount = 0
   nodes = new Map<number, TableNode>()
   volumes = new Map<number, TableVolume>()
+  /** Volumes that are larger than other nodes may know: how large those know them to be, at least, and until when. */
+  #grown = new Map<number, { readonly knownBytes: number; readonly untilMs: number }>()
   /** Highest number ever given, as far as the tables so far tell: numbers rise and are never used again. */
   #newestVolume = 0
   #volumesByName = new Map<string, TableVolume>()
@@ -72,13 +75,14 @@ export class ChainTable {
     this.ownDisks = ownDisks
   }
 
-  /** Takes over everything newer; `changed` gets the slots whose version rose. */
-  apply(message: TableMessage, changed: number[]): void {
+  /** Takes over everything newer; `changed` gets the slots whose version rose. `nowMs`: the clock, not before the message was there. */
+  apply(message: TableMessage, changed: number[], nowMs: number): void {
     if (this.slotCount === 0) this.#size(message.slotCount)
     assert(message.slotCount === this.slotCount, `table with ${message.slotCount} slots, this reactor has ${this.slotCount}`)
     if (message.nodes) this.nodes = new Map(message.nodes.map((node) => [node.node, node]))
     if (message.disks) this.#diskNodes = new Map(message.disks.map((disk) => [disk.disk, disk.node]))
     if (message.volumes) {
+      this.#noteGrown(message.volumes, message.leaseMsMax ?? 0, nowMs)
       this.volumes = new Map(message.volumes.map((volume) => [volume.volume, volume]))
       this.#volumesByName = new Map(message.volumes.map((volume) => [volume.name, volume]))
       this.#newestVolume = Math.max(this.#newestVolume, (message.nextVolume ?? 1) - 1, ...this.volumes.keys())
@@ -102,6 +106,27 @@ export class ChainTable {
     }
     if (message.revision > this.revision) this.revision = message.revision
     if (this.#grantRevision <= this.revision && this.#grantUntilMs > this.#leaseUntilMs) this.#leaseUntilMs = this.#grantUntilMs
+  }
+
+  /** No node can have missed this table for longer than its lease (protocol 28). One that is not known here is new, or this process is. */
+  #noteGrown(volumes: readonly TableVolume[], leaseMsMax: number, nowMs: number): void {
+    const before = this.#grown
+    this.#grown = new Map()
+    for (const { volume, sizeBytes } of volumes) {
+      const ownBytes = this.volumes.get(volume)?.sizeBytes ?? 0
+      const earlier = before.get(volume)
+      const isDoubted = earlier !== undefined && nowMs < earlier.untilMs
+      if (sizeBytes > ownBytes) {
+        const knownBytes = isDoubted ? earlier.knownBytes : ownBytes
+        this.#grown.set(volume, { knownBytes, untilMs: nowMs + leaseMsMax * (1 + CLOCK_DRIFT_MAX) })
+      } else if (isDoubted) this.#grown.set(volume, earlier)
+    }
+  }
+
+  /** Whether each node that holds a lease knows that the volume, which is in this table, has that block. */
+  isKnownToAll(volume: VolumeNumber, index: number, nowMs: number): boolean {
+    const grown = this.#grown.get(volume)
+    return grown === undefined || nowMs >= grown.untilMs || index < Math.ceil(grown.knownBytes / BLOCK_BYTES)
   }
 
   /** This process serves nothing any more, whatever is granted: the coordinator goes on without it as soon as it is told. */

@@ -19,7 +19,9 @@ export function tableSince(state: ClusterState, since: number, lossesBefore?: Re
     chains: packChains(changed),
     ...(since === 0 || state.nodesRevision > since ? { nodes: tableNodes(state) } : {}),
     ...(since === 0 || state.disksRevision > since ? { disks: tableDisks(state) } : {}),
-    ...(since === 0 || state.volumesRevision > since ? { volumes: tableVolumes(state, lossesBefore), nextVolume: state.nextVolume } : {}),
+    ...(since === 0 || state.volumesRevision > since
+      ? { volumes: tableVolumes(state, lossesBefore), nextVolume: state.nextVolume, leaseMsMax: state.leaseMsMax }
+      : {}),
   }
 }
 

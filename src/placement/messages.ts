@@ -55,6 +55,8 @@ export interface TableMessage {
   readonly volumes?: readonly TableVolume[]
   /** With `volumes`: the number the next one will get. What is below and not among them was deleted. */
   readonly nextVolume?: number
+  /** With `volumes`: no lease is longer. Who held one by an older table, and knows a volume to be smaller, holds none any more after that. */
+  readonly leaseMsMax?: number
 }
 
 /** A line for the node's log, which the main thread writes. */

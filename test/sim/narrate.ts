@@ -12,9 +12,9 @@ export function narrate(plane: DataPlane, say: (text: string) => void): void {
   const { table, replicas, forwarding } = plane
   const client = plane.client as Client
   const { apply } = table
-  table.apply = (message, changed) => {
+  table.apply = (message, changed, nowMs) => {
     const known = changed.length
-    apply.call(table, message, changed)
+    apply.call(table, message, changed, nowMs)
     for (const slot of changed.slice(known)) say(`knows slot ${slot} in version ${table.version[slot]}: ${chainText(table, slot)}`)
   }
   const { stage, advance, sessions } = replicas

@@ -178,6 +178,8 @@ export class ChainCluster {
   revision = 1 as TableRevision
   /** Leases are granted for this long; 0: none are. */
   leaseMs = 2000
+  /** What tables say of it. 0: every node knows of a larger volume at once, so that volumes acknowledge from memory from their first write on. */
+  leaseMsMax = 0
   /** The coordinator's word takes up to this much longer, each time another time: nodes know different tables. */
   lagMs = 0
   /** Nodes that get neither leases nor tables. */
@@ -252,6 +254,7 @@ export class ChainCluster {
       ),
       disks: this.nodes.map((each) => ({ disk: each.disk, node: each.number })),
       volumes: this.volumes.map((volume) => (volume.syncWhenWrite ? volume : { ...volume, losses: this.losses })),
+      leaseMsMax: this.leaseMsMax,
     })
   }
 
