@@ -244,6 +244,27 @@ function noteLost({ blocks, queue }: Pick<ReturnType<typeof make>, 'blocks' | 'q
   return lost
 }
 
+test('what a client had sent while this process stood still at the end of the negotiation is not begun', async () => {
+  const { world, blocks, server, queue, open } = make()
+  const { send } = queue
+  let sends = 0
+  queue.send = (...args) => {
+    send.apply(queue, args)
+    if (++sends === 2) world.schedule(0.006, 'freeze', () => queue.process.freeze())
+  }
+  let isSent = false
+  void open().then(async (client) => {
+    await client.send(Buffer.concat([request(WRITE, 4096, 512), Buffer.alloc(512)]))
+    isSent = true
+    client.process.kill()
+  })
+  assert.ok(await world.run(() => isSent, 10_000))
+  await world.run(() => false, 5000)
+  queue.process.thaw()
+  await world.run(() => false, 5000)
+  assert.deepEqual([blocks.calls, server.connectionCount], [[], 0])
+})
+
 test('a client that went while this process stood still, though not for long, counts as gone from the last turn before', async () => {
   const { world, blocks, queue, open } = make()
   const lost = noteLost({ blocks, queue })

@@ -195,8 +195,8 @@ export class NbdServer {
       hangup: i32,
       /** The last turn's clock when its client was seen to have left, perhaps behind what it had sent before; Infinity: it has not. */
       leftMs: f64,
-      /** Since when its host was not heard, for too long; 0: it was not so. What comes from it now may be from before that. */
-      silentSinceMs: f64,
+      /** Its host was not heard for too long since then, or this process stood still as it negotiated; 0: neither. What comes from it now may be from then. */
+      staleSinceMs: f64,
       dirty: i32,
       /** The write whose payload is being received straight into its pages, or -1. */
       bulk: i32,
@@ -361,7 +361,7 @@ export class NbdServer {
     t.page[c] = page
     t.state[c] = State.NEGOTIATING
     t.start[c] = t.end[c] = t.discardBytes[c] = t.receiving[c] = t.sending[c] = t.blocked[c] = t.dirty[c] = 0
-    t.silentSinceMs[c] = t.hangup[c] = t.requests[c] = t.bufferPages[c] = t.ending[c] = t.waitsSinceMs[c] = 0
+    t.staleSinceMs[c] = t.hangup[c] = t.requests[c] = t.bufferPages[c] = t.ending[c] = t.waitsSinceMs[c] = 0
     t.leftMs[c] = Number.POSITIVE_INFINITY
     t.bulk[c] = t.discarding[c] = t.replyFirst[c] = t.replyLast[c] = t.sentFirst[c] = NONE
     t.negotiating[c] = 1
@@ -434,7 +434,7 @@ export class NbdServer {
       this.#drop(c, '')
       return
     }
-    if (this.#wasSilent(c)) return
+    if (this.#isStale(c)) return
     t.end[c]! += result
     this.#parse(c)
   }
@@ -1010,17 +1010,17 @@ export class NbdServer {
     const { nowMs } = this.#queue
     this.#idleSilenceAtMs = nowMs + IDLE_SILENCE_EVERY_MS
     for (let c = 0; c < t.rowsMax; c++) {
-      if (!t.isUsed(c) || t.state[c] !== State.RUNNING || t.silentSinceMs[c] !== 0) continue
+      if (!t.isUsed(c) || t.state[c] !== State.RUNNING || t.staleSinceMs[c] !== 0) continue
       const silentMs = this.#queue.silentMs(this.#socket(c))
-      if (silentMs > SILENT_MS_MAX) t.silentSinceMs[c] = nowMs - silentMs
+      if (silentMs > SILENT_MS_MAX) t.staleSinceMs[c] = nowMs - silentMs
     }
   }
 
   /** What has come may be what its client had sent before it went elsewhere: nothing of it is begun. */
-  #wasSilent(c: number): boolean {
-    const sinceMs = this.#connections.silentSinceMs[c]!
+  #isStale(c: number): boolean {
+    const sinceMs = this.#connections.staleSinceMs[c]!
     if (sinceMs === 0) return false
-    this.#drop(c, `its client's host was silent, and what it sent may be from before that`, sinceMs)
+    this.#drop(c, `its client's host was silent, or this process stood still, and what it sent may be from before that`, sinceMs)
     return true
   }
 
@@ -1048,7 +1048,9 @@ export class NbdServer {
     this.#turnMs = this.#queue.nowMs
     let dropped = 0
     for (let c = 0; c < t.rowsMax; c++) {
-      if (!t.isUsed(c) || t.state[c] !== State.RUNNING) continue
+      if (!t.isUsed(c)) continue
+      if (t.state[c] === State.NEGOTIATING) t.staleSinceMs[c] = lostMs
+      if (t.state[c] !== State.RUNNING) continue
       dropped++
       this.#drop(c, '', lostMs)
     }
