@@ -244,6 +244,24 @@ function noteLost({ blocks, queue }: Pick<ReturnType<typeof make>, 'blocks' | 'q
   return lost
 }
 
+test('a client that was cut off for a moment, and left then, counts as gone from the moment it was last heard', async () => {
+  const { world, blocks, queue, open, network, host, clients } = make()
+  const lost = noteLost({ blocks, queue })
+  let cutMs = 0
+  void open().then((client) => {
+    world.schedule(1500, 'write', () => {
+      cutMs = queue.nowMs
+      network.cut(clients, host)
+      void client.send(Buffer.concat([request(WRITE, 4096, 512), Buffer.alloc(512)])).then(() => client.process.kill())
+    })
+  })
+  assert.ok(await world.run(() => cutMs > 0, 10_000))
+  await world.run(() => false, 2400)
+  network.healAll()
+  assert.ok(await world.run(() => lost.length === 1, 5000))
+  assert.ok(lost[0]! <= cutMs + 500, `${lost[0]! - cutMs} ms after that`)
+})
+
 test('what a client had sent while this process stood still at the end of the negotiation is not begun', async () => {
   const { world, blocks, server, queue, open } = make()
   const { send } = queue

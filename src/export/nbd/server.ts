@@ -85,7 +85,9 @@ const SILENT_MS_MAX = 3000
 const STUCK_MS = 1000
 const SILENCE_EVERY_MS = 250
 /** Of those for which nothing is done: their kernels may still hold, and send when they are heard again, what their clients have given up long ago. */
-const IDLE_SILENCE_EVERY_MS = 1000
+const IDLE_SILENCE_EVERY_MS = 500
+/** Whose host has been silent for so long is cut off: kernels talk every second. */
+const CUT_OFF_MS = 1500
 /** One whose host has been silent for so long while replies are on their way to it has gone: the kernel, which ends idle connections then, would send for a quarter of an hour. */
 const GONE_MS = 120_000
 /** Lines about connections closed for a reason, in so long; the next one says how many others there were. */
@@ -197,6 +199,10 @@ export class NbdServer {
       leftMs: f64,
       /** Its host was not heard for too long since then, or this process stood still as it negotiated; 0: neither. What comes from it now may be from then. */
       staleSinceMs: f64,
+      /** When its host was heard last, as far as was looked: its client may have left right after, behind what it had sent. */
+      heardMs: f64,
+      /** Its host was cut off for a while: until then may come what was sent meanwhile. */
+      unsureUntilMs: f64,
       dirty: i32,
       /** The write whose payload is being received straight into its pages, or -1. */
       bulk: i32,
@@ -361,7 +367,7 @@ export class NbdServer {
     t.page[c] = page
     t.state[c] = State.NEGOTIATING
     t.start[c] = t.end[c] = t.discardBytes[c] = t.receiving[c] = t.sending[c] = t.blocked[c] = t.dirty[c] = 0
-    t.staleSinceMs[c] = t.hangup[c] = t.requests[c] = t.bufferPages[c] = t.ending[c] = t.waitsSinceMs[c] = 0
+    t.staleSinceMs[c] = t.unsureUntilMs[c] = t.hangup[c] = t.requests[c] = t.bufferPages[c] = t.ending[c] = t.waitsSinceMs[c] = 0
     t.leftMs[c] = Number.POSITIVE_INFINITY
     t.bulk[c] = t.discarding[c] = t.replyFirst[c] = t.replyLast[c] = t.sentFirst[c] = NONE
     t.negotiating[c] = 1
@@ -396,6 +402,7 @@ export class NbdServer {
       t.losses[c] = this.#volumes.lossCount(agreed.volume.volume)
       t.readOnly[c] = agreed.volume.readOnly ? 1 : 0
       t.structured[c] = agreed.structuredReplies ? 1 : 0
+      t.heardMs[c] = this.#turnMs
       t.state[c] = State.RUNNING
       this.#queue.flight.record(FlightEvent.NBD_OPENED, c, agreed.volume.volume)
     } catch (error) {
@@ -502,7 +509,7 @@ export class NbdServer {
     const t = this.#connections
     t.hangup[c] = result < 0 ? Hangup.UNWATCHED : Hangup.SEEN
     if (result < 0) return
-    t.leftMs[c] = this.#turnMs
+    t.leftMs[c] = Math.min(this.#turnMs, t.heardMs[c]!)
     if (t.state[c] === State.RUNNING && (t.blocked[c] === 1 || this.#stopping)) this.#drop(c, '')
   }
 
@@ -932,7 +939,7 @@ export class NbdServer {
       return
     }
     t.ending[c] = 1
-    t.goodbyeMs[c] = this.#turnMs
+    t.goodbyeMs[c] = Math.min(this.#turnMs, t.heardMs[c]!)
     this.#queue.timeout(GOODBYE_MS, this.#goodbyeTag, c)
   }
 
@@ -964,7 +971,7 @@ export class NbdServer {
       this.#freeList(waiting, true)
       if (wasRunning && t.discarding[c] !== NONE) this.#freeRequest(t.discarding[c]!)
       if (wasRunning) {
-        this.#orphanWrites(c, Math.min(lostMs, t.leftMs[c]!))
+        this.#orphanWrites(c, Math.min(lostMs, t.leftMs[c]!, t.heardMs[c]!))
         if (t.receiving[c] === 1 || t.sending[c] === 1) this.#queue.cancel(this.#socket(c))
       }
     }
@@ -1013,6 +1020,9 @@ export class NbdServer {
       if (!t.isUsed(c) || t.state[c] !== State.RUNNING || t.staleSinceMs[c] !== 0) continue
       const silentMs = this.#queue.silentMs(this.#socket(c))
       if (silentMs > SILENT_MS_MAX) t.staleSinceMs[c] = nowMs - silentMs
+      // its kernel tries again after as much time as it has tried for in vain; it may have been heard since the last look
+      if (silentMs > CUT_OFF_MS) t.unsureUntilMs[c] = nowMs + silentMs + 2 * IDLE_SILENCE_EVERY_MS
+      else if (nowMs >= t.unsureUntilMs[c]!) t.heardMs[c] = nowMs - silentMs
     }
   }
 
