@@ -13,6 +13,7 @@ import type { Arena, PageNumber } from '../env/arena.ts'
 import type { IoQueue } from '../env/ioqueue.ts'
 import { CHAIN_ENTRIES_MAX, ReplicaState } from '../placement/chain.ts'
 import { CHANNELS_PER_CLIENT } from '../store/channel-rows.ts'
+import { compareIds } from '../store/digest.ts'
 import { RecordKind } from '../store/store.ts'
 import { Ack, Credit, Forward, ForwardFlag, ForwardRefusal, FRAME_BYTES, Lane, PeerFrame, putFrame } from '../wire/peer.ts'
 import type { Counters } from './counters.ts'
@@ -20,7 +21,7 @@ import { type Credits, HOPS } from './credits.ts'
 import { Owner, Place, type Placement } from './lane.ts'
 import type { PayloadPool } from './payload-pool.ts'
 import { PEERS_MAX, type Peers } from './peers.ts'
-import { NONE, RecordState, svOf } from './records.ts'
+import { NONE, RecordState, svOf, versionOf } from './records.ts'
 import type { Replicas } from './replica.ts'
 import type { ChainTable } from './table.ts'
 
@@ -265,6 +266,8 @@ export class Forwarding {
       get.channel(view, body) >= CHANNELS_PER_CLIENT ||
       (get.clientHigh(view, body) !== 0 && get.seq(view, body) === 0) ||
       svOf(get.idHi(view, body), get.idLo(view, body)) === 0 ||
+      versionOf(get.idHi(view, body)) > get.chainVersion(view, body) ||
+      compareIds(get.idHi(view, body), get.idLo(view, body), get.prevHi(view, body), get.prevLo(view, body)) <= 0 ||
       (hasPages ? pageCount === 0 || firstPage + pageCount > PAGES_PER_BLOCK : pageCount !== 0 || firstPage !== 0) ||
       payloadPages > CHAIN_OP_PAGES_MAX ||
       payloadBytes !== payloadPages * PAGE_BYTES ||

@@ -663,6 +663,11 @@ export class Peers {
         return
       }
       if (type === PeerFrame.ALIVE) {
+        const invalid = Alive.invalid(view, at + FRAME_BYTES)
+        if (invalid !== null) {
+          this.#bad(c, invalid)
+          return
+        }
         this.#hearAlive(c.peer!, at)
         c.start += headBytes
         continue

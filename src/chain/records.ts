@@ -20,6 +20,10 @@ const TWO_32 = 0x1_0000_0000
 export function svOf(idHigh: number, idLow: number): number {
   return (idHigh & 0xff) * TWO_32 + idLow
 }
+/** Version of the chain whose head gave the id. */
+export function versionOf(idHigh: number): number {
+  return idHigh >>> 8
+}
 export function idHighOf(chainVersion: number, sv: number): number {
   return ((chainVersion << 8) | Math.floor(sv / TWO_32)) >>> 0
 }
