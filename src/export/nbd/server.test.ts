@@ -11,6 +11,7 @@ import { SimIoQueue } from '../../env/sim/ioqueue.ts'
 import { SimNetwork } from '../../env/sim/network.ts'
 import { World } from '../../env/sim/world.ts'
 import { VolumeLayer } from '../../volume/volume.ts'
+import { CommandFlag, NbdErrno } from '../../wire/nbd.ts'
 import { NbdServer } from './server.ts'
 
 const PORT = 10809
@@ -32,7 +33,7 @@ function make(options: { operationsMax?: number; log?: Log; arenaBytes?: number;
   const clients = new SimHost(network, { name: 'clients', address: '10.0.0.2' })
   let opened = 0
   /** In the transmission phase of the volume; `send` resolves when the bytes are with the kernel. */
-  const open = async () => {
+  const open = async (name = 'v') => {
     const process = clients.start(`client ${++opened}`)
     const own = new SimIoQueue({ process, name: `client ${opened}` })
     own.runReactor(() => own.turn(0))
@@ -46,7 +47,7 @@ function make(options: { operationsMax?: number; log?: Log; arenaBytes?: number;
     const { handle: socket, result } = await io.connectTcp({ host: '10.0.0.1', port: PORT })
     assert.equal(result, 0)
     assert.equal(await receive(18), 18)
-    await send(Buffer.concat([Buffer.from([0, 0, 0, 3]), Buffer.from('IHAVEOPT'), Buffer.from([0, 0, 0, 1, 0, 0, 0, 1]), Buffer.from('v')]))
+    await send(Buffer.concat([Buffer.from([0, 0, 0, 3]), Buffer.from('IHAVEOPT'), Buffer.from([0, 0, 0, 1, 0, 0, 0, name.length]), Buffer.from(name)]))
     assert.equal(await receive(10), 10)
     /** Of the simple reply whose beginning was received last. */
     const error = () => own.arena.view.getUint32((page + 256) * PAGE_BYTES + 4)
@@ -55,9 +56,10 @@ function make(options: { operationsMax?: number; log?: Log; arenaBytes?: number;
   return { world, queue, blocks, volumes, server, open, clients, network, host }
 }
 
-function request(type: number, offsetBytes: number, lengthBytes: number): Buffer {
+function request(type: number, offsetBytes: number, lengthBytes: number, flags = 0): Buffer {
   const bytes = Buffer.alloc(28)
   bytes.writeUInt32BE(0x25609513, 0)
+  bytes.writeUInt16BE(flags, 4)
   bytes.writeUInt16BE(type, 6)
   bytes.writeBigUInt64BE(BigInt(offsetBytes), 16)
   bytes.writeUInt32BE(lengthBytes, 24)
@@ -584,4 +586,49 @@ test('a server that stops answers what is under way, begins nothing more and clo
   })
   assert.ok(await world.run(() => refused !== undefined, 1000))
   assert.equal(refused, -111)
+})
+
+test('what must not be asked for is refused by an error of its own, and the connection goes on', async () => {
+  const { world, blocks, server, open } = make()
+  const endBytes = 8 * MiB
+  blocks.add('read-only', endBytes, true)
+  const written = Buffer.alloc(512)
+  const refused: ReadonlyArray<readonly [what: string, bytes: Buffer, error: number]> = [
+    ['a command that does not exist', request(99, 0, 512), NbdErrno.EINVAL],
+    ['a flag that does not exist', request(READ, 0, 512, 1 << 15), NbdErrno.EINVAL],
+    ['a flag of another command', request(READ, 0, 512, CommandFlag.NO_HOLE), NbdErrno.EINVAL],
+    ['nothing', request(READ, 0, 0), NbdErrno.EINVAL],
+    ['part of a sector', request(READ, 0, 100), NbdErrno.EINVAL],
+    ['a place within a sector', request(TRIM, 100, 512), NbdErrno.EINVAL],
+    ['more than a request may have', request(READ, 0, 0xffff_fe00), NbdErrno.EINVAL],
+    ['what is behind the end', request(READ, endBytes, 512), NbdErrno.EINVAL],
+    ['to write behind the end', Buffer.concat([request(WRITE, endBytes, 512), written]), NbdErrno.ENOSPC],
+    ['to trim behind the end', request(TRIM, endBytes, 512), NbdErrno.ENOSPC],
+  ]
+  const forbidden: typeof refused = [
+    ['to write', Buffer.concat([request(WRITE, 0, 512), written]), NbdErrno.EPERM],
+    ['to trim', request(TRIM, 0, 512), NbdErrno.EPERM],
+  ]
+  let isDone = false
+  void Promise.all([open(), open('read-only')]).then(async ([client, reader]) => {
+    for (const [at, cases] of [
+      [client!, refused],
+      [reader!, forbidden],
+    ] as const) {
+      for (const [what, bytes, error] of cases) {
+        await at.send(bytes)
+        assert.equal(await at.receive(16), 16, what)
+        assert.equal(at.error(), error, what)
+      }
+      await at.send(request(READ, 0, 512))
+      assert.equal(await at.receive(16 + 512), 16 + 512)
+      assert.equal(at.error(), 0)
+    }
+    await client!.send(request(WRITE, 0, 0xffff_fe00))
+    assert.ok((await client!.receive(16)) <= 0, 'nobody waits for so much')
+    isDone = true
+  })
+  assert.ok(await world.run(() => isDone, 20_000))
+  assert.ok(await world.run(() => server.connectionCount === 1 && server.requestCount === 0, 1000))
+  assert.deepEqual([...new Set(blocks.calls)], ['read 0:0+1'])
 })
