@@ -79,12 +79,11 @@ export class Calls {
    */
   async call(peer: number, kind: number, args: Uint8Array, page: number, capacityBytes: number): Promise<CallResult> {
     const headBytes = FRAME_BYTES + Call.size + args.length
-    if (!this.#peers.isUp(peer)) return { status: Status.NODE_UNREACHABLE, lengthBytes: 0 }
+    const session = this.#peers.sessionOf(peer)
     // a peer that does not answer has a share of the rows, not all
     while (!this.#shares.take(peer)) await new Promise<void>((resolve) => this.#rowWaiters.push(resolve))
     const row = this.#calls.alloc()
     this.#calls.peer[row] = peer
-    const session = this.#peers.isUp(peer) ? this.#peers.sessionOf(peer) : NONE
     let at = this.#reserve(peer, session, headBytes)
     while (at === -1) {
       await this.#awaitRoom(peer)

@@ -221,11 +221,10 @@ export class Reads {
       return
     }
     // the content may have come from memory alone: the lease is looked at after the look at the content
-    const nowMs = this.#queue.sampleClockMs()
+    this.#queue.sampleClockMs()
     const refusal = this.#refusal(slot, reads.chainVersion[r]!, this.#table.version[slot]!)
-    if (refusal !== Status.SUCCESS || !this.#table.leaseValid(nowMs)) {
-      this.#answer(r, refusal === Status.SUCCESS ? Status.LEASE_EXPIRED : refusal, 0)
-    } else if (status === Status.SUCCESS) this.#answer(r, Status.SUCCESS, 0)
+    if (refusal !== Status.SUCCESS) this.#answer(r, refusal, 0)
+    else if (status === Status.SUCCESS) this.#answer(r, Status.SUCCESS, 0)
     else this.#repair(r, status, extra)
     if (this.#stalled.length > 0) this.retryStalled()
   }

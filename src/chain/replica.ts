@@ -20,7 +20,7 @@ import { ReplicaState } from '../placement/chain.ts'
 import type { ReactorLog } from '../placement/messages.ts'
 import { NO_BLOCK, RecordKind, type ReplicaStore, StageRecord } from '../store/store.ts'
 import type { PayloadPool } from './payload-pool.ts'
-import { idHighOf, idLowOf, NONE, RecordState, type Records, recordRows, svOf } from './records.ts'
+import { idHighOf, idLowOf, NONE, RecordState, type Records, recordRows, svOf, versionOf } from './records.ts'
 import { SyncSession } from './session.ts'
 import type { MountedStore } from './store-relay.ts'
 import { type ChainTable, NO_STORE } from './table.ts'
@@ -173,7 +173,8 @@ export class Replicas {
     if (storeIndex === NO_STORE || table.ownDisks[storeIndex] !== records.disk[row] || state > SYNCING) return Status.REQUEST_REFUSED
     if (!this.#hooks.isPredecessor(records.peer[row]!, slot)) return Status.REQUEST_REFUSED
     if (this.storeFailed[storeIndex]) return Status.WRITE_FAILED
-    if (state === SYNCING && !this.sessions.has(slot)) return Status.REQUEST_REFUSED
+    const session = state === SYNCING ? this.sessions.get(slot) : undefined
+    if (state === SYNCING && session === undefined) return Status.REQUEST_REFUSED
     const store = this.stores[storeIndex]!
     records.store[row] = storeIndex
     const sv = records.sv[row]!
@@ -192,7 +193,7 @@ export class Replicas {
     }
     // Ordered before its head knew that the volume acknowledges from memory no more. Whoever comes to hold it after the last flush holds it durably (flush.ts)
     if (records.durable[row] === 0 && records.kind[row] !== RecordKind.EMPTY && table.isSyncWhenWrite(records.volume[row]!)) records.durable[row] = 1
-    if (state === SYNCING) return this.#takeInSession(slot, row, store)
+    if (session !== undefined) return this.#takeInSession(session, row, store)
     const admitted = this.#admit(store, row, false)
     if (admitted !== Status.SUCCESS) return admitted
     this.stage(row)
@@ -217,17 +218,16 @@ export class Replicas {
     const version = this.table.version[slot]!
     assert(
       sv <= this.committed[slot]!,
-      `slot ${slot}: two histories, record ${sv} of version ${records.idHigh[row]! >>> 8} came, of version ${high >>> 8} is here (chain ${version})`,
+      `slot ${slot}: two histories, record ${sv} of version ${versionOf(records.idHigh[row]!)} came, of version ${versionOf(high)} is here (chain ${version})`,
     )
     this.#hooks.log('ERROR', 'a forward contradicts a committed record of its slot: two histories', { slot, sv, version })
     return true
   }
 
   /** Protocol 22. */
-  #takeInSession(slot: number, row: number, store: ReplicaStore): number {
+  #takeInSession(session: SyncSession, row: number, store: ReplicaStore): number {
     const { records } = this
-    const session = this.sessions.get(slot)
-    if (session === undefined) return Status.REQUEST_REFUSED
+    const { slot } = session
     const volume = records.volume[row]!
     const layer = records.layer[row]!
     const index = records.index[row]!
@@ -650,12 +650,12 @@ export class Replicas {
   #raiseLastToContent(slot: number): void {
     const store = this.storeOf(slot)
     if (store === undefined || !store.isIncomplete(slot)) return
-    let version = store.lastHigh[slot]! >>> 8
+    let version = versionOf(store.lastHigh[slot]!)
     let sv = this.lastSv(slot)
     for (const block of store.blocksOf(slot)) {
       const capture = store.capture(block)
       for (let page = 0; page < PAGES_PER_BLOCK; page++) {
-        version = Math.max(version, capture.idHigh[page]! >>> 8)
+        version = Math.max(version, versionOf(capture.idHigh[page]!))
         sv = Math.max(sv, svOf(capture.idHigh[page]!, capture.idLow[page]!))
       }
       store.release(capture)

@@ -506,14 +506,14 @@ export class Writes {
     this.#answer(u, Status.SUCCESS)
   }
 
-  /** Ends the row. A success is one only under a valid lease, and while this replica is the head (protocol 13). */
+  /** Ends the row. A success is one only under a valid lease, and while this replica is the head (protocol 13): `versionChanged` lets go of the rest. */
   #answer(u: number, outcome: number): void {
     const { updates } = this
     const slot = updates.slot[u]!
     let status = outcome
     if (status === Status.SUCCESS) {
-      if (!this.#table.isHead(slot)) status = Status.NOT_HEAD
-      else if (!this.#table.leaseValid(this.#queue.nowMs)) status = Status.LEASE_EXPIRED
+      assert(this.#table.isHead(slot), `slot ${slot}: an update ordered here is to succeed, and this is not the head any more`)
+      if (!this.#table.leaseValid(this.#queue.nowMs)) status = Status.LEASE_EXPIRED
     }
     this.#queue.flight.record(FlightEvent.UPDATE_ANSWERED, slot, status)
     this.#counters.updateMs += this.#queue.nowMs - updates.receivedMs[u]!
