@@ -3,6 +3,7 @@ import test from 'node:test'
 import { ChainCluster, pattern, RELAXED_VOLUME, TestClient } from '../../test/support/chain-cluster.ts'
 import type { VolumeNumber } from '../base/ids.ts'
 import { Status } from '../base/status.ts'
+import { View } from '../placement/view.ts'
 
 /** Chains of nodes 1 and 2; node 3 has clients only. */
 async function twoAndClient(settings: { retryTotalMs?: number } = {}) {
@@ -131,4 +132,33 @@ test('the first write to a new volume waits for a head that has not heard of it;
   cluster.volumes = volumes
   await tell(1)
   assert.equal(await cluster.world.settle(client.write(0, 0, pattern(2), { volume: added }), 1000), Status.VOLUME_NOT_FOUND)
+})
+
+test('a process that the chains do not count yet takes no forward: they name one before it, which lost its memory', { timeout: 60_000 }, async () => {
+  const { cluster, client } = await twoAndClient()
+  const [head, tail] = [cluster.node(1), cluster.node(2)]
+  // ordered by the head, and acknowledged by nobody
+  tail.process.freeze()
+  const write = client.write(0, 4096, pattern(2))
+  await cluster.world.runFor(20)
+  tail.losePower()
+  tail.start()
+  cluster.registered[1] = tail.incarnation
+  cluster.revision = ((cluster.revision as number) + 1) as never
+  for (const node of cluster.nodes) cluster.sendTable(node)
+  for (const node of cluster.nodes) cluster.grant(node)
+  await cluster.world.runFor(1000)
+  const { forwardsRefused, forwardsReceived } = tail.plane.counters
+  assert.ok(forwardsRefused > 1 && forwardsRefused === forwardsReceived, `${forwardsRefused} of ${forwardsReceived} refused`)
+  assert.deepEqual([client.pending, head.plane.replicas.records.inUse, tail.plane.replicas.records.inUse], [1, 1, 0])
+  // they take note of it
+  cluster.views[1] = View.DOWN
+  cluster.step()
+  assert.equal(await cluster.world.settle(write, 1000), Status.SUCCESS)
+  cluster.views[1] = View.UP
+  cluster.step()
+  await cluster.until('resynced', () => cluster.allServing)
+  await cluster.until('quiet', () => cluster.quiet)
+  cluster.assertEqual()
+  assert.deepEqual((await cluster.world.settle(new TestClient(tail).read(0, 1, 1), 5000)).bytes, pattern(2))
 })

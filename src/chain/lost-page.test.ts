@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import test from 'node:test'
 import { ChainCluster, pattern, TestClient } from '../../test/support/chain-cluster.ts'
 import { Status } from '../base/status.ts'
-import { PAGE_BYTES } from '../base/units.ts'
+import { MiB, PAGE_BYTES } from '../base/units.ts'
 import { AsyncIo } from '../env/async-io.ts'
 import { ReplicaState } from '../placement/chain.ts'
 import { View } from '../placement/view.ts'
@@ -214,4 +214,72 @@ test('a source whose disk takes a second to say that it cannot read a page, of d
     status: Status.SUCCESS,
     bytes: pattern(7, 64 * PAGE_BYTES).slice((firstBad - 1) * PAGE_BYTES, firstBad * PAGE_BYTES),
   })
+})
+
+test('dozens of bad pages of a source whose content comes slowly from elsewhere are put in order over several questions, each page once', {
+  timeout: 60_000,
+}, async () => {
+  const { cluster } = await cluster3()
+  await cluster.kill(3)
+  const content = pattern(7, 64 * PAGE_BYTES)
+  assert.equal(await cluster.world.settle(new TestClient(cluster.node(1)).write(BLOCK, 0, content), 20_000), Status.SUCCESS)
+  const [slow, source] = [cluster.node(1), cluster.node(2)]
+  const [firstBad, endOfBad] = [16, 56]
+  for (let page = firstBad; page < endOfBad; page++) rot(cluster, 2, page)
+  const readable = slow.store.readCaptured.bind(slow.store)
+  const io = new AsyncIo(slow.queue)
+  let asked = 0
+  slow.store.readCaptured = async (...args) => {
+    asked++
+    await io.sleep(1000)
+    return readable(...args)
+  }
+  cluster.restart(3)
+  const stateOf = (node: number) => cluster.chains[0]!.entries.find((entry) => entry.node === node)!.state
+  await cluster.until('resynced', () => stateOf(3) === ReplicaState.SERVING, 60_000)
+  assert.equal(asked, endOfBad - firstBad)
+  assert.equal(source.plane.counters.pagesRepaired, endOfBad - firstBad)
+  assert.equal(cluster.node(3).plane.counters.sessionsLost, 0)
+  assert.deepEqual((await cluster.world.settle(new TestClient(cluster.node(3)).read(BLOCK, 0, 64), 20_000)).bytes, content)
+  for (const node of [2, 3]) assert.deepEqual(lostOn(cluster, node), [])
+  cluster.assertEqual()
+})
+
+test('a bad page of a source is not lost while a member that may hold it has no memory to answer', { timeout: 60_000 }, async () => {
+  const { cluster } = await cluster3()
+  await cluster.kill(3)
+  assert.equal(await write(cluster, ROTTEN, 7), Status.SUCCESS)
+  rot(cluster, 2)
+  const { arena } = cluster.node(1).queue
+  const taken: number[] = []
+  for (let bytes = 32 * MiB; bytes >= PAGE_BYTES; bytes /= 2) for (let page = arena.alloc(bytes); page !== -1; page = arena.alloc(bytes)) taken.push(page)
+  cluster.restart(3)
+  await cluster.world.runFor(1000)
+  const stateOf = (node: number) => cluster.chains[0]!.entries.find((entry) => entry.node === node)!.state
+  assert.equal(stateOf(3), ReplicaState.SYNCING)
+  for (const node of [2, 3]) assert.deepEqual(lostOn(cluster, node), [])
+  for (const page of taken) arena.free(page as never)
+  await cluster.until('resynced', () => stateOf(3) === ReplicaState.SERVING)
+  assert.equal(cluster.node(2).plane.counters.pagesRepaired, 1)
+  for (const node of [2, 3]) assert.deepEqual(await read(cluster, node, ROTTEN), { status: Status.SUCCESS, bytes: pattern(7) })
+})
+
+test('who has lost the ids of its pages is given nothing that is not committed: the head that ordered it may die with it', { timeout: 60_000 }, async () => {
+  const { cluster } = await cluster3()
+  const { store } = cluster.node(2)
+  store.loseLeaf(1, 0, BLOCK, 0)
+  // its journal is full for a while: what comes from the head waits
+  const { admit, onRoom } = store
+  Object.assign(store, { admit: () => Status.BUSY, onRoom: () => undefined })
+  void new TestClient(cluster.node(1)).write(BLOCK, ROTTEN * PAGE_BYTES, pattern(7))
+  await cluster.world.runFor(20)
+  const before = pattern(1, 4 * PAGE_BYTES).slice(ROTTEN * PAGE_BYTES, (ROTTEN + 1) * PAGE_BYTES)
+  assert.deepEqual(await read(cluster, 2, ROTTEN), { status: Status.SUCCESS, bytes: before })
+  assert.equal(cluster.node(2).plane.counters.pagesRepaired, 1)
+  Object.assign(store, { admit, onRoom })
+  await cluster.kill(1)
+  // the next record has the number of the one that nobody has any more
+  assert.equal(await write(cluster, 0, 8, 2), Status.SUCCESS)
+  await cluster.until('quiet', () => cluster.quiet)
+  for (const node of [2, 3]) assert.deepEqual(await read(cluster, node, ROTTEN), { status: Status.SUCCESS, bytes: before })
 })

@@ -4,6 +4,8 @@ import test from 'node:test'
 import { ChainCluster, type ChainNode, pattern, TestClient } from '../../test/support/chain-cluster.ts'
 import { XsanError } from '../base/errors.ts'
 import { Status } from '../base/status.ts'
+import { MiB, PAGE_BYTES } from '../base/units.ts'
+import { ReplicaState } from '../placement/chain.ts'
 import type { ReactorToControl } from '../placement/messages.ts'
 
 const BLOCKS = 6
@@ -152,4 +154,108 @@ test('a source that does not know the version yet is asked again now and then, n
   cluster.cutOff.clear()
   cluster.sendTable(cluster.node(1))
   await cluster.until('resynced', () => cluster.allServing)
+})
+
+/** Node 2 is about to resync from node 1: all its blocks differ. */
+async function returning(seed: number) {
+  const cluster = new Cluster({ nodes: 2, slots: 1, seed, chainOf: () => [1, 2] })
+  await cluster.start()
+  await cluster.fill(1, 10)
+  await cluster.kill(2)
+  await cluster.fill(1, 20)
+  return cluster
+}
+
+/** What node 2 is answered from now on. */
+function answersOf(cluster: Cluster): number[] {
+  const { calls } = cluster.node(2).plane
+  const call = calls.call.bind(calls)
+  const answers: number[] = []
+  calls.call = async (...args) => {
+    const result = await call(...args)
+    answers.push(result.status)
+    return result
+  }
+  return answers
+}
+
+async function assertResynced(cluster: Cluster): Promise<void> {
+  await cluster.until('both serve', () => cluster.allServing)
+  await cluster.until('nothing is under way', () => cluster.nodes.every(({ plane }) => Object.values(plane.resources).every((inUse) => inUse === 0)))
+  cluster.assertEqual()
+  assert.deepEqual(cluster.errors, [])
+}
+
+for (const step of ['list', 'blocks']) {
+  test(`a source that knows a newer version than its peer gives no ${step} for the older one, and is asked again now and then`, {
+    timeout: 60_000,
+  }, async () => {
+    const cluster = await returning(4)
+    cluster.network.link(cluster.node(2).host, cluster.node(1).host).extraDelayMs = 5
+    cluster.restart(2)
+    const { sessions } = cluster.node(2).plane.replicas
+    await cluster.until('it has asked for them', () => (step === 'list' ? sessions.get(0)?.compared : sessions.get(0)?.todo.size === BLOCKS) === true)
+    cluster.cutOff.add(2)
+    cluster.chains[0] = { ...cluster.chains[0]!, version: (cluster.chains[0]!.version + 1) as never }
+    cluster.publish([0])
+    const answers = answersOf(cluster)
+    await cluster.world.runFor(500)
+    assert.deepEqual(new Set(answers), new Set([Status.ROUTING_STALE]))
+    assert.ok(answers.length > 5 && answers.length < 60 * BLOCKS, `asked ${answers.length} times in 500 ms`)
+    assert.deepEqual([sessions.get(0)!.listedSv >= 0, sessions.get(0)!.todo.size], step === 'list' ? [false, 0] : [true, BLOCKS])
+    cluster.cutOff.clear()
+    cluster.sendTable(cluster.node(2))
+    await assertResynced(cluster)
+  })
+}
+
+test('a source without memory for an answer is asked again, and keeps nothing back for it', { timeout: 60_000 }, async () => {
+  const cluster = await returning(5)
+  const { arena } = cluster.node(1).queue
+  cluster.restart(2)
+  await cluster.until('they are connected', () => cluster.node(2).plane.peers.indexOf(1) >= 0)
+  const { freeBytes } = arena.stats()
+  const taken: number[] = []
+  for (let bytes = 32 * MiB; bytes >= PAGE_BYTES; bytes /= 2) for (let page = arena.alloc(bytes); page !== -1; page = arena.alloc(bytes)) taken.push(page)
+  const answers = answersOf(cluster)
+  await cluster.world.runFor(500)
+  assert.deepEqual(new Set(answers), new Set([Status.NO_BUFFER]))
+  assert.ok(answers.length > 5 && answers.length < 60, `asked ${answers.length} times in 500 ms`)
+  for (const page of taken) arena.free(page as never)
+  await assertResynced(cluster)
+  assert.equal(arena.stats().freeBytes, freeBytes)
+})
+
+test('a source whose disk fails in the middle of a block says so at once: its peer goes on with another one, and the disk keeps the buffer until it lets go', {
+  timeout: 60_000,
+}, async () => {
+  const cluster = new Cluster({ nodes: 3, slots: 1, seed: 6, chainOf: () => [1, 2, 3] })
+  await cluster.start()
+  await cluster.fill(1, 10)
+  await cluster.kill(3)
+  await cluster.fill(1, 20)
+  const { store, queue } = cluster.node(2)
+  const { readCaptured } = store
+  let letGo = () => {}
+  const ended = new Promise<void>((resolve) => {
+    letGo = resolve
+  })
+  store.ioEnded = () => ended
+  store.readCaptured = async (...args) => {
+    await readCaptured.call(store, ...args)
+    store.fail('it hangs')
+    return Status.READ_FAILED
+  }
+  const { freeBytes } = queue.arena.stats()
+  cluster.restart(3)
+  const stateOf = (node: number) => cluster.chains[0]!.entries.find((entry) => entry.node === node)!.state
+  await cluster.until('resynced from node 1', () => stateOf(3) === ReplicaState.SERVING, 2000)
+  assert.ok(queue.arena.stats().freeBytes < freeBytes, 'it may still be written to')
+  letGo()
+  await cluster.world.runFor(100)
+  assert.equal(queue.arena.stats().freeBytes, freeBytes)
+  assert.equal(cluster.node(3).plane.counters.sessionsLost, 0)
+  for (let index = 0; index < BLOCKS; index++)
+    assert.deepEqual((await cluster.world.settle(new TestClient(cluster.node(3)).read(index, 0, 2), 5000)).bytes, pattern(20 + index, 8192))
+  cluster.assertEqual()
 })

@@ -6,7 +6,9 @@ import { Status } from '../base/status.ts'
 import { MiB } from '../base/units.ts'
 import { ArenaAllocator } from '../env/arena-allocator.ts'
 import { slotOf } from '../placement/ring.ts'
+import { CHANNELS_PER_CLIENT } from '../store/channel-rows.ts'
 import { CallKind } from '../wire/peer.ts'
+import { CALLS_MAX } from './calls.ts'
 
 /** Chains of nodes 1 and 2; node 3 has clients only. */
 async function twoAndClient(options: Partial<ConstructorParameters<typeof ChainCluster>[0]> = {}) {
@@ -600,4 +602,147 @@ test('a read for which a replica finds no memory is answered by another one', { 
   }
   await cluster.world.runFor(100)
   for (const number of [1, 2]) assert.equal(cluster.node(number).plane.reads.reads.inUse, 0)
+})
+
+test('a write that waits for a channel in vain is an error when its time is over, and never takes effect', { timeout: 60_000 }, async () => {
+  const { cluster, client } = await twoAndClient({ plane: { limits: { creditRows: 1024 }, settings: { retryTotalMs: 1000 } } })
+  const { plane } = cluster.node(3)
+  cluster.leaseMs = 60_000
+  for (const node of cluster.nodes) cluster.grant(node)
+  await cluster.world.runFor(5)
+  // what the head has ordered stays undecided
+  cluster.node(2).process.freeze()
+  const asked = Array.from({ length: CHANNELS_PER_CLIENT - 1 }, (_, i) => client.write(0, i * 4096, pattern(2)))
+  const late = Array.from({ length: 5 }, (_, i) => client.write(1, i * 4096, pattern(3)))
+  const calledMs = cluster.world.nowMs
+  for (const write of late) assert.equal(await cluster.world.settle(write, 5000), Status.VOLUME_UNAVAILABLE)
+  assert.ok(cluster.world.nowMs - calledMs < 1100)
+  assert.equal(plane.counters.updatesWaitedForChannel, late.length)
+  cluster.fence(cluster.node(2))
+  for (const write of asked) assert.equal(await cluster.world.settle(write, 5000), Status.SUCCESS)
+  assert.deepEqual((await cluster.world.settle(client.read(1, 0, late.length), 5000)).bytes, new Uint8Array(late.length * 4096))
+  assert.equal(plane.resources['clientOperations'], 0)
+})
+
+test('calls that wait for their turn at a peer end with its session, and whoever called goes on with another peer', { timeout: 60_000 }, async () => {
+  const cluster = new ChainCluster({ nodes: 3, slots: 1, chainOf: () => [1, 2, 3] })
+  await cluster.start()
+  const node = cluster.node(1)
+  const client = new TestClient(node)
+  const pages = CALLS_MAX - 1
+  const content = pattern(1, pages * 4096)
+  assert.equal(await cluster.world.settle(client.write(0, 0, content), 5000), Status.SUCCESS)
+  await cluster.until('quiet', () => cluster.quiet)
+  for (let page = 0; page < pages; page++) node.store.rot(node.store.findBlock(1, 0, 0), page)
+  cluster.leaseMs = 60_000
+  for (const each of cluster.nodes) cluster.grant(each)
+  await cluster.world.runFor(5)
+  // the first that is asked for the pages
+  cluster.node(2).process.freeze()
+  const reads = Array.from({ length: pages }, (_, page) => client.read(0, page, 1))
+  await cluster.world.runFor(1000)
+  assert.equal(node.plane.resources['calls'], CALLS_MAX / 2, 'its share')
+  const answers = await cluster.world.settle(Promise.all(reads), 2000)
+  for (const [page, { status, bytes }] of answers.entries()) {
+    assert.equal(status, Status.SUCCESS)
+    assert.deepEqual(bytes, content.slice(page * 4096, (page + 1) * 4096))
+  }
+  assert.equal(node.plane.resources['calls'], 0)
+})
+
+test('a peer whose read the disk here keeps is told so, asks another replica, and row and buffer are free when the disk lets go', {
+  timeout: 60_000,
+}, async () => {
+  const { cluster, client } = await twoAndClient()
+  const [head, tail] = [cluster.node(1), cluster.node(2)]
+  for (const { storeOptions } of [head, tail]) storeOptions.readMs = 3000
+  const free = () => [head, tail].map(({ queue }) => queue.arena.stats().freeBytes)
+  const before = free()
+  const read = client.read(0, 0, 1)
+  await cluster.world.runFor(20)
+  const asked = head.plane.reads.reads.inUse > 0 ? head : tail
+  assert.equal(asked.plane.reads.reads.inUse, 1)
+  ;(asked === head ? tail : head).storeOptions.readMs = 0.1
+  const failedMs = cluster.world.nowMs
+  asked.store.fail('it hangs')
+  const { status, bytes } = await cluster.world.settle(read, 5000)
+  assert.deepEqual([status, Buffer.compare(bytes, pattern(1))], [Status.SUCCESS, 0])
+  assert.ok(cluster.world.nowMs - failedMs < 700, `${cluster.world.nowMs - failedMs} ms`)
+  assert.equal(asked.plane.counters.readsGivenUp, 1)
+  assert.equal(asked.plane.reads.reads.inUse, 1)
+  await cluster.world.runFor(3000)
+  assert.equal(asked.plane.reads.reads.inUse, 0)
+  assert.deepEqual(free(), before)
+})
+
+test('a process that stands still after it has looked at the content, and longer than its lease, does not answer with it', { timeout: 60_000 }, async () => {
+  const { cluster } = await twoAndClient()
+  const node = cluster.node(2)
+  const read = node.store.read.bind(node.store)
+  const sample = node.queue.sampleClockMs.bind(node.queue)
+  let hasRead = false
+  node.store.read = (block, firstPage, pageCount, bufferPage, done, row) =>
+    read(
+      block,
+      firstPage,
+      pageCount,
+      bufferPage,
+      (caller, status, extra) => {
+        hasRead = true
+        done(caller, status, extra)
+      },
+      row,
+    )
+  node.queue.sampleClockMs = () => {
+    if (hasRead) node.process.pause(3000)
+    hasRead = false
+    return sample()
+  }
+  const outcome = new TestClient(node).read(0, 0, 1)
+  await cluster.world.runFor(2500)
+  cluster.fence(node)
+  assert.equal(await cluster.world.settle(new TestClient(cluster.node(1)).write(0, 0, pattern(2)), 400), Status.SUCCESS)
+  assert.deepEqual((await cluster.world.settle(outcome, 5000)).bytes, pattern(2))
+  assert.ok(node.plane.counters.readsRefused > 0)
+})
+
+test('updates for which the lane of forwards has no room go as soon as there is some', { timeout: 60_000 }, async () => {
+  const network = { windowMinBytes: 4096, windowMaxBytes: 4096 }
+  const plane = { limits: { creditRows: 1024 } }
+  const chains = [[1, 2], [3, 1, 2], [2], [2]]
+  const cluster = new ChainCluster({ nodes: 5, slots: chains.length, chainOf: (slot) => chains[slot]!, network, plane })
+  await cluster.start()
+  const [one, two] = [cluster.node(1), cluster.node(2)]
+  const inSlot = (slot: number) => Array.from({ length: 64 }, (_, index) => index).find((index) => slotOf(1, index, chains.length) === slot)!
+  const peer = one.plane.peers.indexOf(2)
+  const { session } = one.plane.peers.peers[peer]!
+  cluster.network.cut(one.host, two.host)
+  const zeroed = [1, 3, 4, 5].flatMap((number) => {
+    const client = new TestClient(cluster.node(number))
+    const zero = (slot: number, count: number) => Array.from({ length: count }, (_, page) => client.zero(inSlot(slot), page, 1))
+    return number === 1 ? zero(0, 120) : [...zero(0, 120), ...zero(1, 60)]
+  })
+  await cluster.world.runFor(50)
+  const creditLeft = () => {
+    let rows = 0
+    while (one.plane.credits.hasLeft(peer, 0, rows + 1, 0)) rows++
+    return rows
+  }
+  const before = creditLeft()
+  const client = new TestClient(one)
+  const updates = Array.from({ length: 60 }, (_, page) => client.write(inSlot(2), page * 4096, pattern(page)))
+  await cluster.world.runFor(50)
+  const { remoteUpdates } = one.plane.counters
+  assert.ok(remoteUpdates < updates.length, `${remoteUpdates} updates found room`)
+  assert.ok(before > updates.length)
+  assert.equal(creditLeft(), before - remoteUpdates, 'those without room keep none')
+  cluster.network.heal(one.host, two.host)
+  for (const each of [...updates, ...zeroed]) assert.equal(await cluster.world.settle(each, 500), Status.SUCCESS)
+  assert.equal(one.plane.peers.peers[peer]!.session, session)
+  await cluster.until('quiet', () => cluster.quiet)
+  for (const { plane } of cluster.nodes) assert.deepEqual([plane.resources['clientOperations'], plane.resources['updates']], [0, 0])
+  cluster.assertEqual()
+  for (let page = 0; page < updates.length; page++) {
+    assert.deepEqual((await cluster.world.settle(client.read(inSlot(2), page, 1), 500)).bytes, pattern(page))
+  }
 })
