@@ -9,10 +9,14 @@
  *
  * Invariants: never two replicas of a slot on one node; of one rack or zone no more than needed; the same input gives the same output on
  * every machine; a disk moves only when its quota, a failure domain or the replica count says so.
+ *
+ * It runs on the leader's thread, where leases are renewed and elections begin after a second: a leader that needs longer is replaced by one that does the same.
  */
 import { assert } from '../base/assert.ts'
 import type { DiskNumber, NodeNumber } from '../base/ids.ts'
-import { buildRing, firstPoint, hashPair, isSlotCount, type Ring } from './ring.ts'
+import { buildRing, firstPoint, hashPair, isSlotCount, type Ring, SLOTS_MAX } from './ring.ts'
+
+const NONE = -1
 
 export interface PlacementDisk {
   readonly disk: DiskNumber
@@ -35,7 +39,7 @@ export interface PlaceOptions {
 /** Disks of each slot, head first: `replicas` of them, fewer only when there are fewer nodes. */
 export function placeSlots(disks: readonly PlacementDisk[], options: PlaceOptions): DiskNumber[][] {
   const { slotCount, replicas } = options
-  assert(isSlotCount(slotCount), `${slotCount} slots: not a power of two up to 2^20`)
+  assert(isSlotCount(slotCount), `${slotCount} slots: not a power of two up to ${SLOTS_MAX}`)
   assert(Number.isInteger(replicas) && replicas >= 1, `${replicas} replicas`)
   if (disks.length === 0) return Array.from({ length: slotCount }, () => [])
   const layout = new Layout(disks, slotCount, replicas)
@@ -181,29 +185,60 @@ class Layout {
         this.disks.length,
         (d) => this.#surplus(d) > 0,
         (d) => this.#surplus(d) < 0,
-        (d, visit) => {
+        (d, unreached, visit) => {
           for (const slot of slotsOf[d]!) {
             const members = this.slots[slot]!
             const position = members.indexOf(d)
-            for (let other = 0; other < this.disks.length; other++) if (this.#fits(members, other, position)) visit(other, slot)
+            // disks of one node are neighbours in the list, and to the slot they are the same
+            let node = -1
+            let isAllowed = false
+            for (const other of unreached) {
+              if (this.#nodeOf[other] !== node) {
+                node = this.#nodeOf[other]!
+                isAllowed = this.#fits(members, other, position)
+              }
+              if (isAllowed && visit(other, slot)) return
+            }
           }
         },
       )
-      if (path === null) break
-      let moved = false
-      // from the end, so that every disk on the way has room when its turn comes
-      for (let i = path.length - 1; i > 0; i--) {
-        const { from, to, slot } = path[i]!
+      if (path === null || !this.#moveAlong(path, slotsOf)) break
+    }
+  }
+
+  /**
+   * From the end, so that every disk on the way has room when its turn comes; and again as long as the way leads on through other slots, for it costs much
+   * more to look for one. Returns whether anything was moved.
+   */
+  #moveAlong(path: readonly Hop[], slotsOf: ReadonlyArray<Set<number>>): boolean {
+    const [first, last] = [path[0]!.to, path.at(-1)!.to]
+    const hops = path.slice(1)
+    let slots = hops.map(({ slot }) => slot)
+    let hasMoved = false
+    while (this.#surplus(first) > 0 && this.#surplus(last) < 0 && !slots.includes(NONE)) {
+      for (let i = hops.length - 1; i >= 0; i--) {
+        const { from, to } = hops[i]!
+        const slot = slots[i]!
         const members = this.slots[slot]!
         const position = members.indexOf(from)
-        if (position < 0 || !this.#fits(members, to, position)) break
+        if (position < 0 || !this.#fits(members, to, position)) return hasMoved
         this.#replace(members, position, to)
         slotsOf[from]!.delete(slot)
         slotsOf[to]!.add(slot)
-        moved = true
+        hasMoved = true
       }
-      if (!moved) break
+      slots = hops.map(({ from, to }) => this.#slotBetween(slotsOf[from]!, from, to))
     }
+    return hasMoved
+  }
+
+  /** Of the slots of `from` one that `to` may take over; NONE. */
+  #slotBetween(slots: Iterable<number>, from: number, to: number): number {
+    for (const slot of slots) {
+      const members = this.slots[slot]!
+      if (this.#fits(members, to, members.indexOf(from))) return slot
+    }
+    return NONE
   }
 
   chooseHeads(): void {
@@ -226,8 +261,13 @@ class Layout {
         this.#nodeCount,
         (n) => heads[n]! > share[n]!,
         (n) => heads[n]! < share[n]!,
-        (n, visit) => {
-          for (const slot of headed[n]!) for (let i = 1; i < this.slots[slot]!.length; i++) visit(node(slot, i), slot)
+        (n, unreached, visit) => {
+          for (const slot of headed[n]!) {
+            for (let i = 1; i < this.slots[slot]!.length; i++) {
+              const other = node(slot, i)
+              if (unreached.has(other) && visit(other, slot)) return
+            }
+          }
         },
       )
       if (path === null) break
@@ -280,10 +320,10 @@ class Layout {
     return this.disks.map((_, d) => d).sort((a, b) => this.#surplus(a) - this.#surplus(b) || a - b)
   }
 
-  /** The slots in an order that looks random and differs by `salt`. */
+  /** The slots in an order that looks random and differs by `salt`. Sorted as plain numbers: it is done for every disk that others hand over to. */
   #shuffled(salt: number): number[] {
-    const keys = Uint32Array.from(this.slots, (_, slot) => hashPair(salt, slot))
-    return this.slots.map((_, slot) => slot).sort((a, b) => keys[a]! - keys[b]! || a - b)
+    const keys = Float64Array.from(this.slots, (_, slot) => hashPair(salt, slot) * SLOTS_MAX + slot).sort()
+    return Array.from(keys, (key) => key % SLOTS_MAX)
   }
 
   #group(by: Int32Array, among: (d: number) => boolean): number[][] {
@@ -397,28 +437,34 @@ interface Hop {
   readonly slot: number
 }
 
-/** Breadth first from all sources to the nearest target. The first hop returned only names where the path starts. */
+/**
+ * Breadth first from all sources to the nearest target. The first hop returned only names where the path starts. `edges` tells `visit` of those of `unreached`
+ * that can be reached from there, until that returns true.
+ */
 function shortestPath(
   count: number,
   isSource: (i: number) => boolean,
   isTarget: (i: number) => boolean,
-  edges: (i: number, visit: (to: number, slot: number) => void) => void,
+  edges: (from: number, unreached: ReadonlySet<number>, visit: (to: number, slot: number) => boolean) => void,
 ): Hop[] | null {
   const reached: Array<Hop | undefined> = new Array<Hop | undefined>(count).fill(undefined)
+  const unreached = new Set<number>()
   const queue: number[] = []
   for (let i = 0; i < count; i++) {
-    if (!isSource(i)) continue
-    reached[i] = { from: -1, to: i, slot: -1 }
-    queue.push(i)
+    if (isSource(i)) {
+      reached[i] = { from: -1, to: i, slot: -1 }
+      queue.push(i)
+    } else unreached.add(i)
   }
   for (let at = 0; at < queue.length; at++) {
     const from = queue[at]!
     let found = -1
-    edges(from, (to, slot) => {
-      if (reached[to] !== undefined) return
+    edges(from, unreached, (to, slot) => {
+      unreached.delete(to)
       reached[to] = { from, to, slot }
       queue.push(to)
-      if (found < 0 && isTarget(to)) found = to
+      if (isTarget(to)) found = to
+      return found >= 0
     })
     if (found < 0) continue
     const path: Hop[] = []

@@ -13,6 +13,7 @@ import type { DiskNumber, SlotIndex } from '../base/ids.ts'
 
 export const SLOT_COUNT_DEFAULT = 4096
 export const VIRTUAL_NODES_DEFAULT = 128
+export const SLOTS_MAX = 2 ** 20
 
 /** The finalizer of MurmurHash3 (Appleby, public domain): every input bit changes every output bit with probability one half. */
 function mix32(x: number): number {
@@ -48,7 +49,7 @@ export function hashPair(a: number, b: number): number {
 }
 
 export function isSlotCount(slotCount: number): boolean {
-  return Number.isInteger(slotCount) && slotCount >= 1 && slotCount <= 2 ** 20 && (slotCount & (slotCount - 1)) === 0
+  return Number.isInteger(slotCount) && slotCount >= 1 && slotCount <= SLOTS_MAX && (slotCount & (slotCount - 1)) === 0
 }
 
 /** Virtual nodes, sorted by their place. */
