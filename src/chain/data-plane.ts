@@ -3,7 +3,7 @@
  * One owner per datum; everything runs on the reactor's thread, between and in the turns of its io queue.
  */
 import { FlightEvent } from '../base/flight.ts'
-import type { NodeNumber, SlotIndex } from '../base/ids.ts'
+import type { NodeNumber, SlotIndex, VolumeNumber } from '../base/ids.ts'
 import { MiB, PAGE_BYTES } from '../base/units.ts'
 import type { AsyncIo } from '../env/async-io.ts'
 import type { IoQueue, Tag } from '../env/ioqueue.ts'
@@ -275,7 +275,8 @@ export class DataPlane {
     })
     this.#allocation = new Allocation({ queue, io: options.asyncIo, table, replicas })
     this.#sweep = new Sweep({ queue, table, replicas, log, keepMovedMs: limits.keepMovedMs })
-    this.flushes = new Flushes({ io: options.asyncIo, table, replicas, peers, calls: this.calls, counters, log })
+    const onTold = (volume: VolumeNumber, losses: number) => this.#port.send({ type: 'lossesTold', volume, losses })
+    this.flushes = new Flushes({ io: options.asyncIo, table, replicas, peers, calls: this.calls, counters, log, onTold })
     const { calls } = this
     this.#badPages = new BadPages({ io: options.asyncIo, table, replicas, peers, calls, counters, log })
     const badPages = this.#badPages
@@ -566,6 +567,7 @@ export class DataPlane {
     const isFirst = table.slotCount === 0
     const changed = this.#changed
     changed.length = 0
+    this.#client.tableComes()
     table.apply(message, changed, this.#queue.sampleClockMs())
     if (isFirst) {
       replicas.resize(table.slotCount)

@@ -16,8 +16,8 @@
  * connections that was there then: whoever asks first may be a stranger to the writes.) The replicated state
  * counts such losses per volume (`mayHaveLostUnflushed`), for a slot's recovery is known there, survives the processes, and comes with the
  * same table as the members that a flush asks: a flush cannot succeed by members of which its exporter does not know how they came to serve.
- * Which writes were lost is not known: a client that had flushed everything is told too. A process that starts after the recovery tells of what the
- * one before it on this node had not heard of: clients connect again by themselves, and go on as if nothing had been. On a new node there was none.
+ * Which writes were lost is not known: a client that had flushed everything is told too. A process that starts after the recovery tells of what this node
+ * has told nobody of before: clients connect again by themselves, and go on as if nothing had been.
  * A write of several blocks that was under way across such a loss fails (volume.ts): a flush may have told of it before the write's end.
  *
  * From relaxed to sync. A volume that acknowledged from memory is flushed like before until one flush has succeeded that began with the
@@ -57,6 +57,7 @@ export class Flushes {
   readonly #calls: Calls
   readonly #counters: Counters
   readonly #log: ReactorLog
+  readonly #onTold: (volume: VolumeNumber, losses: number) => void
   /** Per volume: losses that this process' clients have been told of, or that were before any of them came. */
   readonly #told = new Map<VolumeNumber, number>()
   /** Volumes that this process has known to acknowledge from memory, and not flushed to the end since they do no more. */
@@ -72,6 +73,8 @@ export class Flushes {
     calls: Calls
     counters: Counters
     log: ReactorLog
+    /** A client has been told of all losses up to that one. */
+    onTold: (volume: VolumeNumber, losses: number) => void
   }) {
     this.#io = options.io
     this.#table = options.table
@@ -80,6 +83,7 @@ export class Flushes {
     this.#calls = options.calls
     this.#counters = options.counters
     this.#log = options.log
+    this.#onTold = options.onTold
     this.#calls.serve(CallKind.FLUSH, (_peer, args) => this.#serve(args))
   }
 
@@ -88,8 +92,8 @@ export class Flushes {
     const { volumes } = this.#table
     for (const volume of this.#told.keys()) if (!volumes.has(volume)) this.#told.delete(volume)
     for (const volume of this.#unsettled) if (!volumes.has(volume)) this.#unsettled.delete(volume)
-    for (const { volume, losses, lossesBefore, syncWhenWrite } of volumes.values()) {
-      if (!this.#told.has(volume)) this.#told.set(volume, lossesBefore ?? losses ?? 0)
+    for (const { volume, losses, lossesTold, syncWhenWrite } of volumes.values()) {
+      if (!this.#told.has(volume)) this.#told.set(volume, lossesTold ?? losses ?? 0)
       if (!syncWhenWrite) this.#unsettled.add(volume)
     }
   }
@@ -122,7 +126,9 @@ export class Flushes {
       )
       let isHeard = false
       for (const { done } of served) if (done(status)) isHeard = true
-      if (status === Status.WRITE_FAILED && isHeard) this.#told.set(volume, losses)
+      if (status !== Status.WRITE_FAILED || !isHeard) continue
+      this.#told.set(volume, losses)
+      this.#onTold(volume, losses)
     }
     this.#waiting.delete(volume)
   }

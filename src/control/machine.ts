@@ -1,6 +1,5 @@
 /** The replicated state as the Raft driver's state machine, and a look at what changed for those who follow it. */
 import { assert } from '../base/assert.ts'
-import type { VolumeNumber } from '../base/ids.ts'
 import type { KvOp } from '../env/control.ts'
 import type { StateMachine } from '../raft/driver.ts'
 import { applyCommand } from './command.ts'
@@ -12,8 +11,6 @@ const decoder = new TextDecoder()
 export class ControlStateMachine implements StateMachine {
   readonly prefix = STATE_PREFIX
   readonly state: ClusterState
-  /** `losses` of each volume, those that the process before this one knew at least; none where there was no process before. */
-  lossesBefore: ReadonlyMap<VolumeNumber, number> | undefined
 
   constructor(featureMax?: number) {
     this.state = new ClusterState(featureMax)
@@ -21,7 +18,6 @@ export class ControlStateMachine implements StateMachine {
 
   load(stored: ReadonlyArray<{ readonly key: string; readonly value: Uint8Array }>): void {
     this.state.load(stored)
-    if (stored.length > 0) this.lossesBefore = new Map([...this.state.volumes.values()].map(({ volume, losses }) => [volume, losses ?? 0]))
   }
 
   apply(entry: { readonly index: number; readonly term: number; readonly command: Uint8Array }): { readonly result: unknown; readonly ops: readonly KvOp[] } {

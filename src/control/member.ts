@@ -37,6 +37,7 @@ import type { AdminService, NodeQuery, ServiceContext } from './services/service
 import { volumeService } from './services/volume.ts'
 import { effectiveSettings, type OwnSettings, ownSettings } from './settings.ts'
 import { FEATURE_LEVEL } from './state.ts'
+import { ToldLosses } from './told-losses.ts'
 
 const PEER = 'xsan.v1.Peer'
 const LEASE_MS = 2000
@@ -306,12 +307,13 @@ export class Member {
     env.log.log('INFO', 'this process is registered', { node: this.node, incarnation: this.#incarnation, disks: registration.disks })
     this.stage = 'starting the data plane'
     const port = await this.#options.openDataPlane(registration)
+    const toldLosses = await ToldLosses.open(env.kv, this.state)
     if (this.#stopped) return
     this.#agent = new NodeAgent({
       node: this.node,
       incarnation: this.#incarnation,
       state: this.state,
-      lossesBefore: this.#machine.lossesBefore,
+      toldLosses,
       raft: this.#openRaft(),
       leaderClient: this.#leaderClient,
       clock: env.clock,

@@ -11,7 +11,7 @@
  * - Reports are facts bound to incarnations and versions; they are repeated until they are seen in the replicated state or pointless.
  */
 import { messageOf, XsanError } from '../base/errors.ts'
-import type { ChainVersion, DiskNumber, Incarnation, NodeNumber, SlotIndex, VolumeNumber } from '../base/ids.ts'
+import type { ChainVersion, DiskNumber, Incarnation, NodeNumber, SlotIndex } from '../base/ids.ts'
 import type { Clock, Log, Message, TimerId } from '../env/control.ts'
 import { ReplicaState } from '../placement/chain.ts'
 import type { ControlPort, DiskStats, ReactorQuery, ReactorToControl, ResyncStats } from '../placement/messages.ts'
@@ -21,6 +21,7 @@ import { OneAtATime } from './one-at-a-time.ts'
 import { booleanSetting, effectiveSettings, type OwnSettings } from './settings.ts'
 import type { ClusterState } from './state.ts'
 import { tableSince } from './table.ts'
+import type { ToldLosses } from './told-losses.ts'
 
 /** Renewals under way at one time (a trigger does not wait for an answer that may never come). */
 const RENEWALS_MAX = 4
@@ -45,8 +46,7 @@ export interface NodeAgentOptions {
   readonly node: NodeNumber
   readonly incarnation: Incarnation
   readonly state: ClusterState
-  /** See ControlStateMachine. */
-  readonly lossesBefore: ReadonlyMap<VolumeNumber, number> | undefined
+  readonly toldLosses: ToldLosses
   readonly raft: Raft
   readonly leaderClient: LeaderClient
   readonly clock: Clock
@@ -232,7 +232,7 @@ export class NodeAgent {
       port.send({ type: 'settings', settings: effectiveSettings(this.#state, this.#options.own) })
     }
     if (this.#state.revision > this.#sentRevision) {
-      const table = tableSince(this.#state, this.#sentRevision, this.#sentRevision === 0 ? this.#options.lossesBefore : undefined)
+      const table = tableSince(this.#state, this.#sentRevision, this.#sentRevision === 0 ? this.#options.toldLosses : undefined)
       if (table !== undefined) {
         this.#sentRevision = table.revision
         port.send(table)
@@ -350,6 +350,9 @@ export class NodeAgent {
         this.#appliedRevision = message.revision
         // the leader waits for this one
         if (this.#drainingHere()) this.renewNow()
+        return
+      case 'lossesTold':
+        this.#options.toldLosses.note(message.volume, message.losses).catch(onFatal)
         return
       case 'needTable':
         this.#fetchTable(message.slot, message.version)

@@ -1,11 +1,12 @@
 /** The table that reactors see, cut out of the replicated state: everything, or what changed since a revision. */
-import type { SlotIndex, TableRevision, VolumeNumber } from '../base/ids.ts'
+import type { SlotIndex, TableRevision } from '../base/ids.ts'
 import { packChains } from '../placement/chain.ts'
 import type { TableDisk, TableMessage, TableNode, TableVolume } from '../placement/messages.ts'
 import type { ClusterState } from './state.ts'
+import type { ToldLosses } from './told-losses.ts'
 
-/** `since` 0: everything. Undefined: nothing changed since. `lossesBefore`: for the first table of a process. */
-export function tableSince(state: ClusterState, since: number, lossesBefore?: ReadonlyMap<VolumeNumber, number> | undefined): TableMessage | undefined {
+/** `since` 0: everything. Undefined: nothing changed since. `toldLosses`: for the first table of a process. */
+export function tableSince(state: ClusterState, since: number, toldLosses?: ToldLosses): TableMessage | undefined {
   if (state.cluster === undefined || (since > 0 && state.revision <= since)) return undefined
   const changed: Array<{ slot: SlotIndex; chain: (typeof state.chains)[number] }> = []
   state.chains.forEach((chain, at) => {
@@ -20,7 +21,7 @@ export function tableSince(state: ClusterState, since: number, lossesBefore?: Re
     ...(since === 0 || state.nodesRevision > since ? { nodes: tableNodes(state) } : {}),
     ...(since === 0 || state.disksRevision > since ? { disks: tableDisks(state) } : {}),
     ...(since === 0 || state.volumesRevision > since
-      ? { volumes: tableVolumes(state, lossesBefore), nextVolume: state.nextVolume, leaseMsMax: state.leaseMsMax }
+      ? { volumes: tableVolumes(state, toldLosses), nextVolume: state.nextVolume, leaseMsMax: state.leaseMsMax }
       : {}),
   }
 }
@@ -33,7 +34,7 @@ function tableDisks(state: ClusterState): TableDisk[] {
   return [...state.disks.values()].sort((a, b) => a.disk - b.disk).map(({ disk, node }) => ({ disk, node }))
 }
 
-function tableVolumes(state: ClusterState, lossesBefore: ReadonlyMap<VolumeNumber, number> | undefined): TableVolume[] {
+function tableVolumes(state: ClusterState, toldLosses: ToldLosses | undefined): TableVolume[] {
   return [...state.volumes.values()]
     .sort((a, b) => a.volume - b.volume)
     .map(({ volume, name, sizeBytes, replicas, minCopies, syncWhenWrite, readOnly, losses }) => ({
@@ -45,6 +46,6 @@ function tableVolumes(state: ClusterState, lossesBefore: ReadonlyMap<VolumeNumbe
       readOnly,
       minCopies,
       ...(losses === undefined ? {} : { losses }),
-      ...(lossesBefore === undefined ? {} : { lossesBefore: lossesBefore.get(volume) ?? 0 }),
+      ...(toldLosses === undefined ? {} : { lossesTold: toldLosses.of(volume) }),
     }))
 }

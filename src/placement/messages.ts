@@ -33,8 +33,8 @@ export interface TableVolume {
   readonly minCopies?: number
   /** How often acknowledged writes that no flush covered may have been lost with the memory of all replicas of a slot. Absent: 0. */
   readonly losses?: number
-  /** In the first table of a process: those that the one before it knew at least. Its clients, who may come back, have not been told of later ones. */
-  readonly lossesBefore?: number
+  /** In the first table of a process: those that clients of this node have been told of, or that were before it. Its clients may come back. */
+  readonly lossesTold?: number
 }
 
 export interface TableDisk {
@@ -86,6 +86,8 @@ export type ReactorToControl =
   /** Everything is mounted and listening (addresses for people and peers). */
   | { readonly type: 'ready'; readonly dataPort: number; readonly nbdPort: number }
   | { readonly type: 'tableApplied'; readonly revision: TableRevision }
+  /** A client was told that unflushed writes of the volume were lost, of all losses up to that one. */
+  | { readonly type: 'lossesTold'; readonly volume: VolumeNumber; readonly losses: number }
   /** A stale or newer table was met: fetch the table at least at... (0: just fetch). */
   | { readonly type: 'needTable'; readonly slot: SlotIndex; readonly version: ChainVersion }
   /** Rule 24 reports: triples slot, since, incarnation, packed. */

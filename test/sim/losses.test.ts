@@ -106,6 +106,33 @@ scenario(
   { nodes: 5, syncWhenWrite: false },
 )
 
+scenario(
+  'the node of the client hears of a loss, and is killed before it has told anybody: a flush of the client, which has connected again, fails, once; a new process later tells nobody',
+  async (t, { volume }) => {
+    const chain = t.node(1).control!.member!.state.chains[slotOf(volume, 0, 16)]!
+    const holders = new Set(chain.entries.map((entry) => t.node(1).control!.member!.state.nodes.get(entry.node)!.id))
+    const client = t.nodes.find((node) => !holders.has(node.id))!
+    const hit = t.nodes.filter((node) => holders.has(node.id))
+    await t.seconds(SETTLED_S)
+    await writePage(t, client, volume, 1)
+    for (const node of hit) node.crash({ losing: 'everything unflushed' })
+    await t.seconds(1)
+    for (const node of hit) node.restart()
+    await t.until('it is lost', () => client.control?.member?.state.volumes.get(volume)?.losses === 1, 30_000)
+    await t.healthy()
+    for (const expected of [Status.WRITE_FAILED, Status.SUCCESS]) {
+      await t.seconds(0.1)
+      client.crash({ losing: 'nothing' })
+      await t.seconds(1)
+      client.restart()
+      await t.healthy()
+      assert.equal(await flush(t, client, volume), expected)
+    }
+    await t.allIsWell()
+  },
+  { nodes: 5, syncWhenWrite: false },
+)
+
 /** What the history says of clients whose exporter stays while all copies of a slot lose their power, and of what it tells them. */
 async function judged(lossesTold: (losses: number, revision: number) => number, losing: 'everything unflushed' | 'nothing'): Promise<string[]> {
   const undo = method<ChainTable, Parameters<ChainTable['apply']>, void>(
