@@ -131,6 +131,27 @@ test('a lost page is repaired by itself when a copy with its id comes back', { t
   for (const node of [1, 2, 3]) assert.deepEqual((await read(cluster, node, ROTTEN)).bytes, pattern(7))
 })
 
+test('who comes back without a page that it had found lost gets it before it counts as a copy', { timeout: 60_000 }, async () => {
+  const { cluster } = await cluster3()
+  const serves = (node: number) => () => cluster.chains[0]!.entries.some((entry) => entry.node === node && entry.state === ReplicaState.SERVING)
+  await cluster.kill(3)
+  assert.equal(await write(cluster, ROTTEN, 7), Status.SUCCESS)
+  await cluster.kill(2)
+  rot(cluster, 1)
+  cluster.restart(3)
+  await cluster.until('the third one serves', serves(3), 5000)
+  assert.deepEqual(lostOn(cluster, 3), [[BLOCK, ROTTEN]])
+  await cluster.kill(3)
+  cluster.restart(2)
+  await cluster.until('the second one serves, with the page', serves(2), 5000)
+  cluster.restart(3)
+  await cluster.until('the third one serves again', serves(3), 5000)
+  assert.deepEqual(lostOn(cluster, 3), [])
+  await cluster.kill(2)
+  await cluster.kill(1)
+  assert.deepEqual(await read(cluster, 3, ROTTEN), { status: Status.SUCCESS, bytes: pattern(7) })
+})
+
 test('of those that served last one whose page tables are whole serves again, and gives the others what they have lost', { timeout: 60_000 }, async () => {
   const { cluster } = await cluster3()
   // it would be the first of equals

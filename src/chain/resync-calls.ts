@@ -80,9 +80,9 @@ export function blockArgs(slot: number, version: number, block: BlockIdentity, s
   if (hasIds) {
     const capture = store.capture(own)
     for (let i = 0; i < PAGES_PER_BLOCK; i++) {
-      const isNothing = (capture.flags[i]! & PAGE_LOST) !== 0 && capture.idHigh[i] === 0 && capture.idLow[i] === 0
-      words[BLOCK_ARGS_WORDS + i * 2] = isNothing ? NO_ID : capture.idHigh[i]!
-      words[BLOCK_ARGS_WORDS + i * 2 + 1] = isNothing ? NO_ID : capture.idLow[i]!
+      const isLost = (capture.flags[i]! & PAGE_LOST) !== 0
+      words[BLOCK_ARGS_WORDS + i * 2] = isLost ? NO_ID : capture.idHigh[i]!
+      words[BLOCK_ARGS_WORDS + i * 2 + 1] = isLost ? NO_ID : capture.idLow[i]!
     }
     store.release(capture)
   }

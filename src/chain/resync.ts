@@ -6,6 +6,7 @@
  *      |-- DIGESTS: slots ------------------------>|   of many slots at once; equal slots are done
  *      |-- LIST_BLOCKS: slot, after which block -->|   digests of the blocks; equal blocks are done, blocks the source lacks go
  *      |-- BLOCK: ids of the pages here ---------->|   pages whose id differs, with their content
+ *      |                                           |   (what has lost pages here is not equal, whatever its digest, and they are asked for)
  *      |   stream position past every answer -> the journal says that the slot is complete; durable -> upToDate
  *
  * Every answer is one instant of the source: content, its `last` and committed id, the channel rows of its disk. An answer older than what was
@@ -207,7 +208,7 @@ export class Resync {
         const store = this.#replicas.storeOf(session.slot)!
         session.compared = true
         const own = store.slotDigest(session.slot)
-        if (own[0] !== digestA || own[1] !== digestB) continue
+        if (own[0] !== digestA || own[1] !== digestB || lackingBlocks(store).some((block) => store.blockIdentity(block).slot === slot)) continue
         const rowsHere = given.has(store) ? rowsOfSlot(rows, session.slot) : rows
         const installed = this.#installRows(session, store, rowsHere, committedHigh!, committedLow!)
         if (!installed) {
@@ -538,9 +539,14 @@ function rowsOfSlot(rows: Uint32Array, slot: number): Uint32Array {
 function neededBytes(store: ReplicaStore, own: BlockRow, pages: Uint16Array, crc: Uint32Array, flags: Uint8Array): number {
   let needed = 0
   for (let i = 0; i < pages.length; i++) {
-    if (flags[i] === PageFlag.DATA && (own === NO_BLOCK || store.pageCrc(own, pages[i]!) !== crc[i])) needed += PAGE_BYTES
+    if (flags[i] === PageFlag.DATA && (own === NO_BLOCK || store.pageCrc(own, pages[i]!) !== crc[i] || store.isLost(own, pages[i]!))) needed += PAGE_BYTES
   }
   return needed
+}
+
+/** Those with pages that are lost here. */
+function lackingBlocks(store: ReplicaStore): BlockRow[] {
+  return store.lostPages(Number.POSITIVE_INFINITY).map(({ block }) => block)
 }
 
 /** Adds the blocks after `after`, up to `last` (all, when undefined), that are not alike here and in the source's list. */
@@ -560,11 +566,12 @@ function compareList(
     const { volume, layer, index } = store.blockIdentity(block)
     own.set(blockKey(volume, layer, index), block)
   }
+  const lacking = new Set(lackingBlocks(store))
   for (const { volume, layer, index, digestA, digestB } of listed) {
     const key = blockKey(volume, layer, index)
     const here = own.get(key)
     own.delete(key)
-    const [a, b] = here === undefined ? [-1, -1] : blockDigest(store, here)
+    const [a, b] = here === undefined || lacking.has(here) ? [-1, -1] : blockDigest(store, here)
     if (a !== digestA || b !== digestB) differing.push({ volume, layer, index })
   }
   // what the source lacks is asked for too: its absence is an answer like any other
