@@ -38,6 +38,8 @@ export interface BlockClient {
   flush(volume: VolumeNumber, done: Done, row: number): void
   /** How often, as far as this node knows, writes of the volume that were acknowledged and not flushed may have been lost (flush.ts); only grows. */
   lossCount(volume: VolumeNumber): number
+  /** Those of them that whoever connects now has nothing to do with. Of others it may have been told by nobody: it may be a client that was there, and was cut off. */
+  pastLossCount(volume: VolumeNumber): number
   /**
    * The client that waits for (done, row) has gone (connection lost): the write is retried until `writeLifeMs` after `lostMs` at most, then cancelled; `done` still follows, with
    * NETWORK_TIMEOUT when nobody has decided it by the time at which its client would have been told so.

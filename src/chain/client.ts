@@ -71,6 +71,8 @@ export interface RemoteReplicas {
   abort(peer: number, reason: string): void
   /** Whether anything of the volume can be acknowledged and not durable. */
   isFlushNeeded(volume: VolumeNumber): boolean
+  /** See {@link BlockClient.pastLossCount}. */
+  pastLossCount(volume: VolumeNumber): number
   /** `done` returns whether its client is still there. */
   flush(volume: VolumeNumber, deadlineMs: number, done: (status: number) => boolean): void
 }
@@ -148,6 +150,8 @@ export class Client implements BlockClient {
   #hasCredit = false
   /** A BlockClient call is on the stack: outcomes wait for its return. */
   #inCall = false
+  /** Replicas here have yet to draw the consequences of a new table: outcomes wait, for who hears of one may ask for more, and so do free channels. */
+  #isTableNew = false
   #ended: number[] = []
   /** Not marked yet. Empty whenever an operation starts or is tried. */
   #orphans: Orphan[] = []
@@ -253,6 +257,10 @@ export class Client implements BlockClient {
 
   lossCount(volume: VolumeNumber): number {
     return this.#table.volumes.get(volume)?.losses ?? 0
+  }
+
+  pastLossCount(volume: VolumeNumber): number {
+    return this.#remote.pastLossCount(volume)
   }
 
   orphan(done: Done, row: number, lostMs = this.#queue.nowMs): void {
@@ -410,7 +418,7 @@ export class Client implements BlockClient {
    */
   #openWaiting(): void {
     // what is begun here may end at once: this very loop goes on then, not one inside it
-    if (this.#waiting.count === 0 || this.#isOpening) return
+    if (this.#waiting.count === 0 || this.#isOpening || this.#isTableNew) return
     this.#isOpening = true
     if (this.#orphans.length > 0) this.#markOrphans()
     for (let looked = 0; looked < DISK_GROUPS && this.#waiting.count > 0; ) {
@@ -748,7 +756,16 @@ export class Client implements BlockClient {
     this.#openWaiting()
   }
 
+  /**
+   * A new table comes. What is ordered in a slot whose replica here has not drawn its consequences yet would go to a new successor ahead of what is
+   * uncommitted there (protocol 14), and a successor whose session has stored nothing of the slot takes the first record for the first.
+   */
+  tableComes(): void {
+    this.#isTableNew = true
+  }
+
   tableLearned(): void {
+    this.#isTableNew = false
     this.#regroup()
     this.wake()
   }
@@ -867,7 +884,7 @@ export class Client implements BlockClient {
   }
 
   #finish(op: number): void {
-    if (this.#inCall) {
+    if (this.#inCall || this.#isTableNew) {
       this.#ended.push(op)
       return
     }

@@ -312,6 +312,7 @@ export class DataPlane {
         sendRead: (peer, op) => this.#remote.sendRead(peer, op),
         abort: (peer, reason) => peers.abort(peer, reason),
         isFlushNeeded: (volume) => this.flushes.isNeeded(volume),
+        pastLossCount: (volume) => this.flushes.pastLossCount(volume),
         flush: (volume, deadlineMs, done) => this.flushes.flush(volume, deadlineMs, done),
       },
     })

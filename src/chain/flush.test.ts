@@ -108,6 +108,23 @@ test('a loss that was told to a client that had gone meanwhile is told again', {
   assert.equal(await flush(), Status.SUCCESS)
 })
 
+test('whoever connects within a minute of a loss may have been there', { timeout: 60_000 }, async () => {
+  const { cluster } = await relaxed()
+  const { client } = cluster.node(3)
+  const past = () => client.pastLossCount(RELAXED_VOLUME)
+  await allDown(cluster, true)
+  const { losses } = cluster
+  assert.ok(losses > 0)
+  assert.deepEqual([client.lossCount(RELAXED_VOLUME), past()], [losses, 0])
+  await cluster.world.runFor(30_000)
+  await allDown(cluster, true)
+  assert.ok(cluster.losses > losses)
+  await cluster.world.runFor(31_000)
+  assert.equal(past(), 0)
+  await cluster.world.runFor(30_000)
+  assert.equal(past(), cluster.losses)
+})
+
 test('a slot that has been served since its host lost power has lost nothing with the next process, while another slot is waited for', {
   timeout: 60_000,
 }, async () => {

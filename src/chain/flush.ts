@@ -13,7 +13,7 @@
  * would let a later flush succeed: the members of that time hold nothing that is not durable. So, as a file system's fsync after a failed
  * write back (Linux, errseq), the next flush of the volume fails once with WRITE_FAILED (EIO), in every process that exported the volume
  * when the slot was recovered; whatever the client believed to be on the way to the disk has to be written again. (NBD tells each of its
- * connections that was there then: whoever asks first may be a stranger to the writes.) The replicated state
+ * connections that was there then, or comes within a minute: whoever asks first may be a stranger to the writes, and an answer may be lost with its connection.) The replicated state
  * counts such losses per volume (`mayHaveLostUnflushed`), for a slot's recovery is known there, survives the processes, and comes with the
  * same table as the members that a flush asks: a flush cannot succeed by members of which its exporter does not know how they came to serve.
  * Which writes were lost is not known: a client that had flushed everything is told too. A process that starts after the recovery tells of what this node
@@ -40,6 +40,8 @@ import { NONE } from './records.ts'
 import type { Replicas } from './replica.ts'
 import type { ChainTable } from './table.ts'
 
+/** So long after its node has heard of a loss a client that was there is back at the latest, by another connection or from another node. */
+const RECONNECTED_MS = 60_000
 const RETRY_FIRST_MS = 5
 const RETRY_MAX_MS = 100
 
@@ -47,6 +49,8 @@ const RETRY_MAX_MS = 100
 type Told = (status: number) => boolean
 /** `losses`: those known by the table that the members answered for. */
 type Outcome = { readonly status: number; readonly losses: number }
+/** `losses` known since some time, `past` of them for longer than clients take to come back; all of them after `untilMs`. */
+type Heard = { readonly losses: number; readonly past: number; readonly untilMs: number }
 type Waiter = { readonly deadlineMs: number; readonly done: Told }
 
 export class Flushes {
@@ -60,6 +64,7 @@ export class Flushes {
   readonly #onTold: (volume: VolumeNumber, losses: number) => void
   /** Per volume: losses that this process' clients have been told of, or that were before any of them came. */
   readonly #told = new Map<VolumeNumber, number>()
+  readonly #heard = new Map<VolumeNumber, Heard>()
   /** Volumes that this process has known to acknowledge from memory, and not flushed to the end since they do no more. */
   readonly #unsettled = new Set<VolumeNumber>()
   /** Volumes whose flush runs, and who waits for the next one. */
@@ -91,11 +96,21 @@ export class Flushes {
   volumesChanged(): void {
     const { volumes } = this.#table
     for (const volume of this.#told.keys()) if (!volumes.has(volume)) this.#told.delete(volume)
+    for (const volume of this.#heard.keys()) if (!volumes.has(volume)) this.#heard.delete(volume)
     for (const volume of this.#unsettled) if (!volumes.has(volume)) this.#unsettled.delete(volume)
-    for (const { volume, losses, lossesTold, syncWhenWrite } of volumes.values()) {
-      if (!this.#told.has(volume)) this.#told.set(volume, lossesTold ?? losses ?? 0)
+    for (const { volume, losses = 0, lossesTold = losses, syncWhenWrite } of volumes.values()) {
+      if (!this.#told.has(volume)) this.#told.set(volume, lossesTold)
+      const past = this.#heard.has(volume) ? this.pastLossCount(volume) : lossesTold
+      if (this.#heard.get(volume)?.losses !== losses) this.#heard.set(volume, { losses, past, untilMs: this.#io.queue.nowMs + RECONNECTED_MS })
       if (!syncWhenWrite) this.#unsettled.add(volume)
     }
+  }
+
+  /** See {@link BlockClient.pastLossCount}. */
+  pastLossCount(volume: VolumeNumber): number {
+    const heard = this.#heard.get(volume)
+    if (heard === undefined) return 0
+    return this.#io.queue.nowMs < heard.untilMs ? heard.past : heard.losses
   }
 
   /** Whether there can be anything that is acknowledged and not durable. */

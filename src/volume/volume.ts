@@ -152,6 +152,11 @@ export class VolumeLayer {
     return this.#client.lossCount(volume)
   }
 
+  /** Those of them that whoever connects now has nothing to do with. */
+  pastLossCount(volume: VolumeNumber): number {
+    return this.#client.pastLossCount(volume)
+  }
+
   /** Every write of the volume acknowledged before this call, on any connection of any node, is durable. */
   flush(volume: VolumeNumber, done: Done, row: number): void {
     this.#client.flush(volume, done, row)

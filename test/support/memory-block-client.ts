@@ -19,6 +19,8 @@ export class MemoryBlockClient implements BlockClient {
   readonly failing = new Map<number, number>()
   readonly calls: string[] = []
   losses = 0
+  /** Those of them that a client which connects now may have been there for. */
+  recentLosses = 0
   readonly ready = true
   /** While set, no operation ends. */
   #holding = false
@@ -83,6 +85,10 @@ export class MemoryBlockClient implements BlockClient {
 
   lossCount(): number {
     return this.losses
+  }
+
+  pastLossCount(): number {
+    return this.losses - this.recentLosses
   }
 
   orphan(_done: Done, row: number): void {

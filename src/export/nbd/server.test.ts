@@ -151,6 +151,22 @@ test('every client that was there when unflushed writes were lost is told by its
   assert.deepEqual(told, ['one 0', 'one 5', 'one 0', 'two 5', 'late 0', 'two 0', 'two 5', 'two 5', 'two 0'])
 })
 
+test('a client that connects soon after a loss is told of it by its next flush, though another was: it may have been there, and its connection lost', async () => {
+  const { world, blocks, open } = make()
+  blocks.losses = 3
+  blocks.recentLosses = 1
+  const told: number[] = []
+  void open().then(async (client) => {
+    for (let i = 0; i < 2; i++) {
+      await client.send(request(FLUSH, 0, 0))
+      assert.equal(await client.receive(16), 16)
+      told.push(client.error())
+    }
+  })
+  assert.ok(await world.run(() => told.length === 2, 10_000))
+  assert.deepEqual(told, [5, 0])
+})
+
 test('after a goodbye a write goes on for a second, then it has the life of one whose client has gone', async () => {
   const { world, blocks, server, open } = make()
   blocks.holding = true

@@ -399,7 +399,7 @@ export class NbdServer {
         this.#volumes,
       )
       t.volume[c] = agreed.volume.volume
-      t.losses[c] = this.#volumes.lossCount(agreed.volume.volume)
+      t.losses[c] = this.#volumes.pastLossCount(agreed.volume.volume)
       t.readOnly[c] = agreed.volume.readOnly ? 1 : 0
       t.structured[c] = agreed.structuredReplies ? 1 : 0
       t.heardMs[c] = this.#turnMs
@@ -697,8 +697,8 @@ export class NbdServer {
   }
 
   /**
-   * The layers below tell one flush of a lost write: of whichever client. Each connection that was there is told, by every flush that it had asked for
-   * until then: the writes may have been its own.
+   * The layers below tell one flush of a lost write: of whichever client. Each connection that was there, or came soon after, is told, by every flush that
+   * it had asked for until then: the writes may have been its own, or those of a connection that its client had before.
    */
   #withLosses(r: number, status: number): number {
     const t = this.#connections
