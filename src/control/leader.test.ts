@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
 import { XsanError } from '../base/errors.ts'
-import type { DiskNumber, Incarnation, NodeNumber } from '../base/ids.ts'
+import type { ChainVersion, DiskNumber, Incarnation, NodeNumber, SlotIndex } from '../base/ids.ts'
 import { GiB } from '../base/units.ts'
 import type { Clock, Log, TimerId } from '../env/control.ts'
 import { ReplicaState } from '../placement/chain.ts'
@@ -10,6 +10,8 @@ import type { Raft } from '../raft/driver.ts'
 import { type ArgsOf, encodeCommand, type OperationName } from './command.ts'
 import { Coordinator } from './leader.ts'
 import { ControlStateMachine } from './machine.ts'
+import { LEADER_PEER_METHODS } from './services/peer.ts'
+import type { ServiceContext } from './services/service.ts'
 import { NO_OWN } from './settings.ts'
 import { ClusterState, FEATURE_LEVEL } from './state.ts'
 
@@ -189,4 +191,51 @@ test('a lease is granted when a round of Raft that began after it was asked for 
   assert.deepEqual([begun.length, second.asked.ended], [2, false], 'the round of the first had begun before')
   begun[1]!.reject(new XsanError('NOT_LEADER', 'another one leads'))
   await assert.rejects(second.grant, { status: 'NOT_LEADER' })
+})
+
+test('a disk whose failure is on its way into the log when the operator gives up another one is not given up with it', async (t) => {
+  const leader = await leaderOfThree()
+  t.after(() => leader.coordinator.stop())
+  const { coordinator, state } = leader
+  const refused = (...nodes: number[]) => coordinator.refused(nodes.map((n) => ({ node: n as NodeNumber, incarnation: leader.incarnationOf(n as NodeNumber) })))
+  const statesOf = (disk: number) => new Set(state.chains.map(({ entries }) => entries.find((entry) => entry.disk === disk)!.state))
+  // once there is one, chains are not made anew
+  const volume = { name: 'v', sizeBytes: GiB, replicas: 3, minCopies: 1, syncWhenWrite: true, readOnly: false, createdAtMs: 0 }
+  await coordinator.propose('volume.create', volume)
+  // the third one is behind; of those that served last the second one is there again
+  refused(3)
+  for (const n of [1, 2]) await leader.renew(n)
+  await turns()
+  await leader.renew(3)
+  await turns()
+  refused(1, 2)
+  await leader.renew(3)
+  await turns()
+  for (const n of [2, 3]) {
+    await leader.renew(n)
+    const ids = state.chains.map(({ version }, slot) => ({ slot: slot as SlotIndex, version: version as ChainVersion, hi: 1, lo: n === 2 ? 9 : 5, flags: 0 }))
+    coordinator.lastIds(n as NodeNumber, leader.incarnationOf(n as NodeNumber), n as DiskNumber, ids)
+  }
+  await turns()
+  assert.deepEqual([1, 2, 3].map(statesOf), [new Set([ReplicaState.LASTSRV]), new Set([ReplicaState.LASTSRV]), new Set([ReplicaState.WAITING])])
+  leader.hold()
+  const context = {
+    state,
+    env: { clock: { nowMs: () => 0 }, log: silent },
+    stats: new Map(),
+    coordinator: async () => coordinator,
+  } as unknown as ServiceContext
+  const sender = { node: 2 as NodeNumber, incarnation: leader.incarnationOf(2 as NodeNumber) }
+  void LEADER_PEER_METHODS['Report']!(context, { disk: 2, diskFailedReason: 'EIO' }, { sender, timeoutMs: 1000 })
+  await turns()
+  coordinator.recover({ loss: true })
+  await turns()
+  leader.release()
+  await turns()
+  assert.equal(state.disks.get(2 as DiskNumber)!.state, 'failed')
+  assert.deepEqual(statesOf(3), new Set([ReplicaState.WAITING]), 'what the second disk holds may be had yet')
+  // once he knows of it
+  coordinator.recover({ loss: true })
+  await turns()
+  assert.deepEqual(statesOf(3), new Set([ReplicaState.SERVING]))
 })

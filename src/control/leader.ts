@@ -110,6 +110,8 @@ export class Coordinator {
   readonly #rebalancer: Rebalancer
   readonly #upToDate = new Map<SlotIndex, readonly [DiskNumber, ChainVersion, Incarnation]>()
   readonly #lastIds = new Map<SlotIndex, Map<DiskNumber, readonly [DiskNumber, Incarnation, ChainVersion, number, number, number]>>()
+  /** Failures of disks that are not in the log yet. */
+  readonly #failures = new Map<DiskNumber, ArgsOf<'disk.failed'>>()
   readonly #electedMs: number
   readonly #term: number
   #ready = false
@@ -294,6 +296,15 @@ export class Coordinator {
       ofSlot.set(disk, [disk, incarnation, version, hi, lo, flags | before])
     }
     if (ids.length > 0) this.wake()
+  }
+
+  /**
+   * The node has stopped serving the disk. It goes into the log before the next change of the chains is thought of: what the operator gives up must not
+   * come to mean this disk as well because its failure, of which neither knew, was applied in between. The node says it again until it is seen.
+   */
+  diskFailed(failure: ArgsOf<'disk.failed'>): void {
+    this.#failures.set(failure.disk, failure)
+    this.wake()
   }
 
   /** The node's data plane has applied the table of that revision (also said by every renewal). */
@@ -741,6 +752,10 @@ export class Coordinator {
   }
 
   async #changeOnce(): Promise<void> {
+    for (const [disk, failure] of this.#failures) {
+      this.#failures.delete(disk)
+      await this.#proposeBlocking('disk.failed', failure, new Set())
+    }
     const create = this.#rebalancer.firstChains()
     if (create !== undefined) {
       await this.#proposeBlocking('chains.create', create, new Set())

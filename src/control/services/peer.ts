@@ -166,7 +166,7 @@ export const LEADER_PEER_METHODS: Readonly<Record<string, PeerHandler>> = {
     }
     const failedReason = text(request, 'diskFailedReason')
     if (failedReason !== '' && state.disks.get(disk)?.node === sender.node) {
-      await coordinator.propose('disk.failed', { disk, reason: failedReason, incarnation: sender.incarnation })
+      coordinator.diskFailed({ disk, reason: failedReason, incarnation: sender.incarnation })
     }
     const [data, nbd] = [text(request, 'data'), text(request, 'nbd')]
     const known = state.nodes.get(sender.node)
