@@ -39,6 +39,7 @@ export const FAULT_KINDS = [
   'disk-again',
   'older-binary',
   'far-link',
+  'reset',
 ] as const
 /** Kinds of aimed runs alone: they wait for the moment that matters. */
 export const AIMED_KINDS = [
@@ -156,11 +157,14 @@ const RATES: Readonly<Record<(typeof FAULT_KINDS)[number], readonly [calm: numbe
   'disk-again': [0, 0.01, 0.03],
   'older-binary': [0.01, 0.01, 0.03],
   'far-link': [0, 0.03, 0.1],
+  reset: [0.01, 0.05, 0.2],
 }
 
 /** A run without any of these needs no rebuilding: they cost the most. A swarm has each in so many of its runs, and then once or twice. */
 const DEAR: ReadonlySet<FaultKind> = new Set(['disk-eio', 'disk-gone', 'disk-again', 'node-add', 'node-remove', 'upgrade', 'older-binary'])
 const DEAR_SHARE = 0.25
+/** What came later is drawn from a stream of its own, so that the schedules of seeds stay what they were but for it. */
+const LATER: ReadonlySet<FaultKind> = new Set(['reset'])
 /** What destroys copies for good. */
 export const DESTRUCTIVE: ReadonlySet<FaultKind> = new Set(['bit-rot', 'misdirect', 'disk-eio', 'disk-gone'])
 
@@ -173,12 +177,13 @@ export interface ScheduleOptions {
   readonly without?: readonly FaultKind[]
 }
 
-export function makeSchedule(random: Prng, options: ScheduleOptions): Schedule {
+export function makeSchedule(prng: Prng, options: ScheduleOptions): Schedule {
   const { profile, nodes, durationMs } = options
   const faults: Fault[] = []
   // What destroys copies for good hits one node only: more than one would be allowed to lose data
-  const victim = random.below(nodes)
+  const victim = prng.below(nodes)
   for (const kind of FAULT_KINDS) {
+    const random = LATER.has(kind) ? prng.fork(kind) : prng
     const [calm, rough, brutal] = RATES[kind]
     let rate = profile === 'calm' ? calm : profile === 'rough' ? rough : brutal
     if (profile === 'swarm') {
@@ -211,7 +216,7 @@ export function makeSchedule(random: Prng, options: ScheduleOptions): Schedule {
     seed: options.seed,
     profile,
     nodes,
-    clients: random.between(3, 6),
+    clients: prng.between(3, 6),
     opsPerClient: Math.round(durationMs / 30),
     durationMs,
     faults,
@@ -251,6 +256,8 @@ export function amountOf(random: Prng, kind: FaultKind): number {
       return random.between(1, 100)
     case 'far-link':
       return random.between(100, 600)
+    case 'reset':
+      return random.chance(0.3) ? 1 : random.unit()
     case 'bad-wire':
       return 0.001 + random.unit() * 0.05
     case 'misdirect':
@@ -320,6 +327,8 @@ export function describeFault(fault: Fault): string {
       return `${fault.amount} ms more from ${node} to node ${fault.other + 1} ${span}`
     case 'far-link':
       return `${fault.amount} ms more between ${node} and node ${fault.other + 1}, either way, ${span}`
+    case 'reset':
+      return `${Math.round(fault.amount * 100)} % of the connections of ${node} are reset`
     case 'bad-wire':
       return `bits flip in ${(fault.amount * 100).toFixed(1)} % of what gets from ${node} to node ${fault.other + 1} ${span}`
     case 'misdirect':
@@ -397,6 +406,7 @@ const DELAY_MS_MAX = 60_000
 const AMOUNTS: Partial<Readonly<Record<FaultKind, { readonly least: number; readonly most: number; readonly whole?: true }>>> = {
   'slow-link': { least: 0, most: DELAY_MS_MAX },
   'far-link': { least: 0, most: DELAY_MS_MAX },
+  reset: { least: 0, most: 1 },
   'bad-wire': { least: 0, most: 1 },
   'disk-slow': { least: 0, most: DELAY_MS_MAX },
   'disk-eio': { least: 0, most: 1 },

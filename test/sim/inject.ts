@@ -209,6 +209,9 @@ export function inject(stage: Stage, fault: Fault): void {
       network.cut(node.host, other.host)
       later(() => network.heal(node.host, other.host))
       return
+    case 'reset':
+      if (network.resetConnections(node.host, fault.amount) > 0) took()
+      return
     case 'far-link': {
       const links = [network.link(node.host, other.host), network.link(other.host, node.host)]
       if (areRunning) took()

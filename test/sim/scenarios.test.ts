@@ -512,6 +512,23 @@ scenario(
   { nbd: true },
 )
 
+scenario('connections are reset while all nodes live: nobody counts as dead for that, and no client sees an error', async (t, volume) => {
+  t.load(volume, { on: [1, 2, 3], ops: 500, depth: 4, thinkMs: 4, readShare: 0.2 })
+  const lives = () => t.nodes.map(({ control }) => control!.member!.incarnation)
+  const [before, { version }] = [lives(), t.state!.chains[0]!]
+  let count = 0
+  for (let i = 0; i < 12; i++) {
+    await t.seconds(0.15)
+    count += t.network.resetConnections(t.node((i % 3) + 1).host, i % 4 === 3 ? 1 : 0.5)
+  }
+  assert.ok(count > 12)
+  await t.clientsDone()
+  t.assertNoErrors()
+  assert.deepEqual(lives(), before)
+  assert.equal(t.state!.chains[0]!.version, version, 'no chain has changed')
+  await t.allIsWell()
+})
+
 // ---- flow ---------------------------------------------------------------------------------------------------------------
 scenario(
   'a ring of heads under the smallest credits never comes to a standstill',

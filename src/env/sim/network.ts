@@ -42,6 +42,9 @@ export const CALM_NETWORK: NetworkOptions = {
   connectTimeoutMs: 20_000,
 }
 
+/** One end hears of a reset so much later than the other, at most. */
+const RESET_MS = 20
+
 export interface Link {
   /** Nothing gets through in this direction. */
   cut: boolean
@@ -146,6 +149,18 @@ export class SimNetwork {
   holding(end: SimEnd, holds: boolean): void {
     if (holds) this.#holding.add(end)
     else this.#holding.delete(end)
+  }
+
+  /** What stands before a host forgets such a part of its connections: both ends are told, each in its time, and what was on its way is lost. Returns how many. */
+  resetConnections(host: SimHost, share: number): number {
+    let count = 0
+    for (const end of [...this.ends]) {
+      // of each connection one end is met first, whichever host it is on
+      if (end.host === end.other.host || (end.host !== host && end.other.host !== host) || end.id > end.other.id || !this.random.chance(share)) continue
+      count++
+      for (const each of [end, end.other]) this.world.schedule(this.random.unit() * RESET_MS, 'forgotten', () => each.forgotten())
+    }
+    return count
   }
 
   hostDown(host: SimHost): void {
@@ -408,6 +423,15 @@ export class SimEnd implements EventOwner {
   /** Of its packets, whatever becomes of their sender: they are on their way. */
   deliver(fn: () => void): void {
     fn()
+  }
+
+  /** It is told that the connection is no more; so is the peer, if it sends something. */
+  forgotten(): void {
+    if (this.gone || this.error) return
+    this.#held.length = 0
+    this.network.holding(this, false)
+    this.#fail(Errno.ECONNRESET)
+    this.gone = true
   }
 
   /** The host lost its power. */
