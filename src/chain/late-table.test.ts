@@ -1,8 +1,10 @@
 import assert from 'node:assert/strict'
 import test from 'node:test'
-import { ChainCluster, pattern, RELAXED_VOLUME, TestClient } from '../../test/support/chain-cluster.ts'
+import { ChainCluster, pattern, RELAXED_VOLUME, TestClient, VOLUME } from '../../test/support/chain-cluster.ts'
 import type { VolumeNumber } from '../base/ids.ts'
 import { Status } from '../base/status.ts'
+import { PAGE_BYTES } from '../base/units.ts'
+import { slotOf } from '../placement/ring.ts'
 import { View } from '../placement/view.ts'
 
 /** Chains of nodes 1 and 2; node 3 has clients only. */
@@ -161,4 +163,48 @@ test('a process that the chains do not count yet takes no forward: they name one
   await cluster.until('quiet', () => cluster.quiet)
   cluster.assertEqual()
   assert.deepEqual((await cluster.world.settle(new TestClient(tail).read(0, 1, 1), 5000)).bytes, pattern(2))
+})
+
+test('what a client begins when it hears of an outcome that a new table brings comes after what its slot has not committed', { timeout: 60_000 }, async () => {
+  const chains = [
+    [1, 2],
+    [1, 2, 3],
+  ]
+  const cluster = new ChainCluster({ nodes: 3, slots: 2, chainOf: (slot) => chains[slot]! })
+  await cluster.start()
+  // node 3 has compared slot 1, in which there is nothing yet, and is as good as up to date
+  await cluster.kill(3)
+  cluster.acceptReports = false
+  cluster.restart(3)
+  const [head, returner] = [cluster.node(1), cluster.node(3)]
+  await cluster.until('its resync is at its end', () => returner.plane.replicas.sessions.get(1)?.reported === true)
+  const inSlot = (slot: number) => [0, 1, 2, 3, 4, 5, 6, 7].find((index) => slotOf(VOLUME, index, 2) === slot)!
+  const page = head.queue.arena.alloc(3 * PAGE_BYTES)
+  for (let i = 0; i < 3; i++) head.queue.arena.bytes.set(pattern(i), (page + i) * PAGE_BYTES)
+  const outcomes: Array<[row: number, status: number]> = []
+  const write = (slot: number, row: number) => head.client.write(VOLUME, inSlot(slot), row * PAGE_BYTES, PAGE_BYTES, page + row, 0, done, row)
+  const done = (row: number, status: number) => {
+    outcomes.push([row, status])
+    if (row === 0) write(1, 2)
+  }
+  cluster.node(2).process.freeze()
+  head.process.schedule(0, 'writes', () => {
+    write(1, 1)
+    write(0, 0)
+    head.plane.settle()
+  })
+  await cluster.world.runFor(50)
+  assert.equal(outcomes.length, 0)
+  // one table: in slot 0 the head is alone, and commits; in slot 1 it has another successor
+  cluster.fence(cluster.node(2))
+  await cluster.until('all have ended', () => outcomes.length === 3, 1000)
+  for (const [row, status] of outcomes) assert.equal(status, Status.SUCCESS, `write ${row}`)
+  cluster.acceptReports = true
+  for (const message of returner.told.filter(({ type }) => type === 'upToDate')) cluster.heard(returner, returner.incarnation, message)
+  await cluster.until('it serves', () => returner.plane.table.isOwnMember(1))
+  await cluster.until('quiet', () => cluster.quiet)
+  cluster.assertEqual()
+  for (const row of [1, 2]) assert.deepEqual((await cluster.world.settle(new TestClient(returner).read(inSlot(1), row, 1), 5000)).bytes, pattern(row))
+  const errors = cluster.nodes.flatMap(({ told }) => told.filter((message) => message.type === 'log' && message.level === 'ERROR'))
+  assert.deepEqual(errors, [])
 })

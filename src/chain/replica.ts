@@ -186,8 +186,7 @@ export class Replicas {
       this.#release(row)
       return Status.SUCCESS
     }
-    const streamStarts = state === SYNCING && lastSv === 0
-    if (!streamStarts && (records.prevHigh[row] !== store.lastHigh[slot] || records.prevLow[row] !== store.lastLow[slot])) {
+    if (!this.#startsStream(session, row, lastSv) && (records.prevHigh[row] !== store.lastHigh[slot] || records.prevLow[row] !== store.lastLow[slot])) {
       this.#hooks.log('ERROR', 'a forward does not follow the last record of its slot', { slot, sv, lastSv, version })
       return Status.REQUEST_REFUSED
     }
@@ -222,6 +221,12 @@ export class Replicas {
     )
     this.#hooks.log('ERROR', 'a forward contradicts a committed record of its slot: two histories', { slot, sv, version })
     return true
+  }
+
+  /** A session has no position in the stream yet (protocol 22). What came after its list of the source's blocks and before this record would be missing. */
+  #startsStream(session: SyncSession | undefined, row: number, lastSv: number): boolean {
+    if (session === undefined || lastSv !== 0) return false
+    return session.listedSv < 0 || svOf(this.records.prevHigh[row]!, this.records.prevLow[row]!) <= session.listedSv
   }
 
   /** Protocol 22. */

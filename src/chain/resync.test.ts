@@ -7,6 +7,8 @@ import { Status } from '../base/status.ts'
 import { MiB, PAGE_BYTES } from '../base/units.ts'
 import { ReplicaState } from '../placement/chain.ts'
 import type { ReactorToControl } from '../placement/messages.ts'
+import { Forward, FRAME_BYTES, FrameHeader, PeerFrame } from '../wire/peer.ts'
+import { Connection } from './lane.ts'
 
 const BLOCKS = 6
 
@@ -257,5 +259,40 @@ test('a source whose disk fails in the middle of a block says so at once: its pe
   assert.equal(cluster.node(3).plane.counters.sessionsLost, 0)
   for (let index = 0; index < BLOCKS; index++)
     assert.deepEqual((await cluster.world.settle(new TestClient(cluster.node(3)).read(index, 0, 2), 5000)).bytes, pattern(20 + index, 8192))
+  cluster.assertEqual()
+})
+
+test('a session that has listed the blocks of its source takes no first record that leaves out others', { timeout: 60_000 }, async (t) => {
+  const cluster = new Cluster({ nodes: 2, slots: 1, seed: 7, chainOf: () => [1, 2] })
+  await cluster.start()
+  await cluster.kill(2)
+  cluster.acceptReports = false
+  cluster.restart(2)
+  await cluster.until('its resync is at its end', () => cluster.node(2).plane.replicas.sessions.get(0)?.reported === true)
+  // the first record of the slot is told to be its second one
+  const { commit } = Connection.prototype
+  t.after(() => {
+    Connection.prototype.commit = commit
+  })
+  Connection.prototype.commit = function (this: Connection, queue, at, ...rest) {
+    const { view } = queue.arena
+    if (queue === cluster.node(1).queue && FrameHeader.get.type(view, at) === PeerFrame.FORWARD) {
+      const body = at + FRAME_BYTES
+      Forward.set.prevHi(view, body, Forward.get.idHi(view, body))
+      Forward.set.prevLo(view, body, Forward.get.idLo(view, body))
+      Forward.set.idLo(view, body, Forward.get.idLo(view, body) + 1)
+      Connection.prototype.commit = commit
+    }
+    commit.call(this, queue, at, ...rest)
+  }
+  const client = new TestClient(cluster.node(1))
+  assert.equal(await cluster.world.settle(client.write(0, 0, pattern(1)), 1000), Status.SUCCESS)
+  assert.match(cluster.errors.join(), /^node 2: a forward does not follow the last record of its slot .*"sv":2,/)
+  assert.equal(cluster.errors.length, 1)
+  cluster.acceptReports = true
+  const { told, incarnation } = cluster.node(2)
+  for (const message of told.filter(({ type }) => type === 'upToDate')) cluster.heard(cluster.node(2), incarnation, message)
+  await cluster.until('both serve', () => cluster.allServing)
+  await cluster.until('quiet', () => cluster.quiet)
   cluster.assertEqual()
 })
