@@ -1,13 +1,13 @@
 /** Resync with something in its way. */
 import assert from 'node:assert/strict'
-import test from 'node:test'
+import test, { type TestContext } from 'node:test'
 import { ChainCluster, type ChainNode, pattern, TestClient } from '../../test/support/chain-cluster.ts'
 import { XsanError } from '../base/errors.ts'
 import { Status } from '../base/status.ts'
 import { MiB, PAGE_BYTES } from '../base/units.ts'
 import { ReplicaState } from '../placement/chain.ts'
 import type { ReactorToControl } from '../placement/messages.ts'
-import { Forward, FRAME_BYTES, FrameHeader, PeerFrame } from '../wire/peer.ts'
+import { CallData, Forward, FRAME_BYTES, FrameHeader, PeerFrame } from '../wire/peer.ts'
 import { Connection } from './lane.ts'
 
 const BLOCKS = 6
@@ -262,6 +262,34 @@ test('a source whose disk fails in the middle of a block says so at once: its pe
   cluster.assertEqual()
 })
 
+/** The next frame of that type and with such a payload that node 1 sends says something else. */
+function changeNext(t: TestContext, cluster: Cluster, type: number, payloadBytesMin: number, change: (view: DataView, body: number) => void): void {
+  const { commit } = Connection.prototype
+  const undo = () => {
+    Connection.prototype.commit = commit
+  }
+  t.after(undo)
+  Connection.prototype.commit = function (this: Connection, queue, at, ...rest) {
+    const { view } = queue.arena
+    const isIt = queue === cluster.node(1).queue && FrameHeader.get.type(view, at) === type && FrameHeader.get.payloadBytes(view, at) >= payloadBytesMin
+    if (isIt) {
+      change(view, at + FRAME_BYTES)
+      undo()
+    }
+    commit.call(this, queue, at, ...rest)
+  }
+}
+
+test('a part of an answer that is damaged on its way ends the session, and is asked for again in the next one', { timeout: 60_000 }, async (t) => {
+  const cluster = await returning(8)
+  cluster.restart(2)
+  changeNext(t, cluster, PeerFrame.CALL_DATA, 2 * PAGE_BYTES, (view, body) => {
+    CallData.set.payloadCrc(view, body, CallData.get.payloadCrc(view, body) ^ 1)
+  })
+  await assertResynced(cluster)
+  assert.equal(cluster.node(2).plane.counters.sessionsLost, 1)
+})
+
 test('a session that has listed the blocks of its source takes no first record that leaves out others', { timeout: 60_000 }, async (t) => {
   const cluster = new Cluster({ nodes: 2, slots: 1, seed: 7, chainOf: () => [1, 2] })
   await cluster.start()
@@ -270,21 +298,11 @@ test('a session that has listed the blocks of its source takes no first record t
   cluster.restart(2)
   await cluster.until('its resync is at its end', () => cluster.node(2).plane.replicas.sessions.get(0)?.reported === true)
   // the first record of the slot is told to be its second one
-  const { commit } = Connection.prototype
-  t.after(() => {
-    Connection.prototype.commit = commit
+  changeNext(t, cluster, PeerFrame.FORWARD, PAGE_BYTES, (view, body) => {
+    Forward.set.prevHi(view, body, Forward.get.idHi(view, body))
+    Forward.set.prevLo(view, body, Forward.get.idLo(view, body))
+    Forward.set.idLo(view, body, Forward.get.idLo(view, body) + 1)
   })
-  Connection.prototype.commit = function (this: Connection, queue, at, ...rest) {
-    const { view } = queue.arena
-    if (queue === cluster.node(1).queue && FrameHeader.get.type(view, at) === PeerFrame.FORWARD) {
-      const body = at + FRAME_BYTES
-      Forward.set.prevHi(view, body, Forward.get.idHi(view, body))
-      Forward.set.prevLo(view, body, Forward.get.idLo(view, body))
-      Forward.set.idLo(view, body, Forward.get.idLo(view, body) + 1)
-      Connection.prototype.commit = commit
-    }
-    commit.call(this, queue, at, ...rest)
-  }
   const client = new TestClient(cluster.node(1))
   assert.equal(await cluster.world.settle(client.write(0, 0, pattern(1)), 1000), Status.SUCCESS)
   assert.match(cluster.errors.join(), /^node 2: a forward does not follow the last record of its slot .*"sv":2,/)

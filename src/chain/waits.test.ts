@@ -746,3 +746,26 @@ test('updates for which the lane of forwards has no room go as soon as there is 
     assert.deepEqual((await cluster.world.settle(client.read(inSlot(2), page, 1), 500)).bytes, pattern(page))
   }
 })
+
+test('a write that is committed when the lease of its head is over is answered under the next one, and not applied again', { timeout: 60_000 }, async () => {
+  const { cluster } = await twoAndClient()
+  const node = cluster.node(1)
+  const client = new TestClient(node)
+  cluster.leaseMs = 0
+  const leaseMsLeft = () => node.plane.table.leaseUntilMs - node.host.bootMs()
+  await cluster.until('its lease is almost over', () => leaseMsLeft() < 100)
+  cluster.node(2).process.freeze()
+  const write = client.write(0, 0, pattern(2))
+  await cluster.until('its lease is over', () => leaseMsLeft() < 0)
+  assert.equal(node.plane.replicas.records.inUse, 1, 'ordered before')
+  cluster.node(2).process.thaw()
+  await cluster.until('committed', () => cluster.quiet)
+  await cluster.world.runFor(300)
+  assert.equal(client.pending, 1)
+  const { updates } = node.plane.counters
+  cluster.leaseMs = 2000
+  for (const each of cluster.nodes) cluster.grant(each)
+  assert.equal(await cluster.world.settle(write, 1000), Status.SUCCESS)
+  assert.deepEqual([node.plane.counters.updates, node.plane.counters.updatesCached], [updates, 1])
+  cluster.assertEqual()
+})
