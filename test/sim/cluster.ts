@@ -236,6 +236,9 @@ export class SimCluster {
     assert(volume.volume > 0, `volume ${name} got the number ${volume.volume}`)
     this.volumes.push(volume)
     await this.until(`every node knows ${name}`, () => this.nodes.every((node) => !node.running || node.volumes?.open(name) !== undefined))
+    // only then nodes acknowledge from memory
+    const isKnownToAll = ({ running, plane, queue }: SimNode) => !running || plane?.table.isKnownToAll(volume.volume, 0, queue!.nowMs) === true
+    if (!syncWhenWrite) await this.until(`every node knows that all others know ${name}`, () => this.nodes.every(isKnownToAll))
     return volume
   }
 
