@@ -7,6 +7,7 @@
  *   SYNCING one has stored it, likewise.
  * - An answered flush: what was committed of the volume when it was asked for is durable on every member of its chains, in every chain that is the same
  *   before and after.
+ * - What is asked for with FUA goes to the chains with FUA, each piece of it.
  * - A copy that reports that it is up to date holds on stable storage what its resync has brought (protocol 24).
  * - And it holds no block that its source lacks, unless the removal is still on its way, and each page of its source as far as the stream has come
  *   (protocol 23).
@@ -15,8 +16,10 @@
  * - A disk that gives back blocks of a volume that exists, because others have them, says before that its copy is not whole (protocol 25).
  */
 import type { VolumeNumber } from '../../src/base/ids.ts'
+import { type Done, WriteFlag } from '../../src/base/request.ts'
 import { Status } from '../../src/base/status.ts'
-import { BLOCK_BYTES } from '../../src/base/units.ts'
+import { BLOCK_BYTES, PAGE_BYTES } from '../../src/base/units.ts'
+import type { BlockClient } from '../../src/chain/block-client.ts'
 import { Credits, HOPS } from '../../src/chain/credits.ts'
 import type { DataPlane, DataPlaneLimits } from '../../src/chain/data-plane.ts'
 import { NONE, svOf } from '../../src/chain/records.ts'
@@ -24,6 +27,7 @@ import type { SyncSession } from '../../src/chain/session.ts'
 import { CHAIN_ENTRIES_MAX, inWritePath, ReplicaState } from '../../src/placement/chain.ts'
 import { slotOf } from '../../src/placement/ring.ts'
 import { type BlockRow, PAGE_LOST, PageFlag, type ReplicaStore } from '../../src/store/store.ts'
+import type { VolumeLayer } from '../../src/volume/volume.ts'
 import type { SimCluster } from './cluster.ts'
 import type { Ledger } from './ledger.ts'
 import type { SimNode } from './node.ts'
@@ -121,7 +125,7 @@ export function watchAcknowledged(
     store.sweep = (isGarbage) =>
       sweep.call(store, (volume, slot) => {
         const isDue = isGarbage(volume, slot)
-        if (isDue && table.volumes.has(volume) && !store.isIncomplete(slot))
+        if (isDue && cluster.state?.volumes.has(volume as VolumeNumber) === true && !store.isIncomplete(slot))
           found('a copy that is given up counts no more', `slot ${slot}: disk ${store.disk} gives up blocks of volume ${volume} and counts as whole`)
         return isDue
       })
@@ -171,6 +175,62 @@ function watchReads({ reads, client, table }: DataPlane, found: Found): void {
         )
     }
     onAnswer.call(client, op, generation, status, chainVersion)
+  }
+}
+
+interface Asked {
+  readonly volume: number
+  readonly from: number
+  readonly to: number
+  readonly isFua: boolean
+}
+
+/** From now on each piece of what this node's clients write is looked at. */
+export function watchPieces(volumes: VolumeLayer, client: BlockClient, found: Found): void {
+  /** By whom to tell: what of it has not ended, by row, and who is told in its place. */
+  const asked = new Map<Done, { readonly rows: Map<number, Asked>; readonly end: Done }>()
+  const ended = (done: Done, row: number) => {
+    const { rows } = asked.get(done)!
+    rows.delete(row)
+    if (rows.size === 0) asked.delete(done)
+  }
+  const ask = (volume: number, from: number, lengthBytes: number, flags: number, done: Done, row: number): Done => {
+    const end: Done = (at, status) => {
+      ended(done, at)
+      done(at, status)
+    }
+    const known = asked.get(done) ?? { rows: new Map<number, Asked>(), end }
+    asked.set(done, known)
+    known.rows.set(row, { volume, from, to: from + lengthBytes, isFua: (flags & WriteFlag.FUA) !== 0 })
+    return known.end
+  }
+  const { write, zero, trim, orphan } = volumes
+  volumes.write = (volume, offsetBytes, lengthBytes, page, flags, done, row) =>
+    write.call(volumes, volume, offsetBytes, lengthBytes, page, flags, ask(volume, offsetBytes, lengthBytes, flags, done, row), row)
+  volumes.zero = (volume, offsetBytes, lengthBytes, page, flags, done, row) =>
+    zero.call(volumes, volume, offsetBytes, lengthBytes, page, flags, ask(volume, offsetBytes, lengthBytes, flags, done, row), row)
+  volumes.trim = (volume, offsetBytes, lengthBytes, flags, done, row) => {
+    const isBegun = trim.call(volumes, volume, offsetBytes, lengthBytes, flags, ask(volume, offsetBytes, lengthBytes, flags, done, row), row)
+    if (!isBegun) ended(done, row)
+    return isBegun
+  }
+  volumes.orphan = (done, row, ...lostMs) => orphan.call(volumes, asked.get(done)?.end ?? done, row, ...lostMs)
+
+  const look = (volume: number, from: number, lengthBytes: number, flags: number) => {
+    if (flags & WriteFlag.FUA) return
+    const all = [...asked.values()].flatMap(({ rows }) => [...rows.values()])
+    const whose = all.filter((one) => one.volume === volume && one.from <= from && from + lengthBytes <= one.to)
+    if (whose.length > 0 && whose.every(({ isFua }) => isFua))
+      found('what is asked for with FUA is durable when it ends', `volume ${volume}: ${lengthBytes} bytes at ${from} go on without`)
+  }
+  const { write: writePiece, zero: zeroPiece } = client
+  client.write = (volume, index, offsetBytes, lengthBytes, page, flags, done, row) => {
+    look(volume, index * BLOCK_BYTES + offsetBytes, lengthBytes, flags)
+    writePiece.call(client, volume, index, offsetBytes, lengthBytes, page, flags, done, row)
+  }
+  client.zero = (volume, index, firstPage, pageCount, flags, done, row) => {
+    look(volume, index * BLOCK_BYTES + firstPage * PAGE_BYTES, pageCount * PAGE_BYTES, flags)
+    zeroPiece.call(client, volume, index, firstPage, pageCount, flags, done, row)
   }
 }
 

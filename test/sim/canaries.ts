@@ -4,7 +4,7 @@
  */
 import { type Done, WriteFlag } from '../../src/base/request.ts'
 import { Status } from '../../src/base/status.ts'
-import { PAGE_BYTES } from '../../src/base/units.ts'
+import { BLOCK_BYTES, PAGE_BYTES } from '../../src/base/units.ts'
 import { Calls } from '../../src/chain/calls.ts'
 import { Client } from '../../src/chain/client.ts'
 import { Credits, HOPS } from '../../src/chain/credits.ts'
@@ -22,6 +22,7 @@ import { AsyncIo } from '../../src/env/async-io.ts'
 import { SimFile } from '../../src/env/sim/disk.ts'
 import { ReplicaState } from '../../src/placement/chain.ts'
 import type { TableMessage } from '../../src/placement/messages.ts'
+import { LogStore } from '../../src/raft/log-store.ts'
 import { ChannelRows } from '../../src/store/channel-rows.ts'
 import { DigestSum } from '../../src/store/digest.ts'
 import { DiskStore } from '../../src/store/disk-store.ts'
@@ -451,7 +452,7 @@ export const CANARIES: readonly Canary[] = [
   {
     name: 'lease-counted-too-long',
     bug: 'a node counts its lease from too late a moment, and believes in it for a second too long',
-    seedsMax: 50,
+    seedsMax: 5,
     plan: { focus: 'leases' },
     plant: () =>
       method<ChainTable, [number, number], void>(
@@ -489,6 +490,22 @@ export const CANARIES: readonly Canary[] = [
         (original) =>
           function (volume, offsetBytes, lengthBytes, page, _flags, done, row) {
             original.call(this, volume, offsetBytes, lengthBytes, page, WriteFlag.NONE, done, row)
+          },
+      ),
+  },
+  {
+    name: 'fua-lost-where-split',
+    bug: 'a write over the border of two blocks goes on without its FUA',
+    seedsMax: 5,
+    plan: { focus: 'fua' },
+    plant: () =>
+      method<VolumeLayer, [number, number, number, number, number, Done, number], void>(
+        VolumeLayer.prototype,
+        'write',
+        (original) =>
+          function (volume, offsetBytes, lengthBytes, page, flags, done, row) {
+            const isSplit = Math.floor(offsetBytes / BLOCK_BYTES) < Math.floor((offsetBytes + lengthBytes - 1) / BLOCK_BYTES)
+            original.call(this, volume, offsetBytes, lengthBytes, page, isSplit ? WriteFlag.NONE : flags, done, row)
           },
       ),
   },
@@ -586,6 +603,22 @@ export const CANARIES: readonly Canary[] = [
               if (this.headState[slot] === ReplicaState.DRAINING) this.headState[slot] = ReplicaState.SERVING
               if (this.ownState[slot] === ReplicaState.DRAINING && this.ownPosition[slot] === 0) this.ownState[slot] = ReplicaState.SERVING
             }
+          },
+      ),
+  },
+  {
+    name: 'said-before-stored',
+    bug: 'a node votes, and acknowledges entries, before its metadata holds them',
+    seedsMax: 3,
+    plan: { focus: 'members' },
+    plant: () =>
+      method<LogStore, [], Promise<void>>(
+        LogStore.prototype,
+        'flush',
+        (original) =>
+          function () {
+            void original.call(this)
+            return Promise.resolve()
           },
       ),
   },

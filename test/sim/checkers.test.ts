@@ -1,15 +1,20 @@
 /** Each checker of checkers.ts finds what it is there to find. */
 import assert from 'node:assert/strict'
 import test from 'node:test'
+import type { VolumeNumber } from '../../src/base/ids.ts'
+import type { Done } from '../../src/base/request.ts'
+import { Status } from '../../src/base/status.ts'
 import { BLOCK_BYTES, PAGE_BYTES } from '../../src/base/units.ts'
 import { DEFAULT_LIMITS } from '../../src/chain/data-plane.ts'
 import { ChainTable } from '../../src/chain/table.ts'
 import { kvStore } from '../../src/env/sim/control.ts'
 import { ChannelRows } from '../../src/store/channel-rows.ts'
 import { PAGE_LOST, PageFlag, type ReplicaStore } from '../../src/store/store.ts'
-import { canaryOf } from './canaries.ts'
+import { VolumeLayer } from '../../src/volume/volume.ts'
+import { canaryOf, method } from './canaries.ts'
 import { contentOf, differenceOf, differingBytes, leftovers, queueBounds, RESYNC_OVERHEAD, Watch, watchInstalls, watchQueues, watchRows } from './checkers.ts'
 import { type NewerForm, OlderBinary } from './older-binary.ts'
+import { runSchedule, scheduleOf } from './run.ts'
 import { Scenario, scenario } from './scenario.ts'
 
 async function healthy(): Promise<Scenario> {
@@ -209,6 +214,23 @@ test('a queue that is longer than its bound is found, and every queue has one', 
   plane!.settle()
   assert.deepEqual(found.slice(0, 1), ['clientOperations: 1, at most 0'])
   assert.deepEqual(Object.keys(queueBounds(plane!, limits)), Object.keys(plane!.resources))
+})
+
+test('what fails once all is well is found', async () => {
+  // they have enough to do for that while
+  const schedule = { ...scheduleOf(1, 'calm'), clients: 2, opsPerClient: 5000, durationMs: 100, faults: [] }
+  const fails = (original: VolumeLayer['flush']) =>
+    function (this: VolumeLayer, volume: VolumeNumber, done: Done, row: number): void {
+      original.call(this, volume, (at) => done(at, Status.BUSY), row)
+    }
+  const undo = method(VolumeLayer.prototype, 'flush', fails)
+  try {
+    const { violations } = await runSchedule(schedule)
+    assert.deepEqual([...new Set(violations.map(({ promise }) => promise))], ['what is asked for once all is well succeeds'])
+    assert.match(violations[0]!.detail, /flush BUSY at /)
+  } finally {
+    undo()
+  }
 })
 
 test('a replica of the replicated state that differs is found', async () => {

@@ -20,6 +20,8 @@ import type { SimNode } from './node.ts'
 
 const SAMPLE_MS = 100
 const STATES_KEPT = 2000
+/** What a leader tells of a lease is in whole ms. */
+const LEASE_ROUNDING_MS = 1
 /** A session with a node that was dropped may last for so many samples in which its peer runs. */
 const SESSION_END_SAMPLES = 5
 /** Resync may move so much more than what differs. */
@@ -28,6 +30,7 @@ export const RESYNC_OVERHEAD = 1.1
 /**
  * - Lease exclusion: no node that may answer by its own clock and table (valid lease, SERVING) has been dropped from that chain by the
  *   replicated state; looked at now and then, and in the moment of each drop. (Nodes whose clock is beyond the bound are out of it: design 4.)
+ * - Leases: no node believes in one for longer than the leader counts on it (protocol 26, 28), whatever becomes of it.
  * - Connections: a session with a node that was dropped from a chain as DOWN has ended on every peer that knows it, soon after (protocol 16).
  * - State machines: all replicas of the replicated state have the same content at the same index.
  * - Feature levels: no node serves in a cluster whose commands may be of a level that it does not know.
@@ -66,6 +69,7 @@ export class Watch {
   sample(): void {
     this.samples++
     this.#leases()
+    this.#leaseEnds()
     this.#states()
     this.#connections()
     this.#controlQueues()
@@ -140,6 +144,31 @@ export class Watch {
   #leases(): void {
     const { state, nodes } = this.#cluster
     for (const node of state?.cluster ? nodes : []) this.#leaseOf(node, state!)
+  }
+
+  #leaseEnds(): void {
+    const { nodes, world } = this.#cluster
+    const isJudged = ({ process, untrustedUntilMs }: SimNode) =>
+      process?.state === 'running' && process.localNowMs <= world.nowMs && world.nowMs >= untrustedUntilMs
+    const leaders = nodes.filter(({ running, control }) => running && control?.member?.raft?.isLeader === true)
+    const termOf = ({ control }: SimNode) => control!.member!.raft!.term
+    // others have been deposed, and know nothing of what the newest one grants
+    const leader = leaders.sort((a, b) => termOf(b) - termOf(a))[0]
+    const coordinator = leader?.control?.member?.coordinator
+    if (leader === undefined || coordinator?.ready !== true || !isJudged(leader)) return
+    for (const holder of nodes) {
+      const { plane, process, control, host, id } = holder
+      if (!plane || !isJudged(holder) || !plane.table.leaseValid(process!.bootMs())) continue
+      // who was removed has its lease to its end, and nothing that it could serve
+      if (!leader.control!.member!.state.nodes.has(control!.member!.node)) continue
+      const heldMs = host.trueSpanMs(plane.table.leaseUntilMs - process!.bootMs())
+      const countedMs = leader.host.trueSpanMs(coordinator.leaseOf(control!.member!.node).leaseMs)
+      if (heldMs <= countedMs + LEASE_ROUNDING_MS) continue
+      this.#found(
+        'a lease ends for its holder before it does for the leader',
+        `${id} has one for ${heldMs.toFixed(1)} ms more, ${leader.id}, which leads, counts on ${countedMs.toFixed(1)} ms, at ${world.nowMs.toFixed(0)} ms`,
+      )
+    }
   }
 
   #leaseOf(node: SimNode, { chains }: ReplicatedState): void {

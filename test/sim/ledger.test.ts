@@ -20,6 +20,9 @@ const PROMISES = {
   'removed-block-stays': 'who reports holds what its source holds',
   'report-before-the-stream': 'who reports is past all that it was answered',
   'read-of-another-version': 'a read is answered as it was asked',
+  'fua-lost-where-split': 'what is asked for with FUA is durable when it ends',
+  'said-before-stored': 'who says something in Raft would know it again',
+  'lease-counted-too-long': 'a lease ends for its holder before it does for the leader',
 } as const
 
 /** Some bugs do harm in few runs. */

@@ -13,7 +13,7 @@ import { AsyncIo } from '../../src/env/async-io.ts'
 import type { Message } from '../../src/env/control.ts'
 import { IoError } from '../../src/env/ioqueue.ts'
 import { createRaftCore } from '../../src/env/native/raft.ts'
-import { portPair, type SimControlEnv } from '../../src/env/sim/control.ts'
+import { kvStore, portPair, type SimControlEnv } from '../../src/env/sim/control.ts'
 import type { SimDisk } from '../../src/env/sim/disk.ts'
 import { SimHost, type SimProcess } from '../../src/env/sim/host.ts'
 import type { SimIoQueue } from '../../src/env/sim/ioqueue.ts'
@@ -24,7 +24,7 @@ import { type Geometry, planGeometry } from '../../src/store/layout.ts'
 import { formatStore, mountStore } from '../../src/store/mount.ts'
 import type { ReplicaStore } from '../../src/store/store.ts'
 import { VolumeLayer } from '../../src/volume/volume.ts'
-import { watchAcknowledged } from './acknowledged.ts'
+import { watchAcknowledged, watchPieces } from './acknowledged.ts'
 import { Bay } from './bay.ts'
 import { watchInstalls, watchPages, watchQueues, watchRows } from './checkers.ts'
 import type { SimCluster } from './cluster.ts'
@@ -34,6 +34,7 @@ import { simulatedMac } from './mac.ts'
 import { narrate } from './narrate.ts'
 import { NBD_PORT } from './nbd-client.ts'
 import type { OlderBinary } from './older-binary.ts'
+import { watchRaftWords } from './raft-words.ts'
 import type { ClientSeat } from './workload.ts'
 
 const GRPC_PORT = 8080
@@ -262,6 +263,7 @@ export class SimNode {
       }
     }
     this.env = env
+    watchRaftWords(env.rpc, kvStore(this.host, 'kv'), (detail) => cluster.onBroken?.('who says something in Raft would know it again', `${this.id}: ${detail}`))
     const control = new ControlPlane({
       env,
       config: this.#config(),
@@ -362,6 +364,7 @@ export class SimNode {
     this.stores = stores.map(({ store }) => store)
     this.plane = plane
     this.volumes = new VolumeLayer(plane.client, queue.arena)
+    watchPieces(this.volumes, plane.client, (promise, detail) => this.cluster.onBroken?.(promise, `${this.id}: ${detail}`))
     if (options.nbd === true) {
       const nbd = new NbdServer({ queue, asyncIo, volumes: this.volumes, log: this.env!.log, connectionsMax: NBD_CONNECTIONS_MAX })
       plane.stopExports = () => nbd.stop()

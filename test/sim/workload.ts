@@ -66,6 +66,8 @@ export interface WorkloadOptions {
 const OP_SECTORS_MAX = 64
 const LARGE_SECTORS_MAX = 1024
 const RESEAT_MS = 50
+/** What may be true though all is well: no room, a page that every copy has lost, a loss that has to be told (by NBD as EIO, like anything else). */
+const TRUTHS: ReadonlySet<number> = new Set([Status.INSUFFICIENT_SPACE, Status.BLOCK_CORRUPTED, Status.WRITE_FAILED, Status.READ_FAILED])
 
 /** Starts of the few pages on which most operations meet: around the borders of blocks, where requests are split. */
 function hotOffsets(sizeBytes: number): number[] {
@@ -93,6 +95,10 @@ export class SimClient {
   /** Ends by status, for the summary. */
   readonly ends = new Map<string, number>()
   longestMs = 0
+  /** From when on all is well: what is begun since has to succeed. */
+  wellSinceMs = Number.POSITIVE_INFINITY
+  /** What did not. */
+  readonly denied: string[] = []
   #seat: ClientSeat | undefined
   #seats = 0
   #running = new Map<number, Running>()
@@ -260,6 +266,8 @@ export class SimClient {
     this.#running.delete(row)
     this.#heedLoss(seat, running, status)
     const kind = `${running.kind} ${statusName(status)}`
+    if (running.calledMs >= this.wellSinceMs && status !== Status.SUCCESS && !TRUTHS.has(status))
+      this.denied.push(`${kind} at ${seat.process.localNowMs.toFixed(0)} ms`)
     this.ends.set(kind, (this.ends.get(kind) ?? 0) + 1)
     this.longestMs = Math.max(this.longestMs, seat.process.localNowMs - running.calledMs)
     return running
