@@ -314,3 +314,38 @@ test('a session that has listed the blocks of its source takes no first record t
   await cluster.until('quiet', () => cluster.quiet)
   cluster.assertEqual()
 })
+
+test('while the source of a session is away, none of the many blocks it waits for is looked at again and again', async () => {
+  const cluster = new Cluster({ nodes: 2, slots: 1, seed: 31, chainOf: () => [1, 2] })
+  await cluster.start()
+  await cluster.kill(2)
+  await cluster.fill(1, 10)
+  cluster.restart(2)
+  const { store, plane } = cluster.node(2)
+  const install = store.install.bind(store)
+  store.install = (given) => {
+    if (given.pages.length > 0) throw new XsanError('BUSY', 'full for the moment', 'Try again.')
+    return install(given)
+  }
+  await cluster.until('all are listed', () => plane.replicas.sessions.get(0)?.todo.size === BLOCKS)
+  for (const [from, to] of [
+    [1, 2],
+    [2, 1],
+  ] as const)
+    cluster.network.cut(cluster.node(from).host, cluster.node(to).host)
+  plane.peers.abort(0, 'of the test')
+  const rounds = { count: 0 }
+  const indexOf = plane.peers.indexOf.bind(plane.peers)
+  plane.peers.indexOf = (node) => {
+    rounds.count++
+    return indexOf(node)
+  }
+  await cluster.world.runFor(100)
+  rounds.count = 0
+  await cluster.world.runFor(500)
+  assert.ok(rounds.count <= 100, `its source was looked for ${rounds.count} times in half a second`)
+  cluster.network.healAll()
+  store.install = install
+  await cluster.until('both serve', () => cluster.allServing, 20_000)
+  cluster.assertEqual()
+})

@@ -331,11 +331,13 @@ export class Resync {
     const jobs: Array<{ session: SyncSession; block: BlockIdentity }> = []
     for (const session of sessions) {
       if (session.listedSv < 0 || !this.#isPresent(session) || this.#isFull(this.#replicas.storeOf(session.slot)!)) continue
+      // there may be hundreds of thousands of blocks: they are not tried one after the other to hear each time that their source is away
+      if (this.#sourceOf(session.slot) === NONE) continue
       for (const block of session.todo.values()) jobs.push({ session, block })
     }
     // another one first each time: where memory is short, one that cannot be had now does not take it from the others for ever
-    if (jobs.length > 1) jobs.push(...jobs.splice(0, this.#round++ % jobs.length))
-    return inParallel(BLOCK_WINDOW, jobs, ({ session, block }) => this.#copyBlock(session, block))
+    const first = jobs.length > 1 ? this.#round++ % jobs.length : 0
+    return inParallel(BLOCK_WINDOW, [...jobs.slice(first), ...jobs.slice(0, first)], ({ session, block }) => this.#copyBlock(session, block))
   }
 
   /**
