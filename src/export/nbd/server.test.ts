@@ -340,6 +340,24 @@ test('so does one whose last write is begun after that: it had left before', asy
   for (const lostMs of lost) assert.ok(lostMs <= frozenMs, `${lostMs - frozenMs} ms after the last turn`)
 })
 
+test('so does one that left while this process stood still in the middle of a turn, and looked at the clock then', async () => {
+  const { world, blocks, queue, open } = make()
+  const lost = noteLost({ blocks, queue })
+  let pausedMs = 0
+  void Promise.all([open(), open()]).then(async ([leaving, other]) => {
+    await leaving!.send(Buffer.concat([request(WRITE, 4096, 512), Buffer.alloc(512)]))
+    blocks.read = () => {
+      pausedMs = queue.nowMs
+      queue.process.pause(1700)
+      queue.sampleClockMs()
+      world.schedule(100, 'leave', () => leaving!.process.kill())
+    }
+    world.schedule(3000, 'read', () => void other!.send(request(READ, 0, 512)))
+  })
+  assert.ok(await world.run(() => lost.length === 1, 10_000))
+  assert.ok(lost[0]! <= pausedMs, `${lost[0]! - pausedMs} ms after the turn's beginning`)
+})
+
 test('a client whose host has gone while replies are on their way to it gives back what it holds after two minutes; one that only does not read keeps it', async () => {
   const { world, server, queue, open, network, host, clients } = make({ arenaBytes: 64 * MiB })
   let sent = false

@@ -98,6 +98,11 @@ const REASONS_EVERY_MS = 10_000
  * another node meanwhile, so that an old write would land over a newer one (protocol 16): all connections are closed instead.
  */
 const STANDSTILL_MS_MAX = 2000
+/**
+ * What has happened is told within so many turns, though others wait to be told and the kernel is not asked in each: by then whatever had happened before the
+ * first of them is. Of the turn before alone that cannot be said: its clock may have been looked at after a standstill in its middle.
+ */
+const TOLD_IN_TURNS = 8
 
 const State = { NEGOTIATING: 0, RUNNING: 1, CLOSING: 2 } as const
 /** Of a connection that had to wait for room: does anybody look whether its client is still there? */
@@ -155,6 +160,11 @@ export class NbdServer {
   #idleSilenceAtMs = 0
   /** Of the last turn's clock: how long nothing ran is seen by the next. */
   #turnMs: number
+  /** Of the turns before, as they ended. */
+  readonly #turnEndsMs = new Float64Array(TOLD_IN_TURNS)
+  #turns = 0
+  /** Clients were there then: whoever had gone before has been seen to. */
+  #seenMs: number
 
   readonly #connections
   readonly #requests
@@ -195,7 +205,7 @@ export class NbdServer {
       /** Since when it has waited to begin its next request, or was favoured in vain; 0: it does not. */
       waitsSinceMs: f64,
       hangup: i32,
-      /** The last turn's clock when its client was seen to have left, perhaps behind what it had sent before; Infinity: it has not. */
+      /** Since when its client, which was seen to have left, may have been gone, perhaps behind what it had sent before; Infinity: it has not left. */
       leftMs: f64,
       /** Its host was not heard for too long since then, or this process stood still as it negotiated; 0: neither. What comes from it now may be from then. */
       staleSinceMs: f64,
@@ -260,7 +270,8 @@ export class NbdServer {
       if (!this.#stopping) this.#queue.accept(this.#listeners[listener]!, this.#acceptTag, listener)
     })
     this.#done = (row, status) => this.#onDone(row, status)
-    this.#turnMs = queue.nowMs
+    this.#turnMs = this.#seenMs = queue.nowMs
+    this.#turnEndsMs.fill(queue.nowMs)
     queue.onTurnEnd(() => this.#endTurn())
   }
 
@@ -402,7 +413,7 @@ export class NbdServer {
       t.losses[c] = this.#volumes.pastLossCount(agreed.volume.volume)
       t.readOnly[c] = agreed.volume.readOnly ? 1 : 0
       t.structured[c] = agreed.structuredReplies ? 1 : 0
-      t.heardMs[c] = this.#turnMs
+      t.heardMs[c] = this.#seenMs
       t.state[c] = State.RUNNING
       this.#queue.flight.record(FlightEvent.NBD_OPENED, c, agreed.volume.volume)
     } catch (error) {
@@ -509,7 +520,7 @@ export class NbdServer {
     const t = this.#connections
     t.hangup[c] = result < 0 ? Hangup.UNWATCHED : Hangup.SEEN
     if (result < 0) return
-    t.leftMs[c] = Math.min(this.#turnMs, t.heardMs[c]!)
+    t.leftMs[c] = Math.min(this.#seenMs, t.heardMs[c]!)
     if (t.state[c] === State.RUNNING && (t.blocked[c] === 1 || this.#stopping)) this.#drop(c, '')
   }
 
@@ -757,6 +768,9 @@ export class NbdServer {
     const { nowMs } = this.#queue
     if (nowMs - this.#turnMs > STANDSTILL_MS_MAX) this.#dropAll()
     this.#turnMs = nowMs
+    const oldest = this.#turns++ % TOLD_IN_TURNS
+    this.#seenMs = this.#turnEndsMs[oldest]!
+    this.#turnEndsMs[oldest] = nowMs
     if (this.#blocked.length > 0 || this.#bufferless.length > 0) this.#resumeBlocked()
     if (nowMs >= this.#silenceAtMs) this.#dropSilent()
     this.#sendReplies()
@@ -939,7 +953,7 @@ export class NbdServer {
       return
     }
     t.ending[c] = 1
-    t.goodbyeMs[c] = Math.min(this.#turnMs, t.heardMs[c]!)
+    t.goodbyeMs[c] = Math.min(this.#seenMs, t.heardMs[c]!)
     this.#queue.timeout(GOODBYE_MS, this.#goodbyeTag, c)
   }
 
@@ -951,10 +965,10 @@ export class NbdServer {
 
   /**
    * The connection goes: no more is received or answered, writes under way are given up soon. Called again whenever something of it has ended,
-   * until nothing is left; then the socket is closed and the row is free. Its client may have gone right after the last turn: this process may have
+   * until nothing is left; then the socket is closed and the row is free. Its client may have gone right after it was last known to be there: this process may have
    * stood still since.
    */
-  #drop(c: number, reason: string, lostMs = this.#turnMs): void {
+  #drop(c: number, reason: string, lostMs = this.#seenMs): void {
     const t = this.#connections
     if (t.ending[c] === 1 && t.state[c] === State.RUNNING) {
       this.#queue.cancelTimeout(this.#goodbyeTag, c)
@@ -1050,11 +1064,11 @@ export class NbdServer {
     this.#reasonsNotLogged = 0
   }
 
-  /** After a standstill. What already runs below goes on for the rest of its life, which counts from the last turn before. */
+  /** After a standstill. What already runs below goes on for the rest of its life, which counts from before that. */
   #dropAll(): void {
     const t = this.#connections
-    const lostMs = this.#turnMs
-    const standstillMs = Math.round(this.#queue.nowMs - lostMs)
+    const lostMs = this.#seenMs
+    const standstillMs = Math.round(this.#queue.nowMs - this.#turnMs)
     this.#turnMs = this.#queue.nowMs
     let dropped = 0
     for (let c = 0; c < t.rowsMax; c++) {
