@@ -5,11 +5,13 @@ import { XsanError } from '../base/errors.ts'
 import type { ChainVersion, DiskNumber, Incarnation, NodeNumber, SlotIndex } from '../base/ids.ts'
 import { GiB } from '../base/units.ts'
 import type { Clock, Log, TimerId } from '../env/control.ts'
-import { ReplicaState } from '../placement/chain.ts'
-import type { Raft } from '../raft/driver.ts'
+import { CHAIN_ENTRIES_MAX, CHAIN_VERSION_MAX, ReplicaState } from '../placement/chain.ts'
+import { View } from '../placement/view.ts'
+import { COMMAND_BYTES_MAX, type Raft } from '../raft/driver.ts'
 import { type ArgsOf, encodeCommand, type OperationName } from './command.ts'
-import { Coordinator } from './leader.ts'
+import { Coordinator, FACTS_MAX } from './leader.ts'
 import { ControlStateMachine } from './machine.ts'
+import { NODES_MAX } from './ops/node-admit.ts'
 import { LEADER_PEER_METHODS } from './services/peer.ts'
 import type { ServiceContext } from './services/service.ts'
 import { NO_OWN } from './settings.ts'
@@ -238,4 +240,21 @@ test('a disk whose failure is on its way into the log when the operator gives up
   coordinator.recover({ loss: true })
   await turns()
   assert.deepEqual(statesOf(3), new Set([ReplicaState.SERVING]))
+})
+
+test('the largest change of the chains is no larger than a command may be', () => {
+  const id = [99_999 as DiskNumber, 99_999 as Incarnation, CHAIN_VERSION_MAX as ChainVersion, 0xffff_ffff, 0xffff_ffff, 7] as const
+  const command = encodeCommand('chains.step', {
+    views: Array.from({ length: NODES_MAX }, () => ({ node: 99_999 as NodeNumber, view: View.MAYBE, incarnation: 99_999 as Incarnation })),
+    heldDown: Array.from({ length: NODES_MAX }, () => 99_999 as NodeNumber),
+    facts: Array.from({ length: FACTS_MAX }, () => ({
+      slot: 65_535 as SlotIndex,
+      add: [99_999 as DiskNumber, 99_999 as NodeNumber] as const,
+      lastIds: Array.from({ length: CHAIN_ENTRIES_MAX }, () => id),
+    })),
+    factsOnly: false,
+    recoverWithoutAll: true,
+    acceptDataLoss: true,
+  })
+  assert.ok(command.length <= COMMAND_BYTES_MAX, `${command.length} bytes`)
 })

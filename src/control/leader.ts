@@ -51,8 +51,8 @@ const HOLD_FIRST_MS = 1000
 const HOLD_MAX_MS = 60_000
 /** Losses older than this are forgotten. */
 const LOSSES_FORGOTTEN_MS = 10 * 60_000
-/** Facts of one command: keeps it well below the largest one. */
-const FACTS_MAX = 2048
+/** Facts of one command: keeps it below the largest one, whatever they are. */
+export const FACTS_MAX = 1024
 
 export interface Grant {
   readonly granted: boolean
