@@ -5,6 +5,7 @@
 import { type StatusName, statusName } from '../../src/base/status.ts'
 import { Client } from '../../src/chain/client.ts'
 import { Forwarding } from '../../src/chain/forward.ts'
+import { Coordinator } from '../../src/control/leader.ts'
 import { TRANSITIONS } from '../../src/placement/chain.ts'
 import { CONSEQUENCES, type Effect, FAULT_KINDS } from './faults.ts'
 
@@ -54,7 +55,11 @@ const ANSWERS: readonly StatusName[] = [
 const FORWARD_REFUSALS: readonly StatusName[] = ['ROUTING_STALE', 'REQUEST_REFUSED', 'WRITE_FAILED']
 
 const counts = new Map<string, number>()
-const count = (what: string) => counts.set(what, (counts.get(what) ?? 0) + 1)
+/** What would be is asked for, and nothing of it done. */
+let isPreview = false
+const count = (what: string) => {
+  if (!isPreview) counts.set(what, (counts.get(what) ?? 0) + 1)
+}
 
 /** Once per process: counts from now on. */
 export function startCoverage(): void {
@@ -72,6 +77,15 @@ export function startCoverage(): void {
   Client.prototype.onAnswer = function (op, generation, status, chainVersion) {
     count(`answer ${statusName(status)}`)
     onAnswer.call(this, op, generation, status, chainVersion)
+  }
+  const { unfinishedCopies } = Coordinator.prototype
+  Coordinator.prototype.unfinishedCopies = function () {
+    isPreview = true
+    try {
+      return unfinishedCopies.call(this)
+    } finally {
+      isPreview = false
+    }
   }
   const { refuse } = Forwarding.prototype
   Forwarding.prototype.refuse = function (row, status) {
