@@ -9,16 +9,17 @@ import type { SimKvStore } from '../../src/env/sim/control.ts'
 
 const CRC_BYTES = 4
 const Field = { TYPE: 1, TO: 2, TERM: 4, INDEX: 6, REJECT: 10 } as const
-const Type = { APPEND_RESPONSE: 4, REQUEST_VOTE: 5, REQUEST_VOTE_RESPONSE: 6, REQUEST_PRE_VOTE: 17, REQUEST_PRE_VOTE_RESPONSE: 18 } as const
+const Type = { APPEND: 3, APPEND_RESPONSE: 4, REQUEST_VOTE: 5, REQUEST_VOTE_RESPONSE: 6, REQUEST_PRE_VOTE: 17, REQUEST_PRE_VOTE_RESPONSE: 18 } as const
 
 interface Stored {
   readonly node: number
   readonly term: number
   readonly vote: number
   readonly truncated: { readonly index: number }
+  readonly members: { readonly voters: readonly number[]; readonly votersOutgoing: readonly number[] }
 }
 
-const NOTHING: Stored = { node: 0, term: 0, vote: 0, truncated: { index: 0 } }
+const NOTHING: Stored = { node: 0, term: 0, vote: 0, truncated: { index: 0 }, members: { voters: [], votersOutgoing: [] } }
 
 /** From now on all that the node says in Raft is looked at; `store` is its metadata. */
 export function watchRaftWords(rpc: Rpc, store: SimKvStore, found: (detail: string) => void): void {
@@ -48,6 +49,9 @@ export function brokenWord(message: ReadonlyMap<number, number>, stored: Stored,
   ]
   // these ask, and say, what would be
   if (type === Type.REQUEST_PRE_VOTE || type === Type.REQUEST_PRE_VOTE_RESPONSE) return ''
+  // who votes alone leads at once, and the same again when it comes back: its learners are sent the empty entry that a term begins with
+  const { voters, votersOutgoing } = stored.members
+  if (type === Type.APPEND && term > stored.term && votersOutgoing.length === 0 && voters.every((voter) => voter === stored.node)) return ''
   if (term > stored.term) return `a message of type ${type} of term ${term}, and term ${stored.term} is stored`
   // what was said in an earlier term may have been overtaken
   if (term < stored.term || reject === 1) return ''
