@@ -46,6 +46,8 @@ export class Watch {
   #toEnd: Array<{ readonly node: SimNode; readonly plane: DataPlane; readonly dropped: number; readonly session: number; samplesLeft: number }> = []
   /** By Raft node: what waits in it. */
   readonly #raftQueues = new WeakMap<Raft, RaftQueues>()
+  /** Of Raft, that any node has known. */
+  #newestTerm = 0
   samples = 0
   #stopped = false
 
@@ -150,10 +152,12 @@ export class Watch {
     const { nodes, world } = this.#cluster
     const isJudged = ({ process, untrustedUntilMs }: SimNode) =>
       process?.state === 'running' && process.localNowMs <= world.nowMs && world.nowMs >= untrustedUntilMs
-    const leaders = nodes.filter(({ running, control }) => running && control?.member?.raft?.isLeader === true)
-    const termOf = ({ control }: SimNode) => control!.member!.raft!.term
-    // others have been deposed, and know nothing of what the newest one grants
-    const leader = leaders.sort((a, b) => termOf(b) - termOf(a))[0]
+    for (const { control } of nodes) this.#newestTerm = Math.max(this.#newestTerm, control?.member?.raft?.term ?? 0)
+    // others have been deposed, and know nothing of what the newest one grants, or has granted before it died
+    const leader = nodes.find(({ running, control }) => {
+      const raft = control?.member?.raft
+      return running && raft?.isLeader === true && raft.term === this.#newestTerm
+    })
     const coordinator = leader?.control?.member?.coordinator
     if (leader === undefined || coordinator?.ready !== true || !isJudged(leader)) return
     for (const holder of nodes) {
