@@ -593,12 +593,12 @@ export const CANARIES: readonly Canary[] = [
     seedsMax: 15,
     plan: { focus: 'drains' },
     plant: () =>
-      method<ChainTable, [TableMessage, number[]], void>(
+      method<ChainTable, Parameters<ChainTable['apply']>, void>(
         ChainTable.prototype,
         'apply',
         (original) =>
-          function (message, changed) {
-            original.call(this, message, changed)
+          function (...table) {
+            original.apply(this, table)
             for (let slot = 0; slot < this.slotCount; slot++) {
               if (this.headState[slot] === ReplicaState.DRAINING) this.headState[slot] = ReplicaState.SERVING
               if (this.ownState[slot] === ReplicaState.DRAINING && this.ownPosition[slot] === 0) this.ownState[slot] = ReplicaState.SERVING
