@@ -103,6 +103,18 @@ function acknowledgedFromMemory(
   )
 }
 
+/** Writes go on with other flags than they were asked for. */
+function writesWith(flagsOf: (flags: number, fromBytes: number, toBytes: number) => number): () => void {
+  return method<VolumeLayer, Parameters<VolumeLayer['write']>, void>(
+    VolumeLayer.prototype,
+    'write',
+    (original) =>
+      function (volume, offsetBytes, lengthBytes, page, flags, done, row) {
+        original.call(this, volume, offsetBytes, lengthBytes, page, flagsOf(flags, offsetBytes, offsetBytes + lengthBytes), done, row)
+      },
+  )
+}
+
 /** A flush does not ask those other nodes: given the states of all copies on each. */
 function flushLeavesOut(isLeftOut: (states: readonly number[]) => boolean): () => void {
   const planes = new WeakMap<Calls, DataPlane>()
@@ -483,15 +495,7 @@ export const CANARIES: readonly Canary[] = [
     bug: 'a write with FUA is acknowledged from memory where the volume allows that',
     seedsMax: 10,
     plan: { focus: 'fua' },
-    plant: () =>
-      method<VolumeLayer, [number, number, number, number, number, Done, number], void>(
-        VolumeLayer.prototype,
-        'write',
-        (original) =>
-          function (volume, offsetBytes, lengthBytes, page, _flags, done, row) {
-            original.call(this, volume, offsetBytes, lengthBytes, page, WriteFlag.NONE, done, row)
-          },
-      ),
+    plant: () => writesWith(() => WriteFlag.NONE),
   },
   {
     name: 'fua-lost-where-split',
@@ -499,15 +503,7 @@ export const CANARIES: readonly Canary[] = [
     seedsMax: 5,
     plan: { focus: 'fua' },
     plant: () =>
-      method<VolumeLayer, [number, number, number, number, number, Done, number], void>(
-        VolumeLayer.prototype,
-        'write',
-        (original) =>
-          function (volume, offsetBytes, lengthBytes, page, flags, done, row) {
-            const isSplit = Math.floor(offsetBytes / BLOCK_BYTES) < Math.floor((offsetBytes + lengthBytes - 1) / BLOCK_BYTES)
-            original.call(this, volume, offsetBytes, lengthBytes, page, isSplit ? WriteFlag.NONE : flags, done, row)
-          },
-      ),
+      writesWith((flags, fromBytes, toBytes) => (Math.floor(fromBytes / BLOCK_BYTES) < Math.floor((toBytes - 1) / BLOCK_BYTES) ? WriteFlag.NONE : flags)),
   },
   {
     name: 'flush-of-a-disk-at-once',
