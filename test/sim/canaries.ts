@@ -2,7 +2,7 @@
  * Bugs planted by name, from outside: each replaces one method by one that breaks one promise. The simulator has to find each within a
  * stated number of seeds, which is itself a test: so the checkers cannot rot. They change the classes of this process until undone.
  */
-import { type Done, WriteFlag } from '../../src/base/request.ts'
+import { WriteFlag } from '../../src/base/request.ts'
 import { Status } from '../../src/base/status.ts'
 import { BLOCK_BYTES, PAGE_BYTES } from '../../src/base/units.ts'
 import { Calls } from '../../src/chain/calls.ts'
