@@ -271,7 +271,7 @@ export function watchRows(store: ReplicaStore, found: (detail: string) => void):
 }
 
 /**
- * From now on it is counted what resync brings to the store: a page version that was held already, with the same id, is waste, and of that there is at
+ * From now on it is counted what resync brings to the store: a page version that was held already, with the same id and its content, is waste, and of that there is at
  * most a tenth of what was lacking, in every session of a slot. That bound is exact: what is lacking is what the source had and this store had not when
  * the session began, and what was written over meanwhile (which has another id); and nothing comes twice, for what has come is held.
  */
@@ -291,7 +291,7 @@ export function watchInstalls(store: ReplicaStore, found: (detail: string) => vo
     pages.forEach((page, i) => {
       if (flags[i] !== PageFlag.DATA) return
       if (own >= 0) store.newestId(own as BlockRow, page, 1, id)
-      if (own >= 0 && id[0] === idHigh[i] && id[1] === idLow[i]) held++
+      if (own >= 0 && id[0] === idHigh[i] && id[1] === idLow[i] && !store.isLost(own as BlockRow, page)) held++
       else lacking++
     })
     const journalSeq = install.call(store, given)
