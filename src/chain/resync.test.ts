@@ -349,3 +349,21 @@ test('while the source of a session is away, none of the many blocks it waits fo
   await cluster.until('both serve', () => cluster.allServing, 20_000)
   cluster.assertEqual()
 })
+
+test('to compare a slot takes a look at its blocks, not at all the lost pages of the disk: of both there may be thousands', async () => {
+  const cluster = new Cluster({ nodes: 2, slots: 64, seed: 32, chainOf: () => [1, 2] })
+  await cluster.start()
+  await cluster.fill(1, 10)
+  await cluster.until('quiet', () => cluster.quiet)
+  await cluster.kill(2)
+  cluster.restart(2)
+  const { store } = cluster.node(2)
+  const lostPages = store.lostPages.bind(store)
+  let looks = 0
+  store.lostPages = (limit) => {
+    looks++
+    return lostPages(limit)
+  }
+  await cluster.until('both serve', () => cluster.allServing)
+  assert.ok(looks < 16, `${looks} looks`)
+})

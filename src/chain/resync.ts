@@ -208,7 +208,7 @@ export class Resync {
         const store = this.#replicas.storeOf(session.slot)!
         session.compared = true
         const own = store.slotDigest(session.slot)
-        if (own[0] !== digestA || own[1] !== digestB || lackingBlocks(store).some((block) => store.blockIdentity(block).slot === slot)) continue
+        if (own[0] !== digestA || own[1] !== digestB || store.blocksOf(slot).some((block) => store.hasLostPages(block))) continue
         const rowsHere = given.has(store) ? rowsOfSlot(rows, session.slot) : rows
         const installed = this.#installRows(session, store, rowsHere, committedHigh!, committedLow!)
         if (!installed) {
@@ -546,11 +546,6 @@ function neededBytes(store: ReplicaStore, own: BlockRow, pages: Uint16Array, crc
   return needed
 }
 
-/** Those with pages that are lost here. */
-function lackingBlocks(store: ReplicaStore): BlockRow[] {
-  return store.lostPages(Number.POSITIVE_INFINITY).map(({ block }) => block)
-}
-
 /** Adds the blocks after `after`, up to `last` (all, when undefined), that are not alike here and in the source's list. */
 function compareList(
   store: ReplicaStore,
@@ -568,12 +563,11 @@ function compareList(
     const { volume, layer, index } = store.blockIdentity(block)
     own.set(blockKey(volume, layer, index), block)
   }
-  const lacking = new Set(lackingBlocks(store))
   for (const { volume, layer, index, digestA, digestB } of listed) {
     const key = blockKey(volume, layer, index)
     const here = own.get(key)
     own.delete(key)
-    const [a, b] = here === undefined || lacking.has(here) ? [-1, -1] : blockDigest(store, here)
+    const [a, b] = here === undefined || store.hasLostPages(here) ? [-1, -1] : blockDigest(store, here)
     if (a !== digestA || b !== digestB) differing.push({ volume, layer, index })
   }
   // what the source lacks is asked for too: its absence is an answer like any other

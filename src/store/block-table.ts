@@ -270,6 +270,14 @@ export class BlockTable {
     this.#lostRows.add(row)
   }
 
+  hasLostPages(row: number): boolean {
+    if (!this.#lostRows.has(row)) return false
+    const base = this.base(row)
+    return this.chunk(row)
+      .flags.subarray(base, base + PAGES_PER_BLOCK)
+      .some((flag) => (flag & PAGE_LOST) !== 0)
+  }
+
   lostPages(limit: number): Array<{ row: number; page: number }> {
     const lost: Array<{ row: number; page: number }> = []
     for (const row of this.#lostRows) {

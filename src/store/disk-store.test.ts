@@ -494,10 +494,15 @@ test('a page installed as lost is an error for itself alone, over crashes and th
     [1, 6].map((page) => ({ block: row, page })),
   )
   assert.equal(store.lostPages(1).length, 1)
+  assert.deepEqual(
+    [row, store.findBlock(5, 0, 1)].map((each) => store.hasLostPages(each)),
+    [true, false],
+  )
   assert.equal(store.describe(row).sizeBytes, sizeBytes)
   assert.equal(await bench.settle(store.repairPage(row, 1, 1, 1, contentOf(1), w.crcs[1]!)), true)
   assert.equal(await bench.settle(store.repairPage(row, 6, 1, 1, contentOf(6), w.crcs[6]!)), true)
   assert.deepEqual(store.lostPages(10), [])
+  assert.equal(store.hasLostPages(row), false)
 })
 
 test('a disk that hangs, or cannot write, fails once, and everything that waits is told', async () => {

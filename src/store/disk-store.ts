@@ -741,6 +741,10 @@ export class DiskStore implements ReplicaStore {
     return (this.#table.chunk(block).flags[this.#table.base(block) + page]! & PAGE_LOST) !== 0
   }
 
+  hasLostPages(block: BlockRow): boolean {
+    return this.#table.hasLostPages(block)
+  }
+
   lostPages(limit: number): ReadonlyArray<{ readonly block: BlockRow; readonly page: number }> {
     return this.#table.lostPages(limit).map(({ row, page }) => ({ block: row as BlockRow, page }))
   }

@@ -552,6 +552,10 @@ export class MemoryStore implements ReplicaStore {
     return ((this.#block(row).pages[page]?.flag ?? 0) & PAGE_LOST) !== 0
   }
 
+  hasLostPages(row: BlockRow): boolean {
+    return this.#block(row).pages.some((page) => page !== undefined && (page.flag & PAGE_LOST) !== 0)
+  }
+
   lostPages(limit: number): ReadonlyArray<{ readonly block: BlockRow; readonly page: number }> {
     const lost: Array<{ block: BlockRow; page: number }> = []
     for (const block of this.#live.blocks.values()) {

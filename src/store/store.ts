@@ -209,6 +209,8 @@ export interface ReplicaStore {
   /** After a failure: resolves when the disk has given back all memory. Never if it hangs for good: that is then lost to the arena. */
   ioEnded(): Promise<void>
   isLost(block: BlockRow, page: number): boolean
+  /** Any of its pages. A look at this block alone. */
+  hasLostPages(block: BlockRow): boolean
   /** Pages marked as lost, in no order, at most so many. */
   lostPages(limit: number): ReadonlyArray<{ readonly block: BlockRow; readonly page: number }>
   /** Drops all blocks for which `isGarbage` says so (asked again just before each is dropped). Returns how many. */
