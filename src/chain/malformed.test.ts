@@ -246,7 +246,7 @@ test('a node without a table is no peer yet, and one at the address of another i
 
 test('whatever one word of a frame says, it ends no process', { timeout: 120_000 }, async (t) => {
   let lies = 0
-  for (let seed = 1; seed <= 8; seed++) {
+  for (let seed = 1; seed <= 5; seed++) {
     const random = new Prng(seed)
     const members = 2 + (seed % 2)
     const cluster = new ChainCluster({ nodes: 3, slots: 8, seed, chainOf: (slot) => Array.from({ length: members }, (_, i) => ((slot + i) % 3) + 1) })
@@ -267,7 +267,7 @@ test('whatever one word of a frame says, it ends no process', { timeout: 120_000
     await cluster.world.runFor(250)
     stop()
   }
-  assert.ok(lies > 100, `${lies}`)
+  assert.ok(lies > 60, `${lies}`)
 })
 
 /** What it reads and is told may be lies: nothing is asked of that. It ends with its world. */
