@@ -45,6 +45,8 @@ const REGISTER_TRY_MS = 5000
 /** Why a process cannot be registered now and may be later: none of them is a reason to end it. */
 const PASSING: ReadonlySet<string> = new Set(['CLUSTER_NOT_READY', 'CONSENSUS_FAILED', 'BUSY'])
 const REGISTER_AGAIN_MS = 500
+/** How often it is looked whether the replicated state has come. */
+const STATE_LOOK_MS = 5
 /** A node without a leader asks the others by itself after so long, and waits so long for their answers; of shorter calls these shares. */
 const STATUS_PATIENCE_MS = 2500
 const STATUS_PATIENCE_SHARE = 0.6
@@ -287,9 +289,11 @@ export class Member {
     this.#incarnation = Number(answer['incarnation']) as Incarnation
     this.stage = 'waiting for the replicated state'
     this.detail = ''
-    while (this.state.incarnation(this.node) < this.#incarnation) {
+    for (let waitedMs = 0; this.state.incarnation(this.node) < this.#incarnation; waitedMs += STATE_LOOK_MS) {
       if (this.#stopped) return
-      await this.#sleep(5)
+      await this.#sleep(STATE_LOOK_MS)
+      // removed since: it is sent nothing any more, what is missing here included
+      if (waitedMs % REGISTER_AGAIN_MS === REGISTER_AGAIN_MS - STATE_LOOK_MS) await this.#askAllWhetherRemoved()
     }
     if (this.state.incarnation(this.node) > this.#incarnation)
       throw new XsanError('PERMISSION_DENIED', 'another process of this node has registered', 'Only one xsand may run on a data_dir.')

@@ -345,6 +345,22 @@ test('outside of the world, a waiting turn runs it', () => {
   assert.equal(queue.inFlight, 0)
 })
 
+test('a timeout that was due while its process was frozen may be cancelled before it is told', async () => {
+  const m = make()
+  const process = m.hosts[0]!.start('frozen')
+  const queue = new SimIoQueue({ process, name: 'q' })
+  const results: number[] = []
+  const tag = queue.register('timer', (_row, result) => results.push(result))
+  queue.runReactor(() => queue.turn(0))
+  process.schedule(10, 'cancel', () => queue.cancelTimeout(tag, 1))
+  queue.timeout(11, tag, 1)
+  process.freeze()
+  await m.world.runFor(50)
+  process.thaw()
+  await m.world.runFor(50)
+  assert.deepEqual(results, [-Errno.ECANCELED])
+})
+
 test('the same seed gives the same trace', async () => {
   const run = async (seed: number) => {
     const m = make(seed)
