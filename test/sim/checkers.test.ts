@@ -139,6 +139,7 @@ test('a resync that sends what is held already is found, one that sends what was
     disk: 1,
     startSession: () => 0,
     findBlock: () => 0,
+    isLost: () => false,
     newestId: (_block: number, page: number, _count: number, id: Uint32Array) => {
       id[0] = 1
       id[1] = held.get(page) ?? 0
