@@ -289,11 +289,14 @@ export class Member {
     this.#incarnation = Number(answer['incarnation']) as Incarnation
     this.stage = 'waiting for the replicated state'
     this.detail = ''
-    for (let waitedMs = 0; this.state.incarnation(this.node) < this.#incarnation; waitedMs += STATE_LOOK_MS) {
+    let askAtMs = env.clock.nowMs() + REGISTER_AGAIN_MS
+    while (this.state.incarnation(this.node) < this.#incarnation) {
       if (this.#stopped) return
       await this.#sleep(STATE_LOOK_MS)
+      if (env.clock.nowMs() < askAtMs) continue
       // removed since: it is sent nothing any more, what is missing here included
-      if (waitedMs % REGISTER_AGAIN_MS === REGISTER_AGAIN_MS - STATE_LOOK_MS) await this.#askAllWhetherRemoved()
+      await this.#askAllWhetherRemoved()
+      askAtMs = env.clock.nowMs() + REGISTER_AGAIN_MS
     }
     if (this.state.incarnation(this.node) > this.#incarnation)
       throw new XsanError('PERMISSION_DENIED', 'another process of this node has registered', 'Only one xsand may run on a data_dir.')

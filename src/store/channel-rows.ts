@@ -158,8 +158,7 @@ export class ChannelRows {
    * -1 takes them as they are (a checkpoint of this disk). Throws INVALID_PARAM on bytes that are no rows; asserts that there is room (`hasRoomForAll`).
    */
   merge(slot: number, packed: Uint32Array): void {
-    const reason = invalidPackedRows(packed)
-    if (reason !== null) throw new XsanError('INVALID_PARAM', `channel rows: ${reason}`)
+    checkPackedRows(packed)
     for (let w = 0; w < packed.length; w += ROW_WORDS) {
       const clientHigh = packed[w]!
       const clientLow = packed[w + 1]!
@@ -270,6 +269,12 @@ export function invalidPackedRows(packed: Uint32Array): string | null {
     if (packed[w + 3] === 0 && packed[w + 4] === 0) return 'sequence number 0'
   }
   return null
+}
+
+/** Throws INVALID_PARAM. */
+export function checkPackedRows(packed: Uint32Array): void {
+  const reason = invalidPackedRows(packed)
+  if (reason !== null) throw new XsanError('INVALID_PARAM', `channel rows: ${reason}`)
 }
 
 function hashOf(clientHigh: number, clientLow: number): number {

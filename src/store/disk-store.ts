@@ -16,7 +16,7 @@ import { BLOCK_BYTES, PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
 import type { AsyncIo } from '../env/async-io.ts'
 import type { Handle, IoQueue, Tag } from '../env/ioqueue.ts'
 import { type BlockTable, PENDING } from './block-table.ts'
-import { type ChannelRows, invalidPackedRows, ROW_WORDS } from './channel-rows.ts'
+import { type ChannelRows, checkPackedRows, ROW_WORDS } from './channel-rows.ts'
 import type { Deferred, Done } from './deferred.ts'
 import type { Destage } from './destage.ts'
 import { compareIds } from './digest.ts'
@@ -441,8 +441,7 @@ export class DiskStore implements ReplicaStore {
       if (given.flags[i] === PageFlag.DATA) dataPages++
       if (given.flags[i] !== PageFlag.NEVER) creates = true
     }
-    const reason = invalidPackedRows(given.rows)
-    if (reason !== null) throw new XsanError('INVALID_PARAM', `channel rows: ${reason}`)
+    checkPackedRows(given.rows)
     const old = table.find(volume, layer, index)
     // the last ones are for forwards: a record that its head has ordered finds an extent, or the slot stands still
     const isFull = this.#extentsLeft <= this.#extentsForOthers / 2

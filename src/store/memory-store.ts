@@ -14,7 +14,7 @@ import type { DiskNumber } from '../base/ids.ts'
 import { Status } from '../base/status.ts'
 import { BLOCK_BYTES, PAGE_BYTES, PAGES_PER_BLOCK } from '../base/units.ts'
 import type { IoQueue, Tag } from '../env/ioqueue.ts'
-import { ChannelRows, invalidPackedRows } from './channel-rows.ts'
+import { ChannelRows, checkPackedRows } from './channel-rows.ts'
 import { blockChecksum, compareIds, DigestSum } from './digest.ts'
 import {
   type BlockCapture,
@@ -467,8 +467,7 @@ export class MemoryStore implements ReplicaStore {
     const { slot, volume, layer, index, lastHigh, lastLow, remove } = given
     const { pages, payloadPage } = given
     const rows = given.rows.slice()
-    const reason = invalidPackedRows(rows)
-    if (reason !== null) throw new XsanError('INVALID_PARAM', `channel rows: ${reason}`)
+    checkPackedRows(rows)
     const contents: Page[] = []
     let payload = payloadPage
     pages.forEach((_page, i) => {

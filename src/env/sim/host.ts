@@ -9,7 +9,7 @@ import type { Prng } from '../../base/prng.ts'
 import type { SimKvStore } from './control.ts'
 import { SimDisk, type SimDiskOptions, type SimFile } from './disk.ts'
 import type { SimNetwork } from './network.ts'
-import type { EventOwner, SimEvent, World } from './world.ts'
+import { type EventOwner, runEvent, type SimEvent, type World } from './world.ts'
 
 export interface SimHostOptions {
   readonly name: string
@@ -137,8 +137,8 @@ class PowerCycle implements EventOwner {
     return this.#host.name
   }
 
-  deliver(fn: () => void): void {
-    if (this.#host.up && this.#host.boots === this.#boots) fn()
+  deliver(event: SimEvent): void {
+    if (this.#host.up && this.#host.boots === this.#boots) runEvent(event)
   }
 }
 
@@ -149,7 +149,7 @@ export class SimProcess implements EventOwner {
   state: 'running' | 'frozen' | 'dead' = 'running'
   /** Not before then does the process get on: it was away in the middle of its code. */
   #busyUntilMs = 0
-  readonly #keptBack: Array<() => void> = []
+  readonly #keptBack: SimEvent[] = []
   readonly #onEnd: Array<(how: 'killed' | 'power') => void> = []
   readonly #onThaw: Array<() => void> = []
 
@@ -186,11 +186,11 @@ export class SimProcess implements EventOwner {
     return this.host.name
   }
 
-  deliver(fn: () => void): void {
+  deliver(event: SimEvent): void {
     if (this.state === 'dead') return
-    if (this.state === 'frozen') this.#keptBack.push(fn)
-    else if (this.world.nowMs < this.#busyUntilMs) this.world.scheduleAt(this.#busyUntilMs, 'process back', fn, 0, 0, this)
-    else fn()
+    if (this.state === 'frozen') this.#keptBack.push(event)
+    else if (this.world.nowMs < this.#busyUntilMs) this.world.scheduleAt(this.#busyUntilMs, 'process back', () => runEvent(event), 0, 0, this)
+    else runEvent(event)
   }
 
   onEnd(fn: (how: 'killed' | 'power') => void): void {
@@ -219,7 +219,7 @@ export class SimProcess implements EventOwner {
     if (this.state !== 'frozen') return
     this.world.note('thaw', () => `${this.host.name} ${this.name}`)
     this.state = 'running'
-    for (const run of this.#keptBack.splice(0)) this.world.schedule(0, 'thawed', run, 0, 0, this)
+    for (const event of this.#keptBack.splice(0)) this.world.schedule(0, 'thawed', () => runEvent(event), 0, 0, this)
     for (const fn of this.#onThaw) fn()
   }
 

@@ -350,10 +350,7 @@ export class SimIoQueue implements IoQueue {
   }
 
   #completeSoon(op: Op, result: number, delayMs = 0.002): void {
-    op.event = this.process.schedule(delayMs, op.kind, () => {
-      // as with `timeout`
-      if (!op.over) this.#complete(op, result)
-    })
+    op.event = this.process.schedule(delayMs, op.kind, () => this.#complete(op, result))
   }
 
   #open(kind: 'listener' | 'socket' | 'file'): Entry {
@@ -877,8 +874,8 @@ export class SimIoQueue implements IoQueue {
     const lateMs = this.#random.chance(0.1) ? this.#random.unit() * 2 : this.#random.unit() * 0.1
     // One step of the world's time more, so that rounding never makes it early
     op.event = this.process.schedule(this.process.host.trueSpanMs(Math.max(0, delayMs)) + lateMs + 2 / 1024, 'timeout', () => {
-      // what was due while the process was away or frozen may have been cancelled since
-      if (this.#timeouts.delete(op)) this.#complete(op, 0)
+      this.#timeouts.delete(op)
+      this.#complete(op, 0)
     })
   }
 

@@ -12,7 +12,7 @@ import { Errno, IoError } from '../ioqueue.ts'
 import { copyBytes } from './bytes.ts'
 import type { SimHost, SimProcess } from './host.ts'
 import { type Slab, Slabs } from './memory.ts'
-import type { EventOwner, World } from './world.ts'
+import { type EventOwner, runEvent, type SimEvent, type World } from './world.ts'
 
 export interface NetworkOptions {
   delayMinMs: number
@@ -421,8 +421,8 @@ export class SimEnd implements EventOwner {
   }
 
   /** Of its packets, whatever becomes of their sender: they are on their way. */
-  deliver(fn: () => void): void {
-    fn()
+  deliver(event: SimEvent): void {
+    runEvent(event)
   }
 
   /** It is told that the connection is no more; so is the peer, if it sends something. */

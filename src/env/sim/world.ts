@@ -27,8 +27,15 @@ export interface SimEvent {
 export interface EventOwner {
   /** Where that is, for the trace. */
   readonly place: string
-  /** Runs `fn`, now or later, or never. */
-  deliver(fn: () => void): void
+  /** Runs the event (`runEvent`), now or later, or never. */
+  deliver(event: SimEvent): void
+}
+
+/** Unless it has run, or was cancelled, perhaps while its owner kept it back. */
+export function runEvent(event: SimEvent): void {
+  const { fn } = event
+  event.fn = undefined
+  fn?.()
 }
 
 /** Any 64-bit number; above 2^53 as decimal text. */
@@ -236,8 +243,6 @@ export class World {
       event = this.#pop()
       if (event.fn !== undefined) break
     }
-    const fn = event.fn!
-    event.fn = undefined
     assert(event.atMs >= this.nowMs, 'time goes back')
     this.nowMs = event.atMs
     this.eventCount++
@@ -245,8 +250,8 @@ export class World {
     if (this.#trace) this.#trace(this.#eventText(event))
     this.delivering = true
     try {
-      if (event.owner === undefined) fn()
-      else event.owner.deliver(fn)
+      if (event.owner === undefined) runEvent(event)
+      else event.owner.deliver(event)
     } finally {
       this.delivering = false
     }
