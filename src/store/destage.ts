@@ -527,6 +527,8 @@ export class Destage {
     this.#o.onBusy()
     const result = await io.fdatasync(file)
     this.#syncTick = Number.POSITIVE_INFINITY
+    // a flush under way when a write failed succeeds all the same, whatever the drive has dropped of what was to be flushed
+    this.#stopIfFailed()
     if (result < 0) throw new XsanError('WRITE_FAILED', `${path}: fdatasync: ${errnoName(result)}`)
   }
 
