@@ -17,14 +17,14 @@ export const clusterRecover = command<{ acceptDataLoss?: boolean; dryRun?: boole
     const acceptDataLoss = options.acceptDataLoss ?? false
     let shown: Message = {}
     if (!dryRun) {
-      const { slots, waitsFor, unfinished } = await client.call('Cluster/Recover', { dryRun: true })
+      const { slots, waitsFor, olderCopies, unfinished } = await client.call('Cluster/Recover', { dryRun: true })
       const names = (waitsFor as string[]).join(', ')
       // an answer may take its time, in which others may go
-      shown = { asShown: true, waitsFor }
+      shown = { asShown: true, waitsFor, olderCopies }
       if (Number(slots) > 0) {
         const lost = acceptDataLoss ? 'What they alone hold is lost for good, acknowledged writes too.' : 'Writes that they alone hold may be lost.'
-        const mixed = acceptDataLoss ? mixedOn(unfinished as string[]) : ''
-        await confirmed(options.yes, `Go on without ${names || 'the missing copies'}? ${lost}${mixed === '' ? '' : ` ${mixed}.`}`)
+        const notes = acceptDataLoss ? notesOn({ olderCopies: olderCopies as string[], unfinished: unfinished as string[] }) : []
+        await confirmed(options.yes, `Go on without ${names || 'the missing copies'}? ${[lost, ...notes].join(' ')}`)
       }
     }
     const made = await client.call('Cluster/Recover', { dryRun, acceptDataLoss, ...shown }, 60_000)
@@ -43,16 +43,24 @@ export const clusterRecover = command<{ acceptDataLoss?: boolean; dryRun?: boole
                 ['volume', 'blocks', 'of them not usable'],
                 volumes.map((volume) => [String(volume['name']), Number(volume['blocks']), Number(volume['blocksMissing'])]),
               )}`
-        const mixed = mixedOn(made['unfinished'] as string[])
-        if (dryRun) return `${missing}${mixed === '' ? '' : `\n${mixed}`}${list}`
+        const notes = notesOn({ olderCopies: made['olderCopies'] as string[], unfinished: made['unfinished'] as string[] })
+        if (dryRun) return `${[missing, ...notes].join('\n')}${list}`
         return `${missing}; the cluster goes on without them. See: xsan cluster status --wait healthy`
       },
     }
   },
 })
 
-function mixedOn(unfinished: readonly string[]): string {
-  return unfinished.length === 0
-    ? ''
-    : `What is left of some parts, on ${unfinished.join(', ')}, is a copy that was being made: old and new content is mixed in it`
+/** What else there is to know before a loss is accepted. */
+function notesOn({ olderCopies, unfinished }: { readonly olderCopies: readonly string[]; readonly unfinished: readonly string[] }): string[] {
+  return [
+    ...(olderCopies.length === 0
+      ? []
+      : [
+          `Older copies of some parts are on ${olderCopies.join(', ')}, not there either: without them these parts go on from a copy that is older still, or empty.`,
+        ]),
+    ...(unfinished.length === 0
+      ? []
+      : [`What is left of some parts, on ${unfinished.join(', ')}, is a copy that was being made: old and new content is mixed in it.`]),
+  ]
 }

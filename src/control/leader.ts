@@ -141,7 +141,7 @@ export class Coordinator {
   #lookedMs = 0
   /** Slots that nobody serves, since when. */
   readonly #unserved = new Map<SlotIndex, number>()
-  /** Those of them whose missing last servers the operator has given up (`without`: who was missing then); `loss`: with the acknowledged writes that only they hold. */
+  /** Those of them whose missing last servers the operator has given up (`without`: all that was missing then); `loss`: with the acknowledged writes that only they hold. */
   readonly #givenUp = new Map<SlotIndex, { readonly loss: boolean; readonly without: ReadonlySet<DiskNumber> }>()
   /** The renewals that are being gathered: resolves when their round may start. */
   #gathering: Promise<void> | undefined
@@ -333,11 +333,11 @@ export class Coordinator {
     return this.view.view(node) === View.UP && this.#state.diskUse(disk) !== DiskUse.FAILED
   }
 
-  /** The operator gives up what those alone hold that were last to serve; not what somebody held who was there when he said so. */
+  /** The operator gives up what those alone hold that were not there when he said so; not what anybody held who was, though it be an older copy. */
   #isLossAccepted(slot: SlotIndex): boolean {
     const given = this.#givenUp.get(slot)
     if (given?.loss !== true) return false
-    return this.#state.chains[slot]!.entries.every((entry) => entry.state !== ReplicaState.LASTSRV || this.isThere(entry) || given.without.has(entry.disk))
+    return this.#state.chains[slot]!.entries.every((entry) => this.isThere(entry) || given.without.has(entry.disk))
   }
 
   /** Nodes whose copies would serve now if the loss were accepted, although their resync never ended: old and new content is mixed in them. */

@@ -744,6 +744,7 @@ test('a last server that never returns is given up when the operator says so', a
   const dry = await cluster.node(1).call('Cluster/Recover', { dryRun: true })
   assert.deepEqual(dry, {
     waitsFor: ['node-3'],
+    olderCopies: [],
     slots: SLOTS,
     slotsTotal: SLOTS,
     unfinished: [],
@@ -846,6 +847,45 @@ test('nor of a disk that has failed meanwhile, its node being there, nor of a no
   five.silent = false
   await five.restart()
   await cluster.until(() => isEach(SERVING), 20_000, 'it serves what it had')
+})
+
+test('an older copy whose node is away is named before a loss is accepted: it is not given up for one that has nothing', async () => {
+  const cluster = await TestCluster.up({ seed: 104, nodes: 5, replicas: 2 })
+  await cluster.until(() => cluster.node(1).plane.member!.raft!.members.voters.length === 5, 20_000, 'five voters')
+  const [one, , , older, last] = cluster.nodes as [TestNode, TestNode, TestNode, TestNode, TestNode]
+  const { chains } = one.data!
+  const pair = [older.number, last.number].join()
+  const slots = [...chains].filter(([, chain]) => nodesOf(chain).join() === pair).map(([slot]) => slot)
+  const isEach = (node: TestNode, state: ReplicaState) =>
+    slots.every((slot) => chains.get(slot)!.entries.find((entry) => entry.node === node.number)?.state === state)
+  older.lastId = () => 7
+  await cluster.lose(older)
+  await cluster.lose(last)
+  await cluster.until(() => isEach(last, ReplicaState.LASTSRV) && isEach(older, ReplicaState.OFFLINE), 5000, 'one was the last')
+  const shown = async () => {
+    const { waitsFor, olderCopies } = await one.call('Cluster/Recover', { dryRun: true })
+    return { acceptDataLoss: true, asShown: true, waitsFor, olderCopies }
+  }
+  const both = await shown()
+  assert.deepEqual([both.waitsFor, both.olderCopies], [['node-5'], ['node-4']])
+  await assert.rejects(one.call('Cluster/Recover', { ...both, olderCopies: [] }), {
+    status: 'BUSY',
+    message: 'by now node-4 is away as well, with older copies: nothing was done',
+  })
+
+  // it is there when the operator agrees, has not said what it holds, and goes again
+  older.silent = true
+  await older.restart()
+  await cluster.until(() => older.data?.serves === true && isEach(older, ReplicaState.WAITING), 10_000, 'it is there')
+  const known = await shown()
+  assert.deepEqual([known.waitsFor, known.olderCopies], [['node-5'], []])
+  await one.call('Cluster/Recover', known)
+  await cluster.lose(older)
+  await cluster.world.runFor(3000)
+  assert.ok(isEach(last, ReplicaState.LASTSRV), 'nobody has agreed to begin anew')
+  older.silent = false
+  await older.restart()
+  await cluster.until(() => isEach(older, ReplicaState.SERVING), 20_000, 'it serves what it had')
 })
 
 test('what is left of the data is a copy that was being made: the operator is told whose, before and after', async () => {

@@ -3,7 +3,7 @@ import { XsanError } from '../../base/errors.ts'
 import type { DiskNumber, NodeNumber } from '../../base/ids.ts'
 import { BLOCK_BYTES } from '../../base/units.ts'
 import type { Message } from '../../env/control.ts'
-import { ReplicaState } from '../../placement/chain.ts'
+import { type ChainEntry, ReplicaState } from '../../placement/chain.ts'
 import { slotOf } from '../../placement/ring.ts'
 import { View } from '../../placement/view.ts'
 import { toHex } from '../auth.ts'
@@ -67,23 +67,22 @@ export const clusterService: AdminService = {
 
   Recover: atLeader(async (context, request) => {
     const coordinator = await fresh(context)
-    const { slots, waitsFor } = missing(context, coordinator)
+    const { slots, waitsFor, olderCopies } = missing(context, coordinator)
     const unfinished = coordinator.unfinishedCopies().map((node) => context.state.nodes.get(node)?.id ?? String(node))
-    const shown = request['waitsFor']
-    const more = flag(request, 'asShown') && Array.isArray(shown) ? waitsFor.filter((nodeId) => !shown.includes(nodeId)) : []
-    if (!flag(request, 'dryRun') && more.length > 0) {
-      const what = `by now ${more.join(', ')} ${more.length === 1 ? 'is' : 'are'} waited for, too`
-      throw new XsanError('BUSY', `${what}: nothing was done`, 'Look again: xsan cluster recover --dry-run')
+    if (!flag(request, 'dryRun') && flag(request, 'asShown')) {
+      refuseMore(waitsFor, request['waitsFor'], 'waited for, too')
+      if (flag(request, 'acceptDataLoss')) refuseMore(olderCopies, request['olderCopies'], 'away as well, with older copies')
     }
     if (!flag(request, 'dryRun') && slots > 0) {
       context.env.log.log('WARN', 'the operator goes on without the missing nodes', {
         slots,
         without: waitsFor,
         acceptDataLoss: flag(request, 'acceptDataLoss'),
+        ...(flag(request, 'acceptDataLoss') && olderCopies.length > 0 ? { olderCopies } : {}),
       })
       coordinator.recover({ loss: flag(request, 'acceptDataLoss') })
     }
-    return { slots, slotsTotal: context.state.chains.length, waitsFor, unfinished, volumes: slots === 0 ? [] : volumesIn(context, coordinator) }
+    return { slots, slotsTotal: context.state.chains.length, waitsFor, olderCopies, unfinished, volumes: slots === 0 ? [] : volumesIn(context, coordinator) }
   }),
 
   RemoveNode: atLeader(async (context, request, call) => {
@@ -106,26 +105,46 @@ export const clusterService: AdminService = {
   }),
 }
 
-interface Missing {
-  readonly slots: number
-  readonly waitsFor: string[]
+/** What the operator agrees to is what he was shown, and no more. */
+function refuseMore(now: readonly string[], shown: unknown, how: string): void {
+  const more = now.filter((name) => !Array.isArray(shown) || !shown.includes(name))
+  if (more.length === 0) return
+  const what = `by now ${more.join(', ')} ${more.length === 1 ? 'is' : 'are'} ${how}`
+  throw new XsanError('BUSY', `${what}: nothing was done`, 'Look again: xsan cluster recover --dry-run')
 }
 
-/** Slots without a serving replica, and whose last copies are waited for: nodes, and disks of nodes that are there. */
+/** Nodes, and disks of nodes that are there. */
+interface Missing {
+  /** Slots without a serving replica. */
+  readonly slots: number
+  /** Have the last copies of them. */
+  readonly waitsFor: string[]
+  /** Have older copies, where no last one is there: what they hold counts for nothing if the loss is accepted without them. */
+  readonly olderCopies: string[]
+}
+
 function missing({ state }: ServiceContext, coordinator: Coordinator): Missing {
-  const disks = new Set<DiskNumber>()
+  const last = new Set<DiskNumber>()
+  const older = new Set<DiskNumber>()
+  const isLast = (entry: ChainEntry) => entry.state <= ReplicaState.LASTSRV
   let slots = 0
   for (const { entries } of state.chains) {
     if (isServed(entries, coordinator)) continue
     slots++
-    for (const entry of entries) if (entry.state <= ReplicaState.LASTSRV && !coordinator.isThere(entry)) disks.add(entry.disk)
+    const isLastThere = entries.some((entry) => isLast(entry) && coordinator.isThere(entry))
+    for (const entry of entries) {
+      if (coordinator.isThere(entry)) continue
+      if (isLast(entry)) last.add(entry.disk)
+      else if (!isLastThere) older.add(entry.disk)
+    }
   }
   const of = (disk: DiskNumber) => state.disks.get(disk)?.node ?? (0 as NodeNumber)
   const nameOf = (disk: DiskNumber) => {
     const node = state.nodes.get(of(disk))?.id ?? String(of(disk))
     return coordinator.view.view(of(disk)) === View.UP ? `${node} (disk ${state.disks.get(disk)!.path})` : node
   }
-  return { slots, waitsFor: [...new Set([...disks].sort((a, b) => of(a) - of(b) || a - b).map(nameOf))] }
+  const namesOf = (disks: ReadonlySet<DiskNumber>) => [...new Set([...disks].sort((a, b) => of(a) - of(b) || a - b).map(nameOf))]
+  return { slots, waitsFor: namesOf(last), olderCopies: namesOf(older) }
 }
 
 function isServed(entries: ClusterState['chains'][number]['entries'], coordinator: Coordinator): boolean {
