@@ -321,9 +321,10 @@ export class Coordinator {
   recover(options: { readonly loss: boolean }): void {
     this.#lookForUnserved(this.#clock.nowMs())
     for (const slot of this.#unserved.keys()) {
-      const before = this.#givenUp.get(slot)
+      // who gives up nothing now takes back no loss accepted before, and adds none to it
+      if (!options.loss && this.#givenUp.has(slot)) continue
       const missing = this.#state.chains[slot]!.entries.filter((entry) => !this.isThere(entry)).map(({ disk }) => disk)
-      this.#givenUp.set(slot, { loss: options.loss || before?.loss === true, without: new Set([...(before?.without ?? []), ...missing]) })
+      this.#givenUp.set(slot, { loss: options.loss, without: new Set(missing) })
     }
     this.wake()
   }

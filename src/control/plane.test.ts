@@ -888,6 +888,31 @@ test('an older copy whose node is away is named before a loss is accepted: it is
   await cluster.until(() => isEach(older, ReplicaState.SERVING), 20_000, 'it serves what it had')
 })
 
+test('what is accepted as lost is what was missing when that was said, not at an earlier or later word of recover that gives up nothing', async () => {
+  const cluster = await TestCluster.up({ seed: 105, nodes: 5, replicas: 1 })
+  await cluster.until(() => cluster.node(1).plane.member!.raft!.members.voters.length === 5, 20_000, 'five voters')
+  const [one, , , four, five] = cluster.nodes as [TestNode, TestNode, TestNode, TestNode, TestNode]
+  const isWaitedFor = ({ number }: TestNode) =>
+    [...one.data!.chains.values()].filter((chain) => nodesOf(chain).includes(number)).every(({ entries }) => entries[0]!.state === ReplicaState.LASTSRV)
+  five.silent = true
+  await cluster.lose(five)
+  await one.call('Cluster/Recover', {})
+  await five.restart()
+  await cluster.until(() => five.data?.serves === true, 10_000, 'it is there, and has not said what it holds')
+  await cluster.lose(four)
+  assert.deepEqual((await one.call('Cluster/Recover', { dryRun: true }))['waitsFor'], ['node-4'])
+  four.silent = true
+  await four.restart()
+  await cluster.until(() => four.data?.serves === true, 10_000, 'so is the other')
+  await one.call('Cluster/Recover', { acceptDataLoss: true })
+  await cluster.lose(four)
+  await cluster.lose(five)
+  await one.call('Cluster/Recover', {})
+  await cluster.world.runFor(3000)
+  assert.ok(isWaitedFor(five), 'of the one that was missing before')
+  assert.ok(isWaitedFor(four), 'of the one that was missing after')
+})
+
 test('what is left of the data is a copy that was being made: the operator is told whose, before and after', async () => {
   const cluster = await TestCluster.up({ seed: 29, nodes: 3, replicas: 2 })
   await cluster.threeVoters()
