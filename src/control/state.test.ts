@@ -440,3 +440,31 @@ test('a disk that its node starts without counts as failed, gives no capacity, a
   assert.deepEqual([state.disks.get(disk(2))?.state, state.disks.get(disk(2))?.reason], ['failed', 'EIO'])
   assert.deepEqual(shown(), [1, 0], 'it is there and of no use')
 })
+
+test('a disk that has failed is tried again by a new process while nobody serves what it has a copy of: what it holds, though older, may be all there is', () => {
+  const replica = threeNodes()
+  const { state } = replica.machine
+  const step = (down: Readonly<Record<number, View>>) => replica.run('chains.step', { views: views(replica, down), heldDown: [], facts: [], factsOnly: false })
+  const fail = (n: number) => replica.run('disk.failed', { disk: disk(n), reason: 'EIO' })
+  const afterRestart = (n: number) => {
+    register(replica, n)
+    return state.disks.get(disk(n))!.state
+  }
+  const stateOf = (n: number) => new Set(state.chains.map(({ entries }) => entries.find((entry) => entry.node === node(n))!.state))
+  step({ 2: View.DOWN })
+  fail(2)
+  assert.equal(afterRestart(2), 'failed', 'others serve')
+  step({ 1: View.DOWN, 3: View.DOWN })
+  assert.deepEqual([stateOf(1), stateOf(2)], [new Set([ReplicaState.LASTSRV]), new Set([ReplicaState.OFFLINE])])
+  assert.equal(afterRestart(2), 'ok')
+
+  // all of them fail, and their processes begin anew before the chains have changed
+  const other = threeNodes()
+  for (const n of [1, 2, 3]) other.run('disk.failed', { disk: disk(n), reason: 'EIO' })
+  register(other, 1)
+  register(other, 2)
+  assert.deepEqual(
+    [1, 2].map((n) => other.machine.state.disks.get(disk(n))!.state),
+    ['ok', 'ok'],
+  )
+})

@@ -1,6 +1,6 @@
 import { XsanError } from '../../base/errors.ts'
 import type { DiskNumber, Incarnation, NodeNumber } from '../../base/ids.ts'
-import { ReplicaState } from '../../placement/chain.ts'
+import { type ChainEntry, ReplicaState } from '../../placement/chain.ts'
 import type { ClusterState, DiskRecord, NodeAddresses } from '../state.ts'
 import type { Operation } from './operation.ts'
 
@@ -28,9 +28,14 @@ export interface NodeRegisterArgs extends NodeAddresses {
 /** Reason of a disk that counts as failed because the process of its node started without it; it is used again once it is back. */
 export const DISK_GONE = 'its node started without it'
 
-/** Whether some slot was last served by this disk: what it holds may be had nowhere else, so it is tried again, whatever it had failed with. */
-function isLast(state: ClusterState, disk: DiskNumber): boolean {
-  for (const { entries } of state.distinctChains) if (entries.some((of) => of.disk === disk && of.state === ReplicaState.LASTSRV)) return true
+/**
+ * Whether nobody serves a slot that this disk has a copy of: what it holds, though it be an older copy, may be had nowhere else, so it is tried again,
+ * whatever it had failed with.
+ */
+function isNeeded(state: ClusterState, disk: DiskNumber): boolean {
+  const serves = (of: ChainEntry) =>
+    of.state === ReplicaState.SERVING && of.incarnation === state.incarnation(of.node) && state.disks.get(of.disk)?.state !== 'failed'
+  for (const { entries } of state.distinctChains) if (entries.some((of) => of.disk === disk) && !entries.some(serves)) return true
   return false
 }
 
@@ -66,7 +71,7 @@ export const nodeRegister: Operation<NodeRegisterArgs, { incarnation: Incarnatio
     const disks = args.disks.map(({ uuid, path, type, role, capacityBytes }) => {
       const old = known.get(uuid)
       const disk = old?.disk ?? state.takeDiskNumber()
-      const isBack = old === undefined || (old.state === 'failed' && (old.reason === DISK_GONE || isLast(state, disk)))
+      const isBack = old === undefined || (old.state === 'failed' && (old.reason === DISK_GONE || isNeeded(state, disk)))
       const next: DiskRecord = {
         disk,
         node: args.node,
