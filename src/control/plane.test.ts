@@ -1775,6 +1775,33 @@ test('a removal can be called off until it has ended; the last node, and the las
   })
 })
 
+test('a removal that is called off while its last step is on its way into the log does not come to pass', async () => {
+  const cluster = await TestCluster.up({ seed: 102, nodes: 4, replicas: 2, diskless: 4 })
+  await cluster.threeVoters()
+  await cluster.until(() => cluster.leader?.plane.member?.state.featureLevel === FEATURE_LEVEL, 10_000, 'every node can do it')
+  const leader = cluster.leader!
+  const raft = leader.plane.member!.raft!
+  const propose = raft.propose.bind(raft)
+  const stay = Promise.withResolvers<void>()
+  let cancelled: Promise<Message> | undefined
+  raft.propose = async (command, options) => {
+    const { op } = JSON.parse(new TextDecoder().decode(command)) as { op: string }
+    if (op === 'node.remove' && cancelled === undefined) {
+      cancelled = cluster.client.rpc.call(leader.grpc, 'xsan.v1.Cluster/RemoveNode', { nodeId: 'node-4', cancel: true }, { timeoutMs: 5000 })
+      await stay.promise
+    }
+    const result = propose(command, options)
+    if (op === 'node.stay') stay.resolve()
+    return result
+  }
+  await leader.call('Cluster/RemoveNode', { nodeId: 'node-4' })
+  await cluster.until(() => cancelled !== undefined, 5000, 'nothing keeps it any more')
+  assert.equal((await cluster.world.settle(cancelled!, 6000))['removed'], false)
+  await cluster.world.runFor(3000)
+  assert.equal(cluster.node(4).fatal, undefined)
+  assert.equal(leader.plane.member!.state.nodes.get(4 as NodeNumber)?.state, 'member')
+})
+
 test('a node that has the id of one that was removed is a node of its own', async () => {
   const cluster = await TestCluster.up({ seed: 85, nodes: 4, volume: false })
   const [one, , , four] = cluster.nodes as [TestNode, TestNode, TestNode, TestNode]

@@ -23,7 +23,7 @@ import { type Chain, DiskUse, packChains, unpackChains } from '../placement/chai
 export const STATE_PREFIX = 'state/'
 const STATE_FORMAT = 1
 /** What this program can apply; a command of a higher level halts the node. */
-export const FEATURE_LEVEL = 3
+export const FEATURE_LEVEL = 4
 const SLOTS_PER_VALUE = 64
 /** Results of commands that are kept to answer a repeated one. */
 const RECENT_MAX = 512
