@@ -3,6 +3,7 @@
  *
  *   node/identity   JSON: format, cluster id and uuid, key, own number, whether it founded the cluster, members to speak Raft with
  *   node/join-id    UTF-8: by what the cluster knows this directory again when it asks to join a second time
+ *   node/starts     UTF-8: how many processes of this directory have begun as a member
  */
 import { XsanError } from '../base/errors.ts'
 import type { NodeNumber } from '../base/ids.ts'
@@ -10,6 +11,7 @@ import type { Kv } from '../env/control.ts'
 
 const KEY = 'node/identity'
 const JOIN_ID_KEY = 'node/join-id'
+const STARTS_KEY = 'node/starts'
 const FORMAT = 1
 /** As cluster.node_id of the configuration. */
 export const NODE_ID = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/
@@ -60,6 +62,14 @@ export async function joinIdOf(kv: Kv, draw: () => string): Promise<string> {
   const joinId = draw()
   await kv.batch([{ type: 'put', key: JOIN_ID_KEY, value: new TextEncoder().encode(joinId) }])
   return joinId
+}
+
+/** The number of this start, higher than that of any process before; on stable storage when it resolves. */
+export async function countStart(kv: Kv): Promise<number> {
+  const stored = (await kv.scan(STARTS_KEY)).find(({ key }) => key === STARTS_KEY)
+  const start = (stored === undefined ? 0 : Number(new TextDecoder().decode(stored.value))) + 1
+  await kv.batch([{ type: 'put', key: STARTS_KEY, value: new TextEncoder().encode(String(start)) }])
+  return start
 }
 
 export async function storeIdentity(kv: Kv, identity: Identity): Promise<void> {

@@ -16,7 +16,7 @@ import { View } from '../placement/view.ts'
 import { type LeaderChange, type Raft, RaftNode } from '../raft/driver.ts'
 import { Authenticator, fromHex } from './auth.ts'
 import { Heartbeats } from './heartbeat.ts'
-import type { Identity } from './identity.ts'
+import { countStart, type Identity } from './identity.ts'
 import { Coordinator } from './leader.ts'
 import { LeaderClient } from './leader-client.ts'
 import { LoadMeter } from './load.ts'
@@ -45,6 +45,8 @@ const REGISTER_TRY_MS = 5000
 /** Why a process cannot be registered now and may be later: none of them is a reason to end it. */
 const PASSING: ReadonlySet<string> = new Set(['CLUSTER_NOT_READY', 'CONSENSUS_FAILED', 'BUSY'])
 const REGISTER_AGAIN_MS = 500
+/** From this feature level on every node knows the field: one that does not could not check the signature. */
+const TELLS_START = 4
 /** How often it is looked whether the replicated state has come. */
 const STATE_LOOK_MS = 5
 /** A node without a leader asks the others by itself after so long, and waits so long for their answers; of shorter calls these shares. */
@@ -271,11 +273,12 @@ export class Member {
   async #join(): Promise<void> {
     const { env } = this.#options
     const requestId = env.entropy.uuid()
+    const start = await countStart(env.kv)
     let answer: Message
     for (;;) {
       if (this.#stopped) return
       try {
-        answer = await this.#leaderClient.call('Register', this.#registration(requestId), { timeoutMs: REGISTER_TRY_MS })
+        answer = await this.#leaderClient.call('Register', this.#registration(requestId, start), { timeoutMs: REGISTER_TRY_MS })
         break
       } catch (error) {
         if (!(error instanceof XsanError) || !PASSING.has(error.status)) throw error
@@ -375,7 +378,7 @@ export class Member {
     this.#greeted.delete(node)
   }
 
-  #registration(requestId: string): Message {
+  #registration(requestId: string, start: number): Message {
     const { config } = this.#options
     const { nbdSocket, admin } = config.addresses
     return {
@@ -391,6 +394,7 @@ export class Member {
       zone: config.zone,
       rack: config.rack,
       leaseMs: Math.ceil(this.#leaseMs),
+      ...(this.state.featureLevel >= TELLS_START ? { start } : {}),
     }
   }
 

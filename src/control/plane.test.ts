@@ -1879,6 +1879,33 @@ test('a node that starts while the leader takes no commands waits for it', async
   await cluster.until(() => cluster.full(3), 20_000, 'all serve again')
 })
 
+test('a registration that the network has kept, of a process that has died since, fences nobody', async () => {
+  const cluster = await TestCluster.up({ seed: 101, nodes: 3 })
+  await cluster.threeVoters()
+  await cluster.until(() => cluster.leader?.plane.member?.state.featureLevel === FEATURE_LEVEL, 10_000, 'every node says which start it is')
+  const leader = cluster.leader!
+  const node = cluster.nodes.find((of) => of !== leader)!
+  node.kill()
+  await node.restart()
+  const { rpc } = node.env
+  const call = rpc.call.bind(rpc)
+  let kept: Message | undefined
+  rpc.call = (address, method, request, options) => {
+    if (!method.endsWith('/Register')) return call(address, method, request, options)
+    kept = request
+    return new Promise(() => undefined)
+  }
+  await cluster.until(() => kept !== undefined, 5000, 'it asks to be registered')
+  node.kill()
+  await node.restart()
+  await cluster.until(() => cluster.full(3), 20_000, 'the next process serves')
+  const late = cluster.world.settle(cluster.client.rpc.call(leader.grpc, 'xsan.v1.Peer/Register', kept!, { timeoutMs: 1000 }), 2000)
+  await assert.rejects(late, { status: 'PERMISSION_DENIED' })
+  await cluster.world.runFor(3000)
+  assert.equal(node.fatal, undefined)
+  assert.ok(cluster.full(3))
+})
+
 test('a node whose control port has changed is found again, as a voter and as a learner', async () => {
   const cluster = await TestCluster.up({ seed: 94, nodes: 4 })
   await cluster.threeVoters()

@@ -65,6 +65,8 @@ export interface NodeRecord extends NodeAddresses {
   readonly featureMax: number
   /** For so long the registered process would grant leases, if it led; absent: not known. */
   readonly leaseMs?: number
+  /** The highest start of its data directory that was registered; absent: none has told. */
+  readonly start?: number
 }
 
 /** For how long a node is away, by the last note of a leader (`nodes.away`). */

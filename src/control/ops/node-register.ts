@@ -23,6 +23,8 @@ export interface NodeRegisterArgs extends NodeAddresses {
   readonly disks: readonly RegisterDisk[]
   /** The longest lease it would grant as leader. */
   readonly leaseMs?: number
+  /** See RegisterRequest of peer.proto. */
+  readonly start?: number
 }
 
 /** Reason of a disk that counts as failed because the process of its node started without it; it is used again once it is back. */
@@ -54,6 +56,13 @@ export const nodeRegister: Operation<NodeRegisterArgs, { incarnation: Incarnatio
         'Install the version the other nodes run.',
       )
     }
+    if (args.start !== undefined && args.start < (node.start ?? 0)) {
+      throw new XsanError(
+        'PERMISSION_DENIED',
+        `a later process of ${node.id} has registered (start ${node.start}, this is ${args.start})`,
+        'If its data_dir was put back as it was earlier: remove the node from the cluster and let it join again with an empty data_dir.',
+      )
+    }
     const known = new Map([...state.disks.values()].map((disk) => [disk.uuid, disk]))
     for (const { uuid, path } of args.disks) {
       const owner = known.get(uuid)
@@ -66,7 +75,8 @@ export const nodeRegister: Operation<NodeRegisterArgs, { incarnation: Incarnatio
     const incarnation = (node.incarnation + 1) as Incarnation
     const { leaseMs: _, ...before } = node
     const lease = args.leaseMs === undefined ? {} : { leaseMs: args.leaseMs }
-    state.putNode({ ...before, ...lease, incarnation, grpc, data, nbd, nbdSocket, admin, zone, rack, version, dataDir, bootId, featureMax })
+    const start = args.start === undefined ? {} : { start: args.start }
+    state.putNode({ ...before, ...lease, ...start, incarnation, grpc, data, nbd, nbdSocket, admin, zone, rack, version, dataDir, bootId, featureMax })
     state.noteLease(args.leaseMs ?? 0)
     const disks = args.disks.map(({ uuid, path, type, role, capacityBytes }) => {
       const old = known.get(uuid)

@@ -111,6 +111,7 @@ export const LEADER_PEER_METHODS: Readonly<Record<string, PeerHandler>> = {
         nbdSocket: text(request, 'nbdSocket'),
         admin: text(request, 'admin'),
         leaseMs: number(request, 'leaseMs'),
+        ...(number(request, 'start') > 0 ? { start: number(request, 'start') } : {}),
       },
       text(request, 'requestId'),
     )
