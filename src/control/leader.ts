@@ -17,6 +17,7 @@ import type { ChainVersion, DiskNumber, Incarnation, NodeNumber, SlotIndex } fro
 import { CLOCK_DRIFT_MAX } from '../base/units.ts'
 import type { Clock, Log, TimerId } from '../env/control.ts'
 import { type Chain, type ChainEntry, DiskUse, entryOf, LastIdFlag, ReplicaState } from '../placement/chain.ts'
+import { givenUpBeside } from '../placement/moves.ts'
 import { CoordinatorView, View, type ViewRow } from '../placement/view.ts'
 import type { Raft } from '../raft/driver.ts'
 import { type ArgsOf, encodeCommand, OPERATIONS, type OperationName, type ResultOf, refuseAboveLevel, resultValue } from './command.ts'
@@ -867,6 +868,8 @@ export class Coordinator {
           add(slot, confirmed ? { drained: [entry.disk, chain.version, entry.incarnation], leave } : { leave })
         }
       }
+      const givenUp = givenUpBeside(chain)
+      if (givenUp !== undefined) add(slot, { remove: givenUp.disk })
       if (!serving) {
         unavailable++
         const ids = this.#lastIds.get(slot)

@@ -3,7 +3,7 @@ import test from 'node:test'
 import type { ChainVersion, DiskNumber, Incarnation, NodeNumber } from '../base/ids.ts'
 import { Prng } from '../base/prng.ts'
 import { type Chain, type ChainEvent, entryOf, firstChain, formatChain, ReplicaState, settle, syncingOf } from './chain.ts'
-import { type Move, planMoves } from './moves.ts'
+import { givenUpBeside, type Move, planMoves } from './moves.ts'
 import { placeSlots } from './place.ts'
 import { View } from './view.ts'
 
@@ -220,6 +220,29 @@ test('a replica moves between disks of one node without being twice on it, and n
     'it waits for the other copy',
   )
   assert.deepEqual(next([[1, SERVING]], disks(2, 3)), { kind: 'add', slot: 0, disk: 3, node: 2 }, 'another node first')
+})
+
+test('a copy that was given up goes where another one of its node serves, whatever its state', () => {
+  for (const state of [OFFLINE, WAITING, SYNCING]) {
+    const twice = chain([
+      [2, SERVING],
+      [3, SERVING],
+      [1, state],
+    ])
+    assert.equal(givenUpBeside(twice)?.disk, 1)
+    const left = settle(twice, { ...ALL_UP, remove: 1 as DiskNumber })
+    assert.deepEqual(
+      left.entries.map(({ disk }) => disk),
+      [2, 3],
+      formatChain(left),
+    )
+  }
+  const twoWait = chain([
+    [3, SERVING],
+    [1, WAITING],
+    [2, OFFLINE],
+  ])
+  assert.equal(givenUpBeside(twoWait), undefined)
 })
 
 test('slots with the fewest serving replicas come first', () => {

@@ -32,6 +32,14 @@ export function planMoves(
   return moves.sort((a, b) => a.serving - b.serving || a.move.slot - b.move.slot).map(({ move }) => move)
 }
 
+/**
+ * A replica that does not serve beside one of its node that does. A copy that was given up has begun anew there on another disk; back as the tail, the old
+ * one would be forwarded to by its own node, which nobody does: so it goes at once, before it can return.
+ */
+export function givenUpBeside({ entries }: Chain): ChainEntry | undefined {
+  return entries.find((entry) => !isMember(entry.state) && entries.some((other) => other.node === entry.node && isMember(other.state)))
+}
+
 function planSlot(chain: Chain, slot: SlotIndex, desired: readonly DiskNumber[], nodeOf: (disk: DiskNumber) => NodeNumber, reorderHeads: boolean): Move | null {
   const { entries } = chain
   const serving = entries.filter((entry) => entry.state === SERVING)

@@ -2,7 +2,9 @@
 import assert from 'node:assert/strict'
 import { Status } from '../../src/base/status.ts'
 import { BLOCK_BYTES, GiB } from '../../src/base/units.ts'
+import { ReplicaState } from '../../src/placement/chain.ts'
 import { slotOf } from '../../src/placement/ring.ts'
+import type { Bay } from './bay.ts'
 import type { SimVolume } from './cluster.ts'
 import { type Scenario, scenario } from './scenario.ts'
 import type { ClientSeat } from './workload.ts'
@@ -151,3 +153,34 @@ for (const { head, lengthBytes } of [
     { nodes: head === 1 ? 1 : 3, disksPerNode: 2, replicas: 1, diskBytes: GiB, limits: { clientOpsMax: 4096 } },
   )
 }
+
+scenario(
+  'the only copies of a disk are given up and begin anew on another one of its node; the old one is back before all of it is forgotten: no write waits for it',
+  async (t, volume) => {
+    const node = t.node(1)
+    const blocks = () => Array.from({ length: volume.sizeBytes / BLOCK_BYTES }, (_, index) => index)
+    const queue = new DeepQueue(t, volume, 1)
+    await queue.allEnd('both disks have pages', queue.whole(blocks()), 10_000)
+    const { bays } = node
+    const [old, other] = bays as [Bay, Bay]
+    const stateOf = ({ uuid }: Bay) => [...t.state!.disks.values()].find((disk) => disk.uuid === uuid)!.state
+    old.disk.faults.writeEio = 1
+    queue.whole(blocks())
+    await t.until('the disk has failed', () => stateOf(old) === 'failed', 20_000)
+    await t.settle(t.insist('xsan.v1.Cluster/Recover', { acceptDataLoss: true }))
+    const isServed = () => t.state!.chains.every(({ entries }) => entries.some(({ state }) => state === ReplicaState.SERVING))
+    await t.until('all parts are served', isServed, 10_000)
+    for (const present of [[other], bays]) {
+      old.repair()
+      node.crash({ losing: 'nothing' })
+      Object.assign(node, { bays: present })
+      node.restart()
+      await t.until('it serves', () => node.seat !== undefined && t.leader !== undefined && isServed(), 20_000)
+    }
+    await t.until('the disk is used again', () => stateOf(old) === 'ok', 10_000)
+    const again = new DeepQueue(t, volume, 1)
+    await again.allEnd('writes, with the old disk back', again.whole(blocks()), 10_000)
+    await t.allIsWell()
+  },
+  { nodes: 1, disksPerNode: 2, replicas: 1 },
+)
