@@ -104,6 +104,7 @@ export const FOCUS_NAMES = [
   'operators',
   'disks',
   'retries',
+  'retries-destaging',
 ] as const
 export type FocusName = (typeof FOCUS_NAMES)[number]
 

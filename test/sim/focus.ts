@@ -401,6 +401,19 @@ const FOCUSES: Readonly<Record<FocusName, Focus>> = {
     shape: { slotCount: 4, replicas: 2 },
     mix: { volumes: 'relaxed', hotPages: 6, readShares: [0.2, 0.5], home: 0.6, flushShare: 0.25, flushMs: [0, 5, 15] },
   },
+  /** The same while the journals are emptied and used again. */
+  'retries-destaging': {
+    nodes: 4,
+    durationMs: 6000,
+    clients: [2, 3],
+    opsPerSecond: 60,
+    rates: { 'disk-again': 0.7, kill: 0.3 },
+    lastsMs: [50, 800],
+    amounts: { 'disk-again': [0.005, 0.1] },
+    unflushed: ['lose'],
+    shape: { slotCount: 4, replicas: 2 },
+    mix: { volumes: 'safe', hotPages: 6, readShares: [0.1, 0.3], home: 0.6, largeShare: 0.4, removeShare: 0.1, flushMs: [5, 15, 30] },
+  },
   /** Nodes join, leave, and are away meanwhile. */
   members: {
     nodes: 4,
