@@ -91,7 +91,7 @@ const register = (replica: Replica, n: number, id?: string) =>
     id,
   )
 
-function threeNodes(): Replica {
+function threeNodes(level = FEATURE_LEVEL): Replica {
   const replica = new Replica()
   replica.run('cluster.init', initArgs)
   register(replica, 1)
@@ -99,7 +99,7 @@ function threeNodes(): Replica {
     admit(replica, n)
     register(replica, n)
   }
-  replica.run('feature.raise', { level: FEATURE_LEVEL })
+  if (level > 1) replica.run('feature.raise', { level })
   replica.run('chains.create', { slots: Array.from({ length: SLOTS }, (_, slot) => [0, 1, 2].map((i) => disk(((slot + i) % 3) + 1))) })
   return replica
 }
@@ -466,5 +466,14 @@ test('a disk that has failed is tried again by a new process while nobody serves
   assert.deepEqual(
     [1, 2].map((n) => other.machine.state.disks.get(disk(n))!.state),
     ['ok', 'ok'],
+  )
+
+  // as older versions did
+  const old = threeNodes(3)
+  for (const n of [1, 2, 3]) old.run('disk.failed', { disk: disk(n), reason: 'EIO' })
+  for (const n of [1, 2]) register(old, n)
+  assert.deepEqual(
+    [1, 2].map((n) => old.machine.state.disks.get(disk(n))!.state),
+    ['failed', 'failed'],
   )
 })

@@ -30,6 +30,9 @@ export interface NodeRegisterArgs extends NodeAddresses {
 /** Reason of a disk that counts as failed because the process of its node started without it; it is used again once it is back. */
 export const DISK_GONE = 'its node started without it'
 
+/** From this feature level on an older copy counts; before, all nodes have to do alike what an older one does. */
+const TRIES_OLDER_COPIES = 4
+
 /**
  * Whether nobody serves a slot that this disk has a copy of: what it holds, though it be an older copy, may be had nowhere else, so it is tried again,
  * whatever it had failed with.
@@ -37,7 +40,12 @@ export const DISK_GONE = 'its node started without it'
 function isNeeded(state: ClusterState, disk: DiskNumber): boolean {
   const serves = (of: ChainEntry) =>
     of.state === ReplicaState.SERVING && of.incarnation === state.incarnation(of.node) && state.disks.get(of.disk)?.state !== 'failed'
-  for (const { entries } of state.distinctChains) if (entries.some((of) => of.disk === disk) && !entries.some(serves)) return true
+  const isUnserved = (own: ChainEntry, entries: readonly ChainEntry[]) =>
+    own.state === ReplicaState.LASTSRV || (state.featureLevel >= TRIES_OLDER_COPIES && !entries.some(serves))
+  for (const { entries } of state.distinctChains) {
+    const own = entries.find((of) => of.disk === disk)
+    if (own !== undefined && isUnserved(own, entries)) return true
+  }
   return false
 }
 
