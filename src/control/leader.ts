@@ -430,6 +430,9 @@ export class Coordinator {
     if (this.#state.nodesRevision !== this.#nodesRevision) {
       this.#nodesRevision = this.#state.nodesRevision
       this.#members.reconcile()
+      // one that was to be removed may stay
+      this.#lookAtAll = true
+      this.wake()
     }
     if (this.#state.disksRevision !== this.#disksRevision) {
       this.#disksRevision = this.#state.disksRevision

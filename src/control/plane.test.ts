@@ -1775,6 +1775,23 @@ test('a removal can be called off until it has ended; the last node, and the las
   })
 })
 
+test('a removal is called off while nothing else keeps the copies of the node from coming back: they do', async () => {
+  const cluster = await TestCluster.up({ seed: 106, nodes: 3 })
+  await cluster.threeVoters()
+  const [one, , three] = cluster.nodes as [TestNode, TestNode, TestNode]
+  await cluster.lose(three)
+  await one.call('Cluster/RemoveNode', { nodeId: 'node-3', force: true })
+  await three.restart()
+  await cluster.until(() => three.data?.serves === true, 10_000, 'it is back')
+  await cluster.world.runFor(200)
+  assert.ok(
+    [...one.data!.chains.values()].every(({ entries }) => entries.at(-1)!.state === ReplicaState.OFFLINE),
+    'nothing starts on it',
+  )
+  await one.call('Cluster/RemoveNode', { nodeId: 'node-3', cancel: true })
+  await cluster.until(() => cluster.full(3), 20_000, 'all serve again')
+})
+
 test('a removal that is called off while its last step is on its way into the log does not come to pass', async () => {
   const cluster = await TestCluster.up({ seed: 102, nodes: 4, replicas: 2, diskless: 4 })
   await cluster.threeVoters()
