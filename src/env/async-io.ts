@@ -5,17 +5,20 @@
 
 import { assert } from '../base/assert.ts'
 import { columns, i32 } from '../base/columns.ts'
-import type { Handle, IoQueue, Tag } from './ioqueue.ts'
+import { errnoName, type Handle, type IoQueue, type Tag } from './ioqueue.ts'
 
 /**
  * Async operations under way at one time on a reactor: more than there can be repairs (of each read, merge and call served to 63 peers), negotiations
  * and all other work together.
  */
 const ASYNC_OPS_MAX = 16_384
+/** No handle. */
+const NOTHING = -1
 
 export class AsyncIo {
   readonly queue: IoQueue
-  readonly #ops = columns('async io', ASYNC_OPS_MAX, { spare: i32 })
+  /** `written`: the file of a write or flush, else NOTHING. */
+  readonly #ops = columns('async io', ASYNC_OPS_MAX, { written: i32 })
   readonly #resolve: Array<((result: number) => void) | undefined> = []
   readonly #tag: Tag
   /** Of operations on files: they are counted apart. */
@@ -23,6 +26,7 @@ export class AsyncIo {
   /** Operations on files: how many are under way, and how many have ended. */
   filesUnderWay = 0
   filesEnded = 0
+  readonly #onWriteFailed = new Map<Handle, (error: string) => void>()
 
   constructor(queue: IoQueue) {
     this.queue = queue
@@ -38,6 +42,7 @@ export class AsyncIo {
     this.#fileTag = queue.register('async file', (row, result) => {
       this.filesUnderWay--
       this.filesEnded++
+      if (result < 0) this.#onWriteFailed.get(this.#ops.written[row] as Handle)?.(errnoName(result))
       complete(row, result)
     })
   }
@@ -48,16 +53,24 @@ export class AsyncIo {
   }
 
   write(file: Handle, offsetBytes: number, page: number, deltaBytes: number, lengthBytes: number): Promise<number> {
-    return this.#startFile((row) => this.queue.write(file, offsetBytes, page, deltaBytes, lengthBytes, this.#fileTag, row))
+    return this.#startFile((row) => this.queue.write(file, offsetBytes, page, deltaBytes, lengthBytes, this.#fileTag, row), file)
   }
 
   /** Takes the segments listed on the queue just before this call. */
   writeSegments(file: Handle, offsetBytes: number, sync = false): Promise<number> {
-    return this.#startFile((row) => this.queue.writeSegments(file, offsetBytes, sync, this.#fileTag, row))
+    return this.#startFile((row) => this.queue.writeSegments(file, offsetBytes, sync, this.#fileTag, row), file)
   }
 
   fdatasync(file: Handle): Promise<number> {
-    return this.#startFile((row) => this.queue.fdatasync(file, this.#fileTag, row))
+    return this.#startFile((row) => this.queue.fdatasync(file, this.#fileTag, row), file)
+  }
+
+  /**
+   * Until the file is closed, `fn` is called in the turn in which a write or flush of it from here is told to have failed: before what is told next, and so
+   * before whoever waits for it goes on.
+   */
+  onWriteFailed(file: Handle, fn: (error: string) => void): void {
+    this.#onWriteFailed.set(file, fn)
   }
 
   /** 0 or -errno, as {@link IoQueue.allocate}. */
@@ -71,6 +84,7 @@ export class AsyncIo {
   }
 
   close(handle: Handle): Promise<number> {
+    this.#onWriteFailed.delete(handle)
     return this.#start((row) => this.queue.close(handle, this.#tag, row))
   }
 
@@ -95,14 +109,15 @@ export class AsyncIo {
     return { handle, result }
   }
 
-  #startFile(prepare: (row: number) => void): Promise<number> {
+  #startFile(prepare: (row: number) => void, written: Handle | typeof NOTHING = NOTHING): Promise<number> {
     this.filesUnderWay++
-    return this.#start(prepare)
+    return this.#start(prepare, written)
   }
 
-  #start(prepare: (row: number) => void): Promise<number> {
+  #start(prepare: (row: number) => void, written: Handle | typeof NOTHING = NOTHING): Promise<number> {
     const row = this.#ops.alloc()
     assert(row >= 0, `more than ${ASYNC_OPS_MAX} async operations under way`)
+    this.#ops.written[row] = written
     return new Promise((resolve) => {
       this.#resolve[row] = resolve
       prepare(row)

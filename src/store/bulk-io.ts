@@ -42,6 +42,8 @@ export class BulkIo {
   #pagesUnderWay = 0
   /** Whenever a request has ended. */
   readonly #onMoved: (() => void) | undefined
+  /** At once when a write has failed, while others of the work are still under way. */
+  readonly #onWriteFailed: ((reason: string) => void) | undefined
   /** Counted by the watch over hanging I/O; when the work got on last. */
   tick = 0
   #tickOfLast = 0
@@ -49,8 +51,12 @@ export class BulkIo {
   #settle: { resolve: () => void; reject: (error: XsanError) => void } | undefined
 
   /** `pagesMax`: of one piece of work; `inMemory`: there is no medium below the kernel. */
-  constructor(queue: IoQueue, options: { file: Handle; path: string; pagesMax: number; inMemory: boolean; onMoved?: () => void }) {
+  constructor(
+    queue: IoQueue,
+    options: { file: Handle; path: string; pagesMax: number; inMemory: boolean; onMoved?: () => void; onWriteFailed?: (reason: string) => void },
+  ) {
     this.#onMoved = options.onMoved
+    this.#onWriteFailed = options.onWriteFailed
     const { pagesMax } = options
     this.#queue = queue
     this.#file = options.file
@@ -164,7 +170,9 @@ export class BulkIo {
     if (this.#moved[row]! < this.#count[row]!) {
       const what = this.#writing ? 'write' : 'read'
       const message = `${this.#path}: ${what} at ${this.#offset[row]}: ${errnoName(result)}`
+      const isFirst = this.#failure === undefined
       this.#failure ??= new XsanError(this.#writing ? 'WRITE_FAILED' : 'READ_FAILED', message, 'Look at the disk and the kernel log.')
+      if (isFirst && this.#writing) this.#onWriteFailed?.(message)
     }
     this.#underWay--
     this.#pagesUnderWay -= this.#count[row]!

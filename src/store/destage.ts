@@ -133,6 +133,8 @@ export class Destage {
       onMoved: () => {
         options.io.filesEnded++
       },
+      // before the other writes of the round have ended: a flush of the journal may do so first, and is not to be believed any more
+      onWriteFailed: options.onFailed,
     })
     const roundPagesMax = Math.max(segmentPages(options.geometry), ROUND_PAGES_MAX)
     this.#roundKeys = new Float64Array(roundPagesMax)

@@ -492,7 +492,10 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
     },
     unpinned: (row) => store.unpinned(row),
     capturesReleased: () => store.capturesReleased(),
-    onFailed: (reason) => store.fail(reason),
+    // a mount that fails says so itself
+    onFailed: (reason) => {
+      if (isMounted) store.fail(reason)
+    },
     onNote: options.onNote ?? (() => {}),
     onBusy: () => {
       if (isMounted) store.watch()
@@ -510,6 +513,8 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
     onNote: options.onNote ?? (() => {}),
   })
   await store.reservation.begin()
+  // at once: a flush that is told to have succeeded just behind it is not to be believed any more
+  io.onWriteFailed(file.handle, (error) => store.fail(`${path}: a write or flush of the background work or of a superblock: ${error}`))
   journal.open()
   isMounted = true
   if (superblock.mayEndTorn) await store.noteWhole()
