@@ -6,7 +6,7 @@ import type { Prng } from '../../src/base/prng.ts'
 import type { Seed } from '../../src/env/sim/world.ts'
 import { NEWER_FORMS } from './older-binary.ts'
 
-export const SCHEDULE_FORMAT = 2
+export const SCHEDULE_FORMAT = 3
 
 export const FAULT_KINDS = [
   'kill',

@@ -59,8 +59,8 @@ test('a schedule is replayed from a file of any name, and refused by what is wro
   assert.equal(code, 0)
   assert.deepEqual((JSON.parse(stdout) as { violations: unknown }).violations, [])
   for (const [schedule, pattern] of [
-    [{ ...short(), format: '2' }, /schedule format "2" is not 2/],
-    [{ ...short(), format: 1 }, /schedule format 1 is not 2/],
+    [{ ...short(), format: '2' }, /schedule format "2" is not 3/],
+    [{ ...short(), format: 2 }, /schedule format 2 is not 3/],
     [{ ...short(), seed: 1.5 }, /seed is not a whole number/],
     [{ ...short(), seed: '18446744073709551616' }, /seed is not a whole number/],
     [[], /it names no format/],

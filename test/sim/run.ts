@@ -18,7 +18,7 @@ import { History, type Violation } from './history.ts'
 import { inject, powerLost } from './inject.ts'
 import { NbdInitiator } from './nbd-client.ts'
 import type { SimNode } from './node.ts'
-import { largeShareOf, nodesOf, PLAIN_SHAPE, removeShareOf, shapeOf } from './shape.ts'
+import { isEagerOf, largeShareOf, nodesOf, PLAIN_SHAPE, removeShareOf, shapeOf } from './shape.ts'
 import { SimClient } from './workload.ts'
 
 export interface RunResult {
@@ -296,7 +296,7 @@ function startClients(
             ...(mix.flushShare === undefined ? {} : { flushShare: mix.flushShare }),
             ...(mix.fuaShare === undefined ? {} : { fuaShare: mix.fuaShare }),
           }
-        : { largeShare: largeShareOf(schedule.seed), removeShare: removeShareOf(schedule.seed) }),
+        : { largeShare: largeShareOf(schedule.seed), removeShare: removeShareOf(schedule.seed), isEager: isEagerOf(schedule.seed) }),
       // So that they are at work all the time
       thinkMs: (depth * schedule.durationMs) / schedule.opsPerClient,
       patienceMs: mix ? mix.patienceMs && random.between(...mix.patienceMs) : patienceOf(cluster),

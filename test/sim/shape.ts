@@ -50,6 +50,11 @@ export function removeShareOf(seed: Seed): number {
   return seededPrng(seed).fork('removals').pick([0, 0, 0.05, 0.3])
 }
 
+/** Whether clients go on within the outcome of what has ended. */
+export function isEagerOf(seed: Seed): boolean {
+  return seededPrng(seed).fork('eager clients').chance(0.25)
+}
+
 /** Nodes of a cluster at its start. */
 export function nodesOf(seed: Seed): number {
   return seededPrng(seed).fork('nodes').pick([3, 3, 3, 3, 4, 5])

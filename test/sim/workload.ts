@@ -57,6 +57,8 @@ export interface WorkloadOptions {
   readonly fuaShare?: number
   /** Mean pause between operations. */
   readonly thinkMs: number
+  /** Often begins the next operation within the outcome of the last one, as an export does whose requests have waited for memory. */
+  readonly isEager?: boolean
   /** Where something has taken so long, it gets up, as an initiator with several paths does, and sits down wherever `seat` says; otherwise it stays. */
   readonly patienceMs?: number | undefined
   /** A running node to sit on, or undefined while there is none. */
@@ -66,6 +68,7 @@ export interface WorkloadOptions {
 const OP_SECTORS_MAX = 64
 const LARGE_SECTORS_MAX = 1024
 const RESEAT_MS = 50
+const EAGER_SHARE = 0.4
 /** What may be true though all is well: no room, a page that every copy has lost, a loss that has to be told (by NBD as EIO, like anything else). */
 const TRUTHS: ReadonlySet<number> = new Set([Status.INSUFFICIENT_SPACE, Status.BLOCK_CORRUPTED, Status.WRITE_FAILED, Status.READ_FAILED])
 
@@ -109,6 +112,7 @@ export class SimClient {
   #sizeBytes: number
   #stopped = false
   #forsaken = false
+  #isBeginning = false
 
   constructor(options: WorkloadOptions) {
     this.options = options
@@ -198,10 +202,12 @@ export class SimClient {
   }
 
   #step(seat: ClientSeat, name: string, tag: Tag): void {
-    const { random, opsMax, thinkMs, readShare, flushShare = FLUSH_SHARE } = this.options
+    const { random, opsMax, thinkMs, readShare, flushShare = FLUSH_SHARE, isEager = false } = this.options
     if (this.#stopped || this.begun >= opsMax) return
     const next = () => {
-      if (this.#seat === seat) seat.queue.timeout(random.unit() * 2 * thinkMs, tag, 0)
+      if (this.#seat !== seat) return
+      if (isEager && !this.#isBeginning && random.chance(EAGER_SHARE)) this.#step(seat, name, tag)
+      else seat.queue.timeout(random.unit() * 2 * thinkMs, tag, 0)
     }
     // what it left behind takes room until it has ended
     if (this.#running.size + [...this.#left.values()].filter((left) => left.seat.process.alive).length >= this.options.depth) {
@@ -213,11 +219,13 @@ export class SimClient {
       return
     }
     this.begun++
+    this.#isBeginning = true
     const dice = random.chance(readShare) ? 0 : random.unit()
     if (dice === 0) this.#read(seat, name, next)
     else if (dice < 0.75 - (flushShare - FLUSH_SHARE)) this.#write(seat, name, next)
     else if (dice < 1 - flushShare) this.#zero(seat, name, next)
     else this.#flush(seat, next)
+    this.#isBeginning = false
   }
 
   #range(): { offsetBytes: number; lengthBytes: number } {
