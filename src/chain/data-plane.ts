@@ -585,6 +585,8 @@ export class DataPlane {
       this.#sweep.volumesChanged()
     }
     for (const slot of changed) replicas.learn(slot)
+    // at once: of a process that is killed before, they would be said to have lost it once more
+    if (changed.length > 0) for (const store of replicas.stores) if (store.lostPower) this.#noteServed(store)
     this.writes.tableLearned()
     this.#sendLastIds(changed)
     this.#port.send({ type: 'tableApplied', revision: table.revision })
