@@ -483,6 +483,8 @@ test('a page installed as lost is an error for itself alone, over crashes and th
     const more = write(bench, store, { index: 1, firstPage: (id * 64) % 1024, pageCount: 64, id })
     await bench.until(() => bench.events.staged >= more.seq)
     bench.free(more.page)
+    // there is room for the next
+    await bench.until(() => store.admit(record, true) === Status.SUCCESS)
   }
   assert.deepEqual(await statuses(), [1, 6])
   bench.kill()

@@ -38,6 +38,7 @@ import {
   type StageRecord,
 } from './store.ts'
 import { hasServedSince, losePower, noteServed, type SuperblockState } from './superblock.ts'
+import type { SuperblockWriter } from './superblock-writer.ts'
 import { checksumOf, pagesOf, sizeOf } from './tables.ts'
 
 /** Shares of the journal: a client's write needs this much free, a forwarded one this much; removals and empty records a few pages. */
@@ -98,8 +99,7 @@ export interface StoreParts {
   /** 1: incomplete. */
   readonly incomplete: Uint8Array
   readonly deferred: Deferred
-  readonly writeSuperblock: () => Promise<void>
-  readonly dispose: () => void
+  readonly superblocks: SuperblockWriter
 }
 
 export class DiskStore implements ReplicaStore {
@@ -813,6 +813,7 @@ export class DiskStore implements ReplicaStore {
   #onFailed(reason: string): void {
     this.failed = true
     this.reader.failed = true
+    this.#parts.superblocks.diskFailed()
     this.#queue.asyncPending = true
     for (const resolve of this.#captureWaiters.splice(0)) resolve()
     for (const end of this.#capturedReads) end(Status.READ_FAILED)
@@ -830,7 +831,7 @@ export class DiskStore implements ReplicaStore {
   async #noteDropped(): Promise<void> {
     losePower(this.#parts.superblock)
     try {
-      await this.#parts.writeSuperblock()
+      await this.#parts.superblocks.write()
     } catch {
       // nothing more can be done with it
     }
@@ -901,7 +902,7 @@ export class DiskStore implements ReplicaStore {
 
   async #writeSuperblock(): Promise<void> {
     try {
-      await this.#parts.writeSuperblock()
+      await this.#parts.superblocks.write()
     } catch (error) {
       this.fail(messageOf(error))
     }
@@ -924,11 +925,11 @@ export class DiskStore implements ReplicaStore {
     if (!this.failed) {
       this.#parts.superblock.clean = true
       this.#parts.superblock.durableSeq = this.durableSeq
-      await this.#parts.writeSuperblock()
+      await this.#parts.superblocks.write()
     }
     await this.#io.close(this.#parts.file)
     this.destage.dispose()
     this.journal.dispose()
-    this.#parts.dispose()
+    this.#parts.superblocks.dispose()
   }
 }

@@ -20,7 +20,7 @@ import type { MountOptions } from './mount-options.ts'
 import { type BlockInstall, NO_BLOCK, PageFlag, RecordKind, StageRecord } from './store.ts'
 
 const isLong = process.env['SEEDS'] !== undefined
-const [FIRST = 1, COUNT = 1] = (process.env['SEEDS'] ?? '').split('+').filter(Boolean).map(Number)
+const [FIRST = 5, COUNT = 1] = (process.env['SEEDS'] ?? '').split('+').filter(Boolean).map(Number)
 const DISK_BYTES = 64 * MiB
 const ARENA_BYTES = 12 * MiB
 const VOLUME = 5

@@ -7,7 +7,6 @@
  */
 import { messageOf, XsanError } from '../base/errors.ts'
 import { BLOCK_BYTES, formatSize, KiB, MiB, PAGE_BYTES } from '../base/units.ts'
-import type { PageNumber } from '../env/arena.ts'
 import type { AsyncIo } from '../env/async-io.ts'
 import { type Handle, IoError, type OpenedFile } from '../env/ioqueue.ts'
 import { BlockTable } from './block-table.ts'
@@ -32,6 +31,7 @@ import {
   uuidBytes,
   uuidText,
 } from './superblock.ts'
+import { SuperblockWriter } from './superblock-writer.ts'
 import { checkLeaf, checkTablePage, diskTagOf, isTablePage, loadLeaf, loadTablePage, loseLeaf, newer, tablePageDigest } from './tables.ts'
 
 const LOCK_RETRY_MS = 50
@@ -308,52 +308,34 @@ async function mountOpened(options: MountOptions, file: OpenedFile): Promise<Dis
   if (!clean && hasBooted) superblock.mayEndTorn = true
   const superblockPage = arena.alloc(PAGE_BYTES)
   if (superblockPage === -1) throw new XsanError('NO_BUFFER', `no memory to mount ${path}`, 'Give the node more memory.')
-  let written: Promise<void> = Promise.resolve()
-  const write = async (): Promise<void> => {
-    superblock.generation++
-    encodeSuperblock(arena, superblockPage, superblock)
-    try {
-      await writeFully(io, file.handle, superblockOffset(superblock), superblockPage, 1, path)
-      await sync(io, file.handle, path)
-    } catch (error) {
-      // the other copy may be the only good one: the next goes to the same place
-      superblock.generation--
-      throw error
-    }
-  }
-  // one after the other: after a failed one the disk has failed, and the next says so itself
-  const writeSuperblock = (): Promise<void> => {
-    written = written.then(write, write)
-    return written
-  }
+  const superblocks = new SuperblockWriter({ io, file: file.handle, path, state: superblock, page: superblockPage })
   superblock.clean = false
   superblock.bootId = options.bootId
   superblock.mountGeneration++
   try {
-    await writeSuperblock()
-    return await load(options, file, superblock, superblockPage, writeSuperblock, { clean, lastMount })
+    await superblocks.flushFound()
+    await superblocks.write()
+    return await load(options, file, superblock, superblocks, { clean, lastMount })
   } catch (error) {
     if (!clean && error instanceof XsanError && error.status === 'WRITE_FAILED') {
       // what the kernel had kept of a process before it may be dropped now, and the flush of the next mount would say that it is durable
       losePower(superblock)
-      await failureOf(writeSuperblock())
+      await failureOf(superblocks.write())
     }
-    arena.free(superblockPage)
+    superblocks.dispose()
     throw error
   }
 }
 
-/** The rest of a mount. The superblock's page stays the caller's if it throws. */
+/** The rest of a mount. If it throws, the writer of superblocks stays the caller's. */
 async function load(
   options: MountOptions,
   file: OpenedFile,
   superblock: SuperblockState,
-  superblockPage: PageNumber,
-  writeSuperblock: () => Promise<void>,
+  superblocks: SuperblockWriter,
   { clean, lastMount }: { readonly clean: boolean; readonly lastMount: number },
 ): Promise<DiskStore> {
   const { io, path } = options
-  const { arena } = io.queue
   const { geometry, slotCount } = superblock
   const table = new BlockTable(geometry.extentCount, slotCount)
   const tableCopy = new Uint8Array(tablePageCount(geometry))
@@ -374,8 +356,7 @@ async function load(
     lastLow: new Uint32Array(slotCount),
     incomplete,
     deferred: new Deferred(io.queue),
-    writeSuperblock,
-    dispose: () => arena.free(superblockPage),
+    superblocks,
   })
   try {
     await replayAndOpen(store, options, file, superblock, {
@@ -388,7 +369,7 @@ async function load(
       leafCopy,
       tableCopy,
       lost,
-      writeSuperblock,
+      superblocks,
     })
   } catch (error) {
     store.destage?.dispose()
@@ -417,13 +398,13 @@ interface Loaded {
   readonly newestMount: number
   /** A round of the destage ended in the middle of the extent table. */
   readonly isUnfinished: boolean
-  readonly writeSuperblock: () => Promise<void>
+  readonly superblocks: SuperblockWriter
 }
 
 async function replayAndOpen(store: DiskStore, options: MountOptions, file: OpenedFile, superblock: SuperblockState, loaded: Loaded): Promise<void> {
   const { io, path } = options
   const { geometry } = superblock
-  const { table, leafCopy, tableCopy, writeSuperblock } = loaded
+  const { table, leafCopy, tableCopy, superblocks } = loaded
   const { journal } = store
   const found = await replay({
     io,
@@ -460,7 +441,7 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
     // From here on the extent table counts as it was found: the next round writes over the copies that the last complete one left
     superblock.tables = { mount: superblock.mountGeneration, round: 0 }
     superblock.tablesDigest = digestOf(table)
-    await writeSuperblock()
+    await superblocks.write()
   }
   const { lastBatch, lastCrc, headSegment, lastSeq } = found
   journal.resume({ generation: superblock.mountGeneration, lastBatch, lastCrc, headSegment, tailSegment: superblock.tailSegment, lastSeq })
@@ -488,7 +469,7 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
       superblock.durableSeq = journal.durableSeq
       superblock.tables = round
       superblock.tablesDigest = digestOf(table)
-      await writeSuperblock()
+      await superblocks.write()
     },
     unpinned: (row) => store.unpinned(row),
     capturesReleased: () => store.capturesReleased(),

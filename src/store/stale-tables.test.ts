@@ -5,6 +5,7 @@ import { Bench, DISK_BYTES, SLOTS } from '../../test/support/store-bench.ts'
 import { XsanError } from '../base/errors.ts'
 import { Status } from '../base/status.ts'
 import { MiB, PAGE_BYTES } from '../base/units.ts'
+import { Errno } from '../env/ioqueue.ts'
 import type { DiskStore } from './disk-store.ts'
 import { ExtentTableHeader, leafOffset, planGeometry, tablePageOffset } from './layout.ts'
 import { RecordKind, StageRecord } from './store.ts'
@@ -14,20 +15,21 @@ const SUPERBLOCKS = [0, DISK_BYTES - PAGE_BYTES] as const
 const record = new StageRecord()
 let nextId = 1
 
-/** Returns when it is durable, or the disk has failed. */
+/** Returns when it is durable, or the disk has failed, or the process has ended. */
 async function write(bench: Bench, store: DiskStore, index: number, firstPage: number, pageCount: number): Promise<Uint8Array> {
   const { page, crcs } = bench.payload(pageCount)
   Object.assign(record, { kind: RecordKind.WRITE, slot: 1, idHigh: 1, idLow: nextId++, volume: 5, layer: 0, index, firstPage, pageCount })
   Object.assign(record, { payloadPage: page, crcs, crcFirst: 0, durable: true, clientHigh: 0 })
-  const { events } = bench
-  await bench.until(() => events.failed !== undefined || store.admit(record, false) === Status.SUCCESS)
-  if (events.failed === undefined) {
+  const { events, process } = bench
+  const isOver = () => events.failed !== undefined || !process.alive
+  await bench.until(() => isOver() || store.admit(record, false) === Status.SUCCESS)
+  if (!isOver()) {
     const seq = store.stage(record)
-    await bench.until(() => events.failed !== undefined || events.durable >= seq)
+    await bench.until(() => isOver() || events.durable >= seq)
   }
   const content = bench.queue.arena.bytes.slice(page * PAGE_BYTES, (page + pageCount) * PAGE_BYTES)
   // a disk that has failed may still read it
-  if (events.failed === undefined) bench.free(page)
+  if (!isOver()) bench.free(page)
   return content
 }
 
@@ -183,6 +185,66 @@ for (const nth of [1, 2, 3, 4, 5]) {
   })
 }
 
+/** What happens to each superblock that is written: it is given what writes it, and what fails so that its place cannot be read any more. */
+function onSuperblock({ file }: Bench, happens: (write: () => number, fail: () => number) => number): void {
+  const writeFrom = file.writeFrom.bind(file)
+  file.writeFrom = (offset, ...rest) => {
+    const write = () => writeFrom(offset, ...rest)
+    const fail = () => {
+      file.badPages.add(offset / PAGE_BYTES)
+      return -Errno.EIO
+    }
+    return SUPERBLOCKS.includes(offset as 0) ? happens(write, fail) : write()
+  }
+}
+
+test('a superblock that was being flushed when the disk failed is not taken for durable: the next one, which fails, does not cost the other copy', async () => {
+  const bench = new Bench(7)
+  await bench.format()
+  let store = await bench.mount()
+  const first = await write(bench, store, 0, 0, 8)
+  await destaged(bench, store, 1)
+  let superblocks = 0
+  onSuperblock(bench, (write, fail) => (++superblocks === 2 ? fail() : write()))
+  const { io } = bench
+  const sync = io.fdatasync.bind(io)
+  io.fdatasync = (file) => {
+    if (superblocks === 1 && !store.failed) {
+      // one request fails, and the flush that had begun when that was told succeeds
+      bench.file.powerLoss('lose')
+      store.fail('a write has failed')
+    }
+    return sync(file)
+  }
+  while (!store.failed) await write(bench, store, 1, 0, 256)
+  await bench.until(() => superblocks === 2 && bench.disk.underWay === 0)
+  bench.kill()
+  store = await bench.mount({ wasAway: true })
+  assert.deepEqual(await read(bench, store, 0, 0), { status: Status.SUCCESS, content: first.slice(0, PAGE_BYTES) })
+})
+
+test('a superblock of a process that was killed before it was flushed is durable before the other copy is written over', async () => {
+  const bench = new Bench(8)
+  await bench.format()
+  let store = await bench.mount()
+  const first = await write(bench, store, 0, 0, 8)
+  await destaged(bench, store, 1)
+  let superblocks = 0
+  onSuperblock(bench, (write, fail) => {
+    if (++superblocks === 1) bench.process.kill()
+    // that of the mount, and what it would note when it fails
+    if (superblocks !== 2 && superblocks !== 3) return write()
+    bench.file.powerLoss('lose')
+    return fail()
+  })
+  while (superblocks === 0) await write(bench, store, 1, 0, 256)
+  bench.start()
+  await assert.rejects(bench.mount(), { status: 'WRITE_FAILED' })
+  bench.kill()
+  store = await bench.mount()
+  assert.deepEqual(await read(bench, store, 0, 0), { status: Status.SUCCESS, content: first.slice(0, PAGE_BYTES) })
+})
+
 test('a loss of power is known until it is said to be of no matter any more, whatever ends the processes meanwhile', async () => {
   const bench = new Bench(4)
   await bench.format()
@@ -193,7 +255,7 @@ test('a loss of power is known until it is said to be of no matter any more, wha
   const { io } = bench
   const sync = io.fdatasync.bind(io)
   let syncs = 0
-  io.fdatasync = (file) => (++syncs === 2 ? Promise.resolve(-5) : sync(file))
+  io.fdatasync = (file) => (++syncs === 3 ? Promise.resolve(-5) : sync(file))
   await assert.rejects(bench.mount(), /fdatasync/)
   bench.kill()
   for (const how of ['kill', 'close'] as const) {
