@@ -148,8 +148,10 @@ scenario(
   { nodes: 5, syncWhenWrite: false },
 )
 
+type LossesTold = (losses: number, revision: number) => number
+
 /** What the history says of clients whose exporter stays while all copies of a slot lose their power, and of what it tells them. */
-async function judged(lossesTold: (losses: number, revision: number) => number, losing: 'everything unflushed' | 'nothing'): Promise<string[]> {
+async function judged(lossesTold: LossesTold, losing: 'everything unflushed' | 'nothing', seed = 1): Promise<string[]> {
   const undo = method<ChainTable, Parameters<ChainTable['apply']>, void>(
     ChainTable.prototype,
     'apply',
@@ -160,7 +162,7 @@ async function judged(lossesTold: (losses: number, revision: number) => number, 
       },
   )
   try {
-    const t = new Scenario({ seed: 1, nodes: 4, replicas: 2 })
+    const t = new Scenario({ seed, nodes: 4, replicas: 2 })
     await t.form()
     await t.healthy()
     const volume = await t.createVolume('db', { sizeBytes: BLOCK_BYTES, syncWhenWrite: false })
@@ -181,9 +183,16 @@ async function judged(lossesTold: (losses: number, revision: number) => number, 
   }
 }
 
+/** What was lost has to be read again by somebody who was not told: so it is in most runs, not in all. */
+async function found(lossesTold: LossesTold): Promise<string[]> {
+  let promises: string[] = []
+  for (let seed = 1; promises.length === 0 && seed <= 5; seed++) promises = await judged(lossesTold, 'everything unflushed', seed)
+  return promises
+}
+
 test('a loss that a flush does not tell of is found, and a flush that tells of none', { timeout: 120_000 }, async () => {
   assert.deepEqual(await judged((losses) => losses, 'everything unflushed'), [])
-  assert.deepEqual(await judged(() => 0, 'everything unflushed'), ['reads and writes of a page are linearizable'])
+  assert.deepEqual(await found(() => 0), ['reads and writes of a page are linearizable'])
   assert.deepEqual(await judged((losses) => losses, 'nothing'), [])
   assert.deepEqual(await judged((_losses, revision) => revision, 'nothing'), ['who is told of a loss has lost something'])
 })
