@@ -1,8 +1,8 @@
 /**
- * Formatting and mounting a disk. Mount: lock -> superblock (ours? known?) -> new generation -> extent table -> page tables -> replay -> make
- * it durable -> free journal segments if there are too few -> fresh segment -> serve.
+ * Formatting and mounting a disk. Mount: lock -> superblock (ours? known?) -> extent table -> page tables -> replay -> make it durable -> new
+ * generation -> free journal segments if there are too few -> fresh segment -> serve.
  *
- * Nothing is written before the disk is known to be ours, and replay does not begin before the lock is held: an I/O of a killed
+ * Nothing is written before the disk is known to be ours and makes sense, and replay does not begin before the lock is held: an I/O of a killed
  * process keeps its lock until it has ended.
  */
 import { messageOf, XsanError } from '../base/errors.ts'
@@ -171,9 +171,9 @@ export async function probeStore(
 ): Promise<{ clusterId: string; nodeId: string; disk: number; diskUuid: string; slotCount: number; sizeBytes: number; capacityBytes: number } | null> {
   const file = await openLocked(io, path, { waitMs: 0 })
   try {
-    const s = await withPages(io, 1, (page) => readSuperblock(io, file, page, path))
-    if (s === null) return null
-    const { clusterId, nodeId, disk, diskUuid, slotCount, geometry } = s
+    const found = await withPages(io, 1, (page) => readSuperblock(io, file, page, path))
+    if (found === null) return null
+    const { clusterId, nodeId, disk, diskUuid, slotCount, geometry } = found.superblock
     return {
       clusterId,
       nodeId,
@@ -188,14 +188,20 @@ export async function probeStore(
   }
 }
 
+interface FoundSuperblock {
+  readonly superblock: SuperblockState
+  /** Why the other copy cannot be read: it may be the newer one. */
+  readonly unreadable: XsanError | null
+}
+
 /** The newer valid superblock, or null when the disk is blank. */
-async function readSuperblock(io: AsyncIo, file: OpenedFile, page: number, path: string): Promise<SuperblockState | null> {
+async function readSuperblock(io: AsyncIo, file: OpenedFile, page: number, path: string): Promise<FoundSuperblock | null> {
   let best: SuperblockState | null = null
   let why: 'blank' | 'foreign' | 'damaged' = 'blank'
   if (file.sizeBytes < 2 * MiB) throw new XsanError('DISK_FOREIGN', `${path} is no XSAN disk: it has ${file.sizeBytes} bytes`, 'Check the path, or format it.')
   let unreadable: XsanError | null = null
   for (const offset of [0, secondSuperblockOffset(file)]) {
-    const failure = await failureOf(readFully(io, file.handle, offset, page, 1, path))
+    const failure = await failureOf(readReadable(io, file.handle, offset, page, 1, path))
     if (failure !== null) {
       unreadable = failure
       continue
@@ -217,7 +223,7 @@ async function readSuperblock(io: AsyncIo, file: OpenedFile, page: number, path:
   const reason = invalidSuperblock(best, file.sizeBytes)
   if (reason !== null)
     throw new XsanError('DISK_CORRUPTED', `${path}: the superblock makes no sense: ${reason}`, 'Format the disk again, or give it its old size back.')
-  return best
+  return { superblock: best, unreadable }
 }
 
 function refuseForeign(s: SuperblockState, options: MountOptions): void {
@@ -299,8 +305,9 @@ async function unlessHung<T>(
 async function mountOpened(options: MountOptions, file: OpenedFile): Promise<DiskStore> {
   const { io, path } = options
   const { arena } = io.queue
-  const superblock = await withPages(io, 1, (page) => readSuperblock(io, file, page, path))
-  if (superblock === null) throw new XsanError('NOT_FOUND', `${path} is blank`, 'Format it as a disk of this node.')
+  const found = await withPages(io, 1, (page) => readSuperblock(io, file, page, path))
+  if (found === null) throw new XsanError('NOT_FOUND', `${path} is blank`, 'Format it as a disk of this node.')
+  const { superblock, unreadable } = found
   refuseForeign(superblock, options)
   const { clean, mountGeneration: lastMount } = superblock
   const hasBooted = superblock.bootId !== options.bootId
@@ -313,8 +320,6 @@ async function mountOpened(options: MountOptions, file: OpenedFile): Promise<Dis
   superblock.bootId = options.bootId
   superblock.mountGeneration++
   try {
-    await superblocks.flushFound()
-    await superblocks.write()
     return await load(options, file, superblock, superblocks, { clean, lastMount })
   } catch (error) {
     if (!clean && error instanceof XsanError && error.status === 'WRITE_FAILED') {
@@ -323,7 +328,8 @@ async function mountOpened(options: MountOptions, file: OpenedFile): Promise<Dis
       await failureOf(superblocks.write())
     }
     superblocks.dispose()
-    throw error
+    // to who had the newer superblock it might make sense
+    throw unreadable !== null && error instanceof XsanError && error.status === 'DISK_CORRUPTED' ? unreadable : error
   }
 }
 
@@ -425,8 +431,8 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
     birthRound: 1,
     touch: (row, segment) => journal.touch(row, segment),
   })
-  // What survived a kill in the page cache is promised to be durable from here on
-  await sync(io, file.handle, path)
+  // What survived a kill in the page cache is promised to be durable from here on, and the superblock that was found is not the only copy before it is
+  await superblocks.flushFound()
   if (found.generation > superblock.mountGeneration) {
     // The superblocks are those of an earlier mount: the disk has lost later ones. That generation is not given twice, and what they said is not known.
     options.onNote?.('the superblock is older than the journal or the tables', {
@@ -441,8 +447,9 @@ async function replayAndOpen(store: DiskStore, options: MountOptions, file: Open
     // From here on the extent table counts as it was found: the next round writes over the copies that the last complete one left
     superblock.tables = { mount: superblock.mountGeneration, round: 0 }
     superblock.tablesDigest = digestOf(table)
-    await superblocks.write()
   }
+  // the first write of a mount: until all of it made sense, the other copy may be the one that counts, and not have been read
+  await superblocks.write()
   const { lastBatch, lastCrc, headSegment, lastSeq } = found
   journal.resume({ generation: superblock.mountGeneration, lastBatch, lastCrc, headSegment, tailSegment: superblock.tailSegment, lastSeq })
 

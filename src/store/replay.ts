@@ -715,9 +715,9 @@ export async function readReadable(io: AsyncIo, file: Handle, offsetBytes: numbe
 }
 
 /** What the world did to it. */
-export async function failureOf(reading: Promise<void>): Promise<XsanError | null> {
+export async function failureOf(work: Promise<unknown>): Promise<XsanError | null> {
   try {
-    await reading
+    await work
     return null
   } catch (error) {
     if (!(error instanceof XsanError)) throw error

@@ -186,7 +186,7 @@ for (const nth of [1, 2, 3, 4, 5]) {
 }
 
 /** What happens to each superblock that is written: it is given what writes it, and what fails so that its place cannot be read any more. */
-function onSuperblock({ file }: Bench, happens: (write: () => number, fail: () => number) => number): void {
+function onSuperblock({ file }: Bench, happens: (write: () => number, fail: () => number, offset: number) => number): void {
   const writeFrom = file.writeFrom.bind(file)
   file.writeFrom = (offset, ...rest) => {
     const write = () => writeFrom(offset, ...rest)
@@ -194,7 +194,7 @@ function onSuperblock({ file }: Bench, happens: (write: () => number, fail: () =
       file.badPages.add(offset / PAGE_BYTES)
       return -Errno.EIO
     }
-    return SUPERBLOCKS.includes(offset as 0) ? happens(write, fail) : write()
+    return SUPERBLOCKS.includes(offset as 0) ? happens(write, fail, offset) : write()
   }
 }
 
@@ -245,6 +245,46 @@ test('a superblock of a process that was killed before it was flushed is durable
   assert.deepEqual(await read(bench, store, 0, 0), { status: Status.SUCCESS, content: first.slice(0, PAGE_BYTES) })
 })
 
+/** A disk of which the older superblock is of no use: what it names as the oldest part of the journal has been written over. */
+async function withNewest(bench: Bench, mounts: number): Promise<{ first: Uint8Array; newest: number }> {
+  await bench.format()
+  let store = await bench.mount()
+  for (let i = 1; i < mounts; i++) {
+    bench.kill()
+    store = await bench.mount()
+  }
+  const first = await write(bench, store, 0, 0, 8)
+  let newest = -1
+  onSuperblock(bench, (write, _fail, offset) => {
+    newest = offset
+    return write()
+  })
+  await destaged(bench, store, 1)
+  await bench.settle(store.destage.stop())
+  while (store.journal.headSegment - store.journal.tailSegment < GEOMETRY.segmentCount - 1) await write(bench, store, 1, 0, 256)
+  bench.kill()
+  return { first, newest }
+}
+
+for (const mounts of [1, 2]) {
+  for (const times of [1, Number.POSITIVE_INFINITY]) {
+    test(`the newer superblock cannot be read ${times === 1 ? 'once: it is read again' : 'any more: the disk has failed, it is not damaged'} (mount ${mounts})`, async () => {
+      const bench = new Bench(9)
+      const { first, newest } = await withNewest(bench, mounts)
+      const { file } = bench
+      const readInto = file.readInto.bind(file)
+      let failures = 0
+      file.readInto = (offset, ...rest) => (offset === newest && failures++ < times ? -Errno.EIO : readInto(offset, ...rest))
+      if (times > 1) {
+        await assert.rejects(bench.mount(), { status: 'READ_FAILED' })
+        file.readInto = readInto
+      }
+      const store = await bench.mount()
+      assert.deepEqual(await read(bench, store, 0, 0), { status: Status.SUCCESS, content: first.slice(0, PAGE_BYTES) })
+    })
+  }
+}
+
 test('a loss of power is known until it is said to be of no matter any more, whatever ends the processes meanwhile', async () => {
   const bench = new Bench(4)
   await bench.format()
@@ -255,7 +295,7 @@ test('a loss of power is known until it is said to be of no matter any more, wha
   const { io } = bench
   const sync = io.fdatasync.bind(io)
   let syncs = 0
-  io.fdatasync = (file) => (++syncs === 3 ? Promise.resolve(-5) : sync(file))
+  io.fdatasync = (file) => (++syncs === 2 ? Promise.resolve(-5) : sync(file))
   await assert.rejects(bench.mount(), /fdatasync/)
   bench.kill()
   for (const how of ['kill', 'close'] as const) {
