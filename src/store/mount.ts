@@ -200,7 +200,8 @@ async function readSuperblock(io: AsyncIo, file: OpenedFile, page: number, path:
   let why: 'blank' | 'foreign' | 'damaged' = 'blank'
   if (file.sizeBytes < 2 * MiB) throw new XsanError('DISK_FOREIGN', `${path} is no XSAN disk: it has ${file.sizeBytes} bytes`, 'Check the path, or format it.')
   let unreadable: XsanError | null = null
-  for (const offset of [0, secondSuperblockOffset(file)]) {
+  const offsets = [0, secondSuperblockOffset(file)]
+  for (const offset of offsets) {
     const failure = await failureOf(readReadable(io, file.handle, offset, page, 1, path))
     if (failure !== null) {
       unreadable = failure
@@ -212,6 +213,9 @@ async function readSuperblock(io: AsyncIo, file: OpenedFile, page: number, path:
       continue
     }
     if (best === null || found.generation > best.generation) best = found
+    // what has grown since it was formatted has the second one where its end was
+    const second = secondSuperblockOffset(found.geometry)
+    if (second < file.sizeBytes && !offsets.includes(second)) offsets.push(second)
   }
   if (best === null) {
     if (unreadable !== null) throw unreadable

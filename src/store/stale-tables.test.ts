@@ -283,6 +283,14 @@ for (const mounts of [1, 2]) {
       assert.deepEqual(await read(bench, store, 0, 0), { status: Status.SUCCESS, content: first.slice(0, PAGE_BYTES) })
     })
   }
+
+  test(`a disk that has grown since it was formatted has its second superblock where its end was (mount ${mounts})`, async () => {
+    const bench = new Bench(10)
+    const { first } = await withNewest(bench, mounts)
+    bench.file.sizeBytes += 32 * MiB
+    const store = await bench.mount()
+    assert.deepEqual(await read(bench, store, 0, 0), { status: Status.SUCCESS, content: first.slice(0, PAGE_BYTES) })
+  })
 }
 
 test('a loss of power is known until it is said to be of no matter any more, whatever ends the processes meanwhile', async () => {
