@@ -913,6 +913,37 @@ test('what is accepted as lost is what was missing when that was said, not at an
   assert.ok(isWaitedFor(four), 'of the one that was missing after')
 })
 
+test('the disk of one copy fails, and the other copy is lost before another one is made: the first is found, tried again, and serves', async () => {
+  const cluster = await TestCluster.up({ seed: 107, nodes: 4, replicas: 2 })
+  await cluster.threeVoters()
+  const [one, two, failing, last] = cluster.nodes as [TestNode, TestNode, TestNode, TestNode]
+  const pair = [failing.number, last.number].join()
+  const { chains } = one.data!
+  const slots = [...chains].filter(([, chain]) => nodesOf(chain).join() === pair).map(([slot]) => slot)
+  assert.ok(slots.length > 0)
+  const isEach = (node: TestNode, state: ReplicaState) =>
+    slots.every((slot) => chains.get(slot)!.entries.find((entry) => entry.node === node.number)?.state === state)
+  failing.lastId = () => 7
+  for (const { data } of [one, two]) Object.assign(data!, { syncMs: 1e9, unfinished: true })
+  // nothing else has happened for a while: where copies should be is known at once
+  await cluster.world.runFor(5000)
+  failing.data!.tell({ type: 'diskFailed', disk: failing.data!.registration.disks[0]!, reason: 'EIO' })
+  const isBeingMade = (slot: number) => {
+    const states = chains.get(slot)!.entries.map(({ state }) => state)
+    return states.includes(ReplicaState.SYNCING) && !states.includes(ReplicaState.DRAINING)
+  }
+  await cluster.until(() => slots.every(isBeingMade), 10_000, 'others are being made')
+  await cluster.lose(last)
+  await cluster.until(() => isEach(last, ReplicaState.LASTSRV), 5000, 'nobody serves')
+  const { waitsFor, olderCopies } = await one.call('Cluster/Recover', { dryRun: true })
+  assert.deepEqual([waitsFor, olderCopies], [['node-4'], ['node-3 (disk /disk)']])
+  failing.kill()
+  await failing.restart()
+  await cluster.until(() => failing.data?.serves === true && isEach(failing, ReplicaState.WAITING), 10_000, 'its disk is tried again')
+  await one.call('Cluster/Recover', { acceptDataLoss: true })
+  await cluster.until(() => isEach(failing, ReplicaState.SERVING), 10_000, 'it serves what it had')
+})
+
 test('what is left of the data is a copy that was being made: the operator is told whose, before and after', async () => {
   const cluster = await TestCluster.up({ seed: 29, nodes: 3, replicas: 2 })
   await cluster.threeVoters()

@@ -6,7 +6,7 @@
  */
 import type { DiskNumber, NodeNumber, SlotIndex } from '../base/ids.ts'
 import type { Clock, Log } from '../env/control.ts'
-import { ReplicaState } from '../placement/chain.ts'
+import { DiskUse, ReplicaState } from '../placement/chain.ts'
 import { type Move, planMoves } from '../placement/moves.ts'
 import { type PlacementDisk, placeSlots } from '../placement/place.ts'
 import { type NodeViews, View } from '../placement/view.ts'
@@ -87,12 +87,20 @@ export class Rebalancer {
   /** Whether a replica that drains leaves the chain for good. */
   leaves(slot: SlotIndex, disk: DiskNumber): boolean {
     const { state } = this.#options
+    const others = state.chains[slot]!.entries.filter((entry) => entry.disk !== disk && entry.state === ReplicaState.SERVING)
+    if (state.diskUse(disk) === DiskUse.FAILED && this.#isKept(disk) && others.length < replicaCount(state)) return false
     const wanted = this.#desired[slot]
     if (wanted !== undefined && wanted.length > 0) return !wanted.includes(disk)
     // A leader that has made no plan yet: with all the copies it takes beside it, the one before was moving this one away. It would come back, copy what
     // it lacks, and be removed.
-    const others = state.chains[slot]!.entries.filter((entry) => entry.disk !== disk && entry.state === ReplicaState.SERVING)
     return others.length >= Math.min(replicaCount(state), state.nodesWithDisks().size)
+  }
+
+  /** What is on it may be wanted yet, should the others be lost before there are as many copies as wanted. */
+  #isKept(disk: DiskNumber): boolean {
+    const { state } = this.#options
+    const node = state.disks.get(disk)?.node
+    return node !== undefined && state.nodes.get(node)?.state === 'member'
   }
 
   /** A disk on which a slot may begin anew that nobody who could serve it is left of, if there is one. */
@@ -117,10 +125,14 @@ export class Rebalancer {
     if (this.#desired.length === 0) return []
     const plan = planMoves(state.chains, this.#desired, (disk) => state.disks.get(disk)!.node, {
       reorderHeads: calmMs >= HEADS_AFTER_MS && this.#headsUneven(),
+      copies: replicaCount(state),
+      isKept: (disk) => this.#isKept(disk),
     })
     const waiting = new Set(plan.map(({ slot }) => slot))
     for (const slot of this.#planned) {
-      if (!waiting.has(slot) && state.chains[slot]!.entries.every((entry) => entry.state === ReplicaState.SERVING)) this.#planned.delete(slot)
+      // what is kept of a place that is gone waits for nothing
+      const isDone = state.chains[slot]!.entries.every(({ state: of }) => of === ReplicaState.SERVING || of === ReplicaState.OFFLINE)
+      if (!waiting.has(slot) && isDone) this.#planned.delete(slot)
     }
     const taken: Array<{ slot: SlotIndex; fact: Omit<SlotFacts, 'slot'> }> = []
     let repairs = 0
@@ -187,7 +199,7 @@ export class Rebalancer {
       if (
         head === undefined ||
         wanted === undefined ||
-        (!this.#planned.has(slot as SlotIndex) && entries.some((entry) => entry.state !== ReplicaState.SERVING))
+        (!this.#planned.has(slot as SlotIndex) && entries.some((entry) => entry.state !== ReplicaState.SERVING && this.#desired[slot]!.includes(entry.disk)))
       )
         return false
       heads.set(head.node, (heads.get(head.node) ?? 0) + 1)

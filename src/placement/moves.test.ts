@@ -245,6 +245,21 @@ test('a copy that was given up goes where another one of its node serves, whatev
   assert.equal(givenUpBeside(twoWait), undefined)
 })
 
+test('what is on a disk that has failed is kept in the chain until there are as many copies as wanted: the others may be lost before', () => {
+  const keeping = (states: ReadonlyArray<readonly [number, ReplicaState]>, desired: DiskNumber[], kept: readonly number[] = [1]) =>
+    planMoves([chain(states)], [desired], nodeOf, { reorderHeads: true, copies: 3, isKept: (disk) => kept.includes(disk) })[0] ?? null
+  const two = [
+    [3, SERVING],
+    [5, SERVING],
+    [1, OFFLINE],
+  ] as const
+  assert.equal(keeping(two, disks(3, 5)), null, 'nowhere else')
+  assert.deepEqual(keeping(two, disks(3, 5), []), { kind: 'remove', slot: 0, disk: 1 }, 'its node is to be removed')
+  assert.deepEqual(keeping(two, disks(3, 5, 2)), { kind: 'add', slot: 0, disk: 2, node: 1 }, 'beside it, on another disk of its node')
+  assert.equal(keeping([...two.slice(0, 2), [2, SYNCING], [1, OFFLINE]], disks(3, 5, 2)), null)
+  assert.deepEqual(keeping([...two.slice(0, 2), [7, SERVING], [1, OFFLINE]], disks(3, 5, 7)), { kind: 'remove', slot: 0, disk: 1 })
+})
+
 test('slots with the fewest serving replicas come first', () => {
   const moves = planMoves(
     [

@@ -17,16 +17,24 @@ export type Move =
   | { readonly kind: 'drain'; readonly slot: SlotIndex; readonly disk: DiskNumber; readonly leave: boolean }
   | { readonly kind: 'remove'; readonly slot: SlotIndex; readonly disk: DiskNumber }
 
+export interface PlanOptions {
+  readonly reorderHeads: boolean
+  /** So many are wanted of each slot, though there may be places for fewer; while fewer serve, one that is away stays in the chain if it `isKept`: it may come to be the best there is. */
+  readonly copies: number
+  readonly isKept: (disk: DiskNumber) => boolean
+}
+const PLAN_DEFAULTS: PlanOptions = { reorderHeads: true, copies: 0, isKept: () => false }
+
 /** The next step of every slot that needs one: those with the fewest serving replicas first. The caller applies as many as its rate allows. */
 export function planMoves(
   chains: readonly Chain[],
   desired: ReadonlyArray<readonly DiskNumber[]>,
   nodeOf: (disk: DiskNumber) => NodeNumber,
-  options: { readonly reorderHeads: boolean } = { reorderHeads: true },
+  options: Partial<PlanOptions> = {},
 ): Move[] {
   const moves: Array<{ move: Move; serving: number }> = []
   chains.forEach((chain, slot) => {
-    const move = planSlot(chain, slot as SlotIndex, desired[slot] ?? [], nodeOf, options.reorderHeads)
+    const move = planSlot(chain, slot as SlotIndex, desired[slot] ?? [], nodeOf, { ...PLAN_DEFAULTS, ...options })
     if (move !== null) moves.push({ move, serving: chain.entries.filter((entry) => entry.state === SERVING).length })
   })
   return moves.sort((a, b) => a.serving - b.serving || a.move.slot - b.move.slot).map(({ move }) => move)
@@ -40,13 +48,20 @@ export function givenUpBeside({ entries }: Chain): ChainEntry | undefined {
   return entries.find((entry) => !isMember(entry.state) && entries.some((other) => other.node === entry.node && isMember(other.state)))
 }
 
-function planSlot(chain: Chain, slot: SlotIndex, desired: readonly DiskNumber[], nodeOf: (disk: DiskNumber) => NodeNumber, reorderHeads: boolean): Move | null {
+function planSlot(
+  chain: Chain,
+  slot: SlotIndex,
+  desired: readonly DiskNumber[],
+  nodeOf: (disk: DiskNumber) => NodeNumber,
+  { reorderHeads, copies, isKept }: PlanOptions,
+): Move | null {
   const { entries } = chain
   const serving = entries.filter((entry) => entry.state === SERVING)
   if (desired.length === 0 || serving.length === 0 || entries.some(({ state }) => state === DRAINING || state === LASTSRV)) return null
   const remove = (entry: ChainEntry): Move => ({ kind: 'remove', slot, disk: entry.disk })
   const isDesired = (entry: ChainEntry) => desired.includes(entry.disk)
   const catchesUp = (entry: ChainEntry) => entry.state === SYNCING || entry.state === WAITING
+  const isSpare = (entry: ChainEntry) => entry.state === OFFLINE && serving.length < copies && isKept(entry.disk)
 
   // a surplus replica that still catches up only keeps others waiting
   const inTheWay = entries.find((entry) => catchesUp(entry) && !isDesired(entry))
@@ -55,7 +70,7 @@ function planSlot(chain: Chain, slot: SlotIndex, desired: readonly DiskNumber[],
 
   const missing = desired.filter((disk) => entries.every((entry) => entry.disk !== disk))
   if (missing.length > 0) {
-    const siblingOf = (disk: DiskNumber) => entries.find((entry) => entry.node === nodeOf(disk) && !isDesired(entry))
+    const siblingOf = (disk: DiskNumber) => entries.find((entry) => entry.node === nodeOf(disk) && !isDesired(entry) && !isSpare(entry))
     // first what gives a copy more, or costs none
     const alone = missing.find((disk) => siblingOf(disk) === undefined)
     if (alone !== undefined) {
@@ -69,11 +84,9 @@ function planSlot(chain: Chain, slot: SlotIndex, desired: readonly DiskNumber[],
     return serving.length > 1 ? { kind: 'drain', slot, disk: siblings[0]!.disk, leave: true } : null
   }
 
-  if (!serving.every(isDesired) || serving.length < desired.length || entries.length > desired.length) {
-    if (serving.filter(isDesired).length < desired.length) return null
-    const surplus = entries.filter((entry) => !isDesired(entry)).at(-1)!
-    return surplus.state === SERVING ? { kind: 'drain', slot, disk: surplus.disk, leave: true } : remove(surplus)
-  }
+  if (serving.filter(isDesired).length < desired.length) return null
+  const surplus = entries.findLast((entry) => !isDesired(entry) && !isSpare(entry))
+  if (surplus !== undefined) return surplus.state === SERVING ? { kind: 'drain', slot, disk: surplus.disk, leave: true } : remove(surplus)
   const head = entries[0]!.disk
   if (reorderHeads && head !== desired[0] && serving.length > 1) return { kind: 'drain', slot, disk: head, leave: false }
   return null

@@ -266,7 +266,8 @@ export class SimCluster {
     const wanted = Math.min(this.options.replicas ?? 3, new Set([...state.disks.values()].filter((disk) => disk.state === 'ok').map((disk) => disk.node)).size)
     for (const [slot, chain] of state.chains.entries()) {
       const serving = chain.entries.filter((entry) => entry.state === ReplicaState.SERVING).length
-      if (serving < wanted || chain.entries.some((entry) => entry.state !== ReplicaState.SERVING)) {
+      // what is on a disk that has failed stays in the chain where there are fewer nodes than copies
+      if (serving < wanted || chain.entries.some((entry) => entry.state !== ReplicaState.SERVING && state.disks.get(entry.disk)?.state !== 'failed')) {
         return `slot ${slot} version ${chain.version}: ${chain.entries.map((entry) => `${entry.disk}:${Object.keys(ReplicaState)[entry.state]} since ${entry.since}`).join(' ')}`
       }
     }
