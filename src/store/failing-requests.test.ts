@@ -63,6 +63,8 @@ class Life {
   staged = 0
   nextId = 1
   requests = 0
+  /** No background work. */
+  #isFilling = false
   /** Words of the way here. */
   path: string[] = []
   #failure: Failure | undefined
@@ -143,6 +145,7 @@ class Life {
   async mount(options: Partial<MountOptions> = {}): Promise<void> {
     const { bench } = this
     this.store = await bench.mount(options)
+    this.#isFilling = false
     const { store } = this
     const { events } = bench
     events.onStaged = (upTo) => {
@@ -288,12 +291,19 @@ class Life {
         store.flush(() => undefined, 0)
         return
       case 'S': {
-        // the next record begins a segment
+        // the next record begins a segment, if there is one
         const { journal } = store
-        await bench.until(() => this.isOver || SEGMENTS - (journal.headSegment - journal.tailSegment + 1) > 1, WAITS_MAX)
-        if (!this.isOver) journal.keepTogether(SEGMENT_BYTES_MIN / PAGE_BYTES)
+        const free = () => SEGMENTS - (journal.headSegment - journal.tailSegment + 1)
+        await bench.until(() => this.isOver || this.#isFilling || free() > 1, WAITS_MAX)
+        if (this.isOver || free() === 0) return
+        journal.keepTogether(SEGMENT_BYTES_MIN / PAGE_BYTES)
         return await this.stage(RecordKind.EMPTY, 2, 0, 0, true)
       }
+      case 'p':
+        // the journal fills up: the next mount has to make room
+        this.#isFilling = true
+        void store.destage.stop()
+        return
       case 'D':
         return await bench.world.runFor(1100)
       case 'f':
@@ -332,7 +342,7 @@ async function formatted(): Promise<Image> {
 }
 const BLANK = await formatted()
 
-const WORK = ['WwIFSWwWSwZWSIFRSwfDW', 'SwSwFwFwWwFgwwwFwFFwwF', 'BWISwCWSFWwSRWwSfDwg', 'wWwSWFwSZIwSWDs']
+const WORK = ['WwIFSWwWSwZWSIFRSwfDW', 'SwSwFwFwWwFgwwwFwFFwwF', 'BWISwCWSFWwSRWwSfDwg', 'wWwSWFwpSZIwSWSws']
 const AFTERWARDS = 'WwSWFSwWS'
 
 /** How many requests the work has, and the mount after it. */
