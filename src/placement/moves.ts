@@ -2,8 +2,8 @@
  * From actual chains to desired placement, one step per slot at a time: a new replica joins at the tail and catches up; only when every
  * desired replica serves does a surplus one drain and leave; last, a head that should not be one drains and comes back at the tail.
  *
- * Invariants: no step while a slot recovers or a step of it is under way; a step never takes the last serving replica; at most one replica
- * of a slot per node. So the only serving replica of a slot does not move to another disk of its own node: it would have to forward to itself
+ * Invariants: no step while a slot recovers or a step of it is under way; a step never takes the last serving replica; of the replicas of a slot on
+ * one node at most one takes part in writes. So the only serving replica of a slot does not move to another disk of its own node: it would have to forward to itself
  * there, which nobody does (and every write of the slot would wait for it).
  */
 import type { DiskNumber, NodeNumber, SlotIndex } from '../base/ids.ts'
@@ -19,8 +19,9 @@ export type Move =
 
 export interface PlanOptions {
   readonly reorderHeads: boolean
-  /** So many are wanted of each slot, though there may be places for fewer; while fewer serve, one that is away stays in the chain if it `isKept`: it may come to be the best there is. */
+  /** So many are wanted of each slot, though there may be places for fewer. */
   readonly copies: number
+  /** Whether a replica that is away stays in the chain while fewer serve than are wanted: it may come to be the best there is. */
   readonly isKept: (disk: DiskNumber) => boolean
 }
 const PLAN_DEFAULTS: PlanOptions = { reorderHeads: true, copies: 0, isKept: () => false }
@@ -33,8 +34,9 @@ export function planMoves(
   options: Partial<PlanOptions> = {},
 ): Move[] {
   const moves: Array<{ move: Move; serving: number }> = []
+  const plan = { ...PLAN_DEFAULTS, ...options }
   chains.forEach((chain, slot) => {
-    const move = planSlot(chain, slot as SlotIndex, desired[slot] ?? [], nodeOf, { ...PLAN_DEFAULTS, ...options })
+    const move = planSlot(chain, slot as SlotIndex, desired[slot] ?? [], nodeOf, plan)
     if (move !== null) moves.push({ move, serving: chain.entries.filter((entry) => entry.state === SERVING).length })
   })
   return moves.sort((a, b) => a.serving - b.serving || a.move.slot - b.move.slot).map(({ move }) => move)
