@@ -16,7 +16,7 @@ import type { Member } from '../../src/control/member.ts'
 import { votersWanted } from '../../src/control/members.ts'
 import type { Message } from '../../src/env/control.ts'
 import type { SimArena } from '../../src/env/sim/arena.ts'
-import { type SimControlEnv, SimControlNetwork, type SimLogLine, textOf } from '../../src/env/sim/control.ts'
+import { kvStore, type SimControlEnv, SimControlNetwork, type SimLogLine, textOf } from '../../src/env/sim/control.ts'
 import { SimHost, type SimProcess } from '../../src/env/sim/host.ts'
 import { SimIoQueue } from '../../src/env/sim/ioqueue.ts'
 import type { PageMemory } from '../../src/env/sim/memory.ts'
@@ -323,6 +323,7 @@ export class SimCluster {
         Object.assign(disk.faults, { readEio: 0, writeEio: 0, flushEio: 0, slow: 0, readMs: 0, misdirect: 0 })
       }
       node.thaw()
+      kvStore(node.host, 'kv').failing = false
       node.installNewer()
       if (node.queue) node.queue.faults.pauses = 0
       if (node.env) node.env.clock.lateMs = TIMER_LATE_MS

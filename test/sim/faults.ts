@@ -40,6 +40,7 @@ export const FAULT_KINDS = [
   'older-binary',
   'far-link',
   'reset',
+  'metadata-fails',
 ] as const
 /** Kinds of aimed runs alone: they wait for the moment that matters. */
 export const AIMED_KINDS = [
@@ -159,13 +160,14 @@ const RATES: Readonly<Record<(typeof FAULT_KINDS)[number], readonly [calm: numbe
   'older-binary': [0.01, 0.01, 0.03],
   'far-link': [0, 0.03, 0.1],
   reset: [0.01, 0.05, 0.2],
+  'metadata-fails': [0.01, 0.02, 0.06],
 }
 
 /** A run without any of these needs no rebuilding: they cost the most. A swarm has each in so many of its runs, and then once or twice. */
 const DEAR: ReadonlySet<FaultKind> = new Set(['disk-eio', 'disk-gone', 'disk-again', 'node-add', 'node-remove', 'upgrade', 'older-binary'])
 const DEAR_SHARE = 0.25
 /** What came later is drawn from a stream of its own, so that the schedules of seeds stay what they were but for it. */
-const LATER: ReadonlySet<FaultKind> = new Set(['reset'])
+const LATER: ReadonlySet<FaultKind> = new Set(['reset', 'metadata-fails'])
 /** What destroys copies for good. */
 export const DESTRUCTIVE: ReadonlySet<FaultKind> = new Set(['bit-rot', 'misdirect', 'disk-eio', 'disk-gone'])
 
@@ -330,6 +332,8 @@ export function describeFault(fault: Fault): string {
       return `${fault.amount} ms more between ${node} and node ${fault.other + 1}, either way, ${span}`
     case 'reset':
       return `${Math.round(fault.amount * 100)} % of the connections of ${node} are reset`
+    case 'metadata-fails':
+      return `the metadata of ${node} cannot be written ${span}`
     case 'bad-wire':
       return `bits flip in ${(fault.amount * 100).toFixed(1)} % of what gets from ${node} to node ${fault.other + 1} ${span}`
     case 'misdirect':

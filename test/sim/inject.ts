@@ -2,6 +2,7 @@
 import { XsanError } from '../../src/base/errors.ts'
 import { BLOCK_BYTES, PAGES_PER_BLOCK } from '../../src/base/units.ts'
 import { FEATURE_LEVEL } from '../../src/control/state.ts'
+import { kvStore } from '../../src/env/sim/control.ts'
 import { ReplicaState } from '../../src/placement/chain.ts'
 import { slotOf } from '../../src/placement/ring.ts'
 import { Lane } from '../../src/wire/peer.ts'
@@ -212,6 +213,15 @@ export function inject(stage: Stage, fault: Fault): void {
     case 'reset':
       if (network.resetConnections(node.host, fault.amount) > 0) took()
       return
+    case 'metadata-fails': {
+      const store = kvStore(node.host, 'kv')
+      if (node.running) took()
+      store.failing = true
+      later(() => {
+        store.failing = false
+      })
+      return
+    }
     case 'far-link': {
       const links = [network.link(node.host, other.host), network.link(other.host, node.host)]
       if (areRunning) took()

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict'
 import { statusName } from '../../src/base/status.ts'
 import { BLOCK_BYTES, MiB, PAGE_BYTES } from '../../src/base/units.ts'
+import { kvStore } from '../../src/env/sim/control.ts'
 import type { SimDisk } from '../../src/env/sim/disk.ts'
 import { ReplicaState } from '../../src/placement/chain.ts'
 import { usedBytes } from './cluster.ts'
@@ -513,6 +514,24 @@ scenario(
   },
   { nbd: true },
 )
+
+scenario('metadata that cannot be written ends its process; the others go on, and it is back once it can be written', async (t, volume) => {
+  const { leader } = t
+  const node = t.node(leader)
+  const store = kvStore(node.host, 'kv')
+  t.load(volume, { on: [1, 2, 3].filter((number) => number !== leader), ops: 300 })
+  store.failing = true
+  const isSet = t.insist('xsan.v1.Config/Set', { key: 'storage.read_only', valueJson: 'false' })
+  await t.until('its process has ended', () => /input\/output error/.test(node.fatal?.message ?? ''))
+  await t.settle(isSet)
+  await t.seconds(3)
+  assert.equal(node.control?.isReady, false, 'nor does it start')
+  store.failing = false
+  await t.clientsDone()
+  t.assertNoErrors()
+  await t.healthy()
+  await t.allIsWell()
+})
 
 scenario('connections are reset while all nodes live: nobody counts as dead for that, and no client sees an error', async (t, volume) => {
   t.load(volume, { on: [1, 2, 3], ops: 500, depth: 4, thinkMs: 4, readShare: 0.2 })

@@ -414,6 +414,8 @@ export class SimKv implements Kv {
   readonly #waitingForIdle: Array<() => void> = []
   #writing = false
   #closed = false
+  /** A write has failed: it was the last. */
+  #isBroken = false
 
   /** Throws BUSY when another process has the store open. */
   constructor(process: SimProcess, store: SimKvStore) {
@@ -427,7 +429,7 @@ export class SimKv implements Kv {
     process.onEnd(() => {
       // Of what was on its way, any beginning may have reached the disk
       const count = this.#random.below(this.#pending.length + 1)
-      if (!store.failing) for (const batch of this.#pending.slice(0, count)) store.apply(batch.ops)
+      if (!store.failing && !this.#isBroken) for (const batch of this.#pending.slice(0, count)) store.apply(batch.ops)
       this.#pending.length = 0
       this.#closed = true
     })
@@ -471,8 +473,12 @@ export class SimKv implements Kv {
       this.#writing = false
       this.#process.world.asyncPending = true
       for (const batch of this.#pending.splice(0, count)) {
-        if (this.store.failing) batch.reject(new XsanError('WRITE_FAILED', `${this.store.name}: input/output error`, 'Look at the disk.'))
-        else {
+        if (this.store.failing || this.#isBroken) {
+          // what has failed may be there all the same, and is found by the next process; nothing is behind it
+          if (!this.#isBroken && this.#random.chance(0.5)) this.store.apply(batch.ops)
+          this.#isBroken = true
+          batch.reject(new XsanError('WRITE_FAILED', `${this.store.name}: input/output error`, 'Look at the disk.'))
+        } else {
           this.store.apply(batch.ops)
           batch.resolve()
         }
