@@ -321,7 +321,7 @@ class Life {
   }
 
   /** The process ends, and with it perhaps the power. */
-  async end(how: 'kill' | 'lose' | 'random'): Promise<void> {
+  end(how: 'kill' | 'lose' | 'random'): void {
     const { bench } = this
     this.path.push(how)
     if (how === 'kill') bench.kill()
@@ -353,7 +353,7 @@ async function run(seed: number, text: string, draw: Prng, atWork?: Failure, atM
     await life.mount()
     await life.work('wWw')
     // what the disk has to say of its power is one of the things that are written
-    await life.end('random')
+    life.end('random')
     life.staged = life.durable
     await life.mount()
     life.failAt(atWork)
@@ -364,9 +364,11 @@ async function run(seed: number, text: string, draw: Prng, atWork?: Failure, atM
     // what its node remembers: it has been told that the disk has failed
     let wasAway = life.store.failed
     let mount = 0
-    await life.end(atWork === undefined || draw.chance(0.7) ? 'kill' : 'random')
+    life.end(atWork === undefined || draw.chance(0.7) ? 'kill' : 'random')
     life.failAt(atMount)
     for (let tries = 0; ; tries++) {
+      // a process may try again what it could not mount
+      let ends = true
       try {
         await life.mount({ wasAway })
         mount = life.requests
@@ -375,16 +377,17 @@ async function run(seed: number, text: string, draw: Prng, atWork?: Failure, atM
         if (!(error instanceof XsanError) || !life.hasFailed) throw error
         life.path.push(error.message)
         assert.match(error.status, /READ_FAILED|WRITE_FAILED/)
+        ends = draw.chance(0.7)
       }
       assert.ok(tries < 2, 'nothing fails any more')
       wasAway = true
       life.failAt(undefined)
-      await life.end(draw.pick(['kill', 'random', 'lose']))
+      if (ends) life.end(draw.pick(['kill', 'random', 'lose']))
     }
     life.failAt(undefined)
     await life.work(AFTERWARDS)
     assert.equal(bench.events.failed, undefined)
-    await life.end(draw.pick(['kill', 'random']))
+    life.end(draw.pick(['kill', 'random']))
     await life.mount()
     return { work, mount }
   } catch (error) {
