@@ -328,9 +328,11 @@ function missing(cluster: SimCluster, { table, replicas }: DataPlane, { slot, id
     if (ledger === undefined || (!durable && ledger.lostPowerMs >= atMs)) continue
     const position = ledger.positionOf(slot, idHigh, idLow)
     const what = `record ${svOf(idHigh, idLow)} on disk ${ledger.disk} (${Object.keys(ReplicaState)[state]})`
+    // what a session may skip, it may have staged before that began
+    if (state === ReplicaState.SYNCING && (position === undefined || position < ledger.beginOfResync(slot))) continue
     if (position === undefined) {
-      // what came with a resync is not staged, and what a session may skip neither
-      if (state !== ReplicaState.SYNCING && svOf(idHigh, idLow) > ledger.resyncedTo(slot)) return `${what} is not there`
+      // what came with a resync is not staged
+      if (svOf(idHigh, idLow) > ledger.resyncedTo(slot)) return `${what} is not there`
     } else if (position > (durable ? ledger.durable : ledger.staged)) return `${what} is not ${durable ? 'durable' : 'staged'}`
   }
   return replicas.committed[slot]! < svOf(idHigh, idLow) ? `record ${svOf(idHigh, idLow)} is not committed here` : ''

@@ -84,8 +84,9 @@ export class Ledger {
   /** By slot: what was staged as a record of the slot's log, in order, and the sv up to which resync has brought the slot. */
   readonly #logs = new Map<number, LogEntry[]>()
   readonly #resynced = new Map<number, number>()
-  /** And the position that says so. */
+  /** And the position that says so, and that of the beginning of the last one. */
   readonly #resyncedAt = new Map<number, number>()
+  readonly #resyncBegan = new Map<number, number>()
 
   /** Told of what is wrong as it happens. */
   onBroken: ((promise: string, detail: string) => void) | undefined
@@ -153,6 +154,11 @@ export class Ledger {
     return this.#resyncedAt.get(slot) ?? 0
   }
 
+  /** Position of the record that says that a resync of the slot has begun, the last one; 0: there is none. */
+  beginOfResync(slot: number): number {
+    return this.#resyncBegan.get(slot) ?? 0
+  }
+
   /** Pages of records that are not yet durable, newest record first. */
   notDurable(look: (block: BlockName, position: number, page: number, idHigh: number, idLow: number) => void): void {
     const { durable } = this
@@ -204,6 +210,7 @@ export class Ledger {
   }
 
   #enter({ kind, slot, idHigh, idLow, volume, position }: Op): void {
+    if (kind === JournalKind.SESSION) this.#resyncBegan.set(slot, position)
     if (kind === JournalKind.COMPLETE) {
       this.#resynced.set(slot, svOf(idHigh, idLow))
       this.#resyncedAt.set(slot, position)
@@ -277,6 +284,7 @@ export class Ledger {
     this.#ops = []
     this.#parts = []
     this.#base = position
+    for (const [slot, began] of this.#resyncBegan) if (began > position) this.#resyncBegan.delete(slot)
     for (const [slot, log] of this.#logs)
       this.#logs.set(
         slot,
