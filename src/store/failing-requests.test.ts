@@ -79,7 +79,7 @@ class Life {
     }
     this.bench = new Bench(seed, {}, { arenaBytes: ARENA_BYTES, arenaMemory, pages: memory.pages })
     this.random = this.bench.world.random('work')
-    Object.assign(this.bench.disk.faults, { short: 0.02, slow: 0.02, slowMs: 4, flushMs: this.random.pick([0, 0, 1, 4]) })
+    Object.assign(this.bench.disk.faults, { short: 0.02, slow: 0.1, slowMs: 4, flushMs: this.random.pick([0, 1, 4]) })
     this.#inOrder()
     fileOf(this.bench.disk, PATH, DISK_BYTES, image)
     this.#watch()
@@ -402,7 +402,7 @@ function failureAt(request: number, draw: Prng, mayKill: boolean): Failure {
     request,
     kills: mayKill && draw.chance(0.25),
     applied: draw.pick(['nothing', 'part']),
-    drops: draw.pick(['keep', 'lose', 'lose', 'random']),
+    drops: draw.pick(['keep', 'lose', 'lose', 'lose', 'random']),
     isLasting: draw.chance(0.3),
     standsMs: draw.pick([0, 0, 1, 5]),
   }
