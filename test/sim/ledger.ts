@@ -159,14 +159,14 @@ export class Ledger {
     return this.#resyncBegan.get(slot) ?? 0
   }
 
-  /** Pages of records that are not yet durable, newest record first. */
+  /** Pages of records that are not yet durable, newest record first; not of repairs, which leave the page's id as it is. */
   notDurable(look: (block: BlockName, position: number, page: number, idHigh: number, idLow: number) => void): void {
     const { durable } = this
     for (let i = this.#ops.length - 1; i >= 0 && this.#ops[i]!.position > durable; i--) {
       const op = this.#ops[i]!
       if (op.kind === JournalKind.WRITE || op.kind === JournalKind.ZERO) {
         for (let page = op.firstPage; page < op.firstPage + op.pageCount; page++) look(op, op.position, page, op.idHigh, op.idLow)
-      } else if (op.kind === JournalKind.INSTALL_PAGES) {
+      } else if (op.kind === JournalKind.INSTALL_PAGES && (op.flags & InstallFlag.REPAIR) === 0) {
         for (let w = 0; w < op.words!.length; w += 4) look(op, op.position, op.words![w]! & 0xffff, op.words![w + 2]!, op.words![w + 3]!)
       }
     }
