@@ -19,7 +19,7 @@ const FUA_SHARE = 0.1
 
 /** What a client does with volumes: the volume layer of a node, or whatever stands in front of it. */
 export type SeatVolumes = Pick<VolumeLayer, 'read' | 'write' | 'zero' | 'zeroScratchPages' | 'trim' | 'flush' | 'open'> &
-  Partial<Pick<VolumeLayer, 'orphan' | 'isHeld' | 'enter' | 'leave'>>
+  Partial<Pick<VolumeLayer, 'orphan' | 'isHeld' | 'enter' | 'leave' | 'lossCount' | 'pastLossCount'>>
 
 /** Where a client can sit: a running process with its volume layer. */
 export interface ClientSeat {
@@ -113,6 +113,8 @@ export class SimClient {
   #stopped = false
   #forsaken = false
   #isBeginning = false
+  /** Losses of unflushed writes that it has been told of, or that were before it sat down. */
+  #losses = 0
 
   constructor(options: WorkloadOptions) {
     this.options = options
@@ -168,6 +170,7 @@ export class SimClient {
         return
       }
       this.#seat = seat
+      this.#losses = seat.volumes.pastLossCount?.(this.options.volume) ?? 0
       const sitting = ++this.#seats
       const name = `${this.options.name}.${sitting}`
       history.seated(name, seat.process)
@@ -418,12 +421,22 @@ export class SimClient {
   #flush(seat: ClientSeat, next: () => void): void {
     const { history, volume } = this.options
     const calledMs = seat.process.localNowMs
-    const done: Done = (row, status) => {
+    const before = this.#losses
+    const done: Done = (row, given) => {
+      const status = this.#withLosses(seat, given, before)
       if (!this.#end(seat, row, status)) return
       if (status === Status.SUCCESS && this.#counts(seat)) history.flushed(volume, calledMs, seat.process)
       next()
     }
     const row = this.#begin({ kind: 'flush', open: undefined, page: -1, calledMs, durable: false, done })
     seat.volumes.flush(volume, done, row)
+  }
+
+  /** The volume layer tells one flush of its node of a loss; as an export, each client is told for itself, by every flush that it had asked for until then. */
+  #withLosses(seat: ClientSeat, status: number, before: number): number {
+    const losses = seat.volumes.lossCount?.(this.options.volume) ?? 0
+    if (this.#seat !== seat || (status !== Status.SUCCESS && status !== Status.WRITE_FAILED)) return status
+    this.#losses = losses
+    return losses > before ? Status.WRITE_FAILED : status
   }
 }
