@@ -36,9 +36,9 @@ export async function loadIdentity(
   kv: Kv,
   config: { readonly nodeId: string; readonly clusterId: string; readonly dataDir: string },
 ): Promise<Identity | undefined> {
-  const stored = (await kv.scan(KEY)).find(({ key }) => key === KEY)
+  const stored = await storedText(kv, KEY)
   if (stored === undefined) return undefined
-  const { format, ...identity } = JSON.parse(new TextDecoder().decode(stored.value)) as Identity & { format: number }
+  const { format, ...identity } = JSON.parse(stored) as Identity & { format: number }
   if (format !== FORMAT)
     throw new XsanError('DISK_INCOMPATIBLE', `${config.dataDir} has the form ${format}, this program reads ${FORMAT}`, 'Use the version that wrote it.')
   const nextStep = 'Correct cluster.cluster_id, cluster.node_id or cluster.data_dir in the configuration.'
@@ -57,8 +57,8 @@ export async function loadIdentity(
 
 /** On stable storage when it resolves: a request to join that was sent before a crash and one sent after it name the same directory. */
 export async function joinIdOf(kv: Kv, draw: () => string): Promise<string> {
-  const stored = (await kv.scan(JOIN_ID_KEY)).find(({ key }) => key === JOIN_ID_KEY)
-  if (stored !== undefined) return new TextDecoder().decode(stored.value)
+  const stored = await storedText(kv, JOIN_ID_KEY)
+  if (stored !== undefined) return stored
   const joinId = draw()
   await kv.batch([{ type: 'put', key: JOIN_ID_KEY, value: new TextEncoder().encode(joinId) }])
   return joinId
@@ -66,12 +66,17 @@ export async function joinIdOf(kv: Kv, draw: () => string): Promise<string> {
 
 /** The number of this start, higher than that of any process before; on stable storage when it resolves. */
 export async function countStart(kv: Kv): Promise<number> {
-  const stored = (await kv.scan(STARTS_KEY)).find(({ key }) => key === STARTS_KEY)
-  const start = (stored === undefined ? 0 : Number(new TextDecoder().decode(stored.value))) + 1
+  const start = Number((await storedText(kv, STARTS_KEY)) ?? 0) + 1
   await kv.batch([{ type: 'put', key: STARTS_KEY, value: new TextEncoder().encode(String(start)) }])
   return start
 }
 
 export async function storeIdentity(kv: Kv, identity: Identity): Promise<void> {
   await kv.batch([{ type: 'put', key: KEY, value: new TextEncoder().encode(JSON.stringify({ format: FORMAT, ...identity })) }])
+}
+
+/** The value of that key and no longer one; undefined: there is none. */
+export async function storedText(kv: Kv, key: string): Promise<string | undefined> {
+  const stored = (await kv.scan(key)).find((entry) => entry.key === key)
+  return stored === undefined ? undefined : new TextDecoder().decode(stored.value)
 }

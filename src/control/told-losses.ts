@@ -6,6 +6,7 @@
  */
 import type { VolumeNumber } from '../base/ids.ts'
 import type { Kv } from '../env/control.ts'
+import { storedText } from './identity.ts'
 import type { ClusterState } from './state.ts'
 
 const KEY = 'node/told-losses'
@@ -23,8 +24,8 @@ export class ToldLosses {
 
   /** The first process of a node has no clients that could know of earlier ones. */
   static async open(kv: Kv, state: ClusterState): Promise<ToldLosses> {
-    const stored = (await kv.scan(KEY)).find(({ key }) => key === KEY)
-    if (stored !== undefined) return new ToldLosses(kv, state, JSON.parse(new TextDecoder().decode(stored.value)))
+    const stored = await storedText(kv, KEY)
+    if (stored !== undefined) return new ToldLosses(kv, state, JSON.parse(stored))
     const told = new ToldLosses(
       kv,
       state,
